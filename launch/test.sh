@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The tests: sets up .venv with the [test] extra first (once), then runs pytest in the project's root.
+#
+#     bash launch/test.sh [pytest's arguments ...]
+#     bash launch/test.sh -m "not slow" -n 2
+#
+# PyTorch, which a few tests compare with, is installed where pip offers its CPU build; those tests skip without it.
+# REFT_TORCH names another build (REFT_TORCH=torch==2.13.0). The exit code is pytest's.
+set -euo pipefail
+root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source-path=SCRIPTDIR source=setup_env.sh
+source "$root/launch/setup_env.sh"
+
+setup_env "$root" test
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,126 @@
+"""Orbax checkpoints of a stage: <stage>/checkpoints/<step>, written atomically, the last two and the best kept.
+
+A checkpoint holds three items: `params`, `opt` (optimizer state and step) and `progress` (a small JSON). Parameters stand
+alone so that other stages, and `load_params`, read them without the optimizer.
+"""
+import dataclasses
+import json
+import logging
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from reft_jax.errors import InputError, RunError
+from reft_jax.types import TrainState
+
+
+@dataclasses.dataclass
+class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the last two checkpoints and `best_step`."""
+
+    best_step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context):
+        del context
+        last = len(checkpoints) - 2
+        return [i >= last or info.step == self.best_step for i, info in enumerate(checkpoints)]
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full (the storage library words it as it likes)."""
+    while error is not None:
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Checkpoints:
+    """The checkpoints of one stage."""
+
+    def __init__(self, folder: pathlib.Path):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # one INFO line per file otherwise
+        self.folder = pathlib.Path(folder).resolve() / "checkpoints"
+        self._policy = KeepLastAndBest()
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, progress: dict):
+        """Blocks until step is on disk; a step that is there already is left as it is. Raises RunError on a full disk."""
+        if step == self.latest():
+            return
+        self._policy.best_step = progress["best_step"]
+        opt = {"step": state.step, "opt_state": state.opt_state}
+        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), opt=ocp.args.StandardSave(opt), progress=ocp.args.JsonSave(progress))
+        try:
+            self._manager.save(step, args=items)
+            self._manager.wait_until_finished()
+        except Exception as error:
+            if disk_full(error):
+                raise RunError(f"{self.folder}: the disk is full, checkpoint {step} was not written; the last complete one is "
+                               f"{self.latest()}. Free some space and run the same command again to go on from it") from error
+            raise
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
+        """(state, progress) of a step, placed as `like` (arrays or ShapeDtypeStructs with shardings)."""
+        opt = {"step": like.step, "opt_state": like.opt_state}
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(like.params), opt=ocp.args.StandardRestore(opt), progress=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        self._policy.best_step = restored.progress["best_step"]
+        return TrainState(restored.opt["step"], restored.params, restored.opt["opt_state"]), restored.progress
+
+    def close(self):
+        self._manager.close()
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """The complete steps under <stage>/checkpoints: Orbax renames a step's folder to its number when it is whole."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def read_params(path: pathlib.Path, shardings=None) -> dict:
+    """The parameters of one checkpoint folder; on the first device, or placed by a tree of shardings (or a function path -> sharding)."""
+    item = pathlib.Path(path).resolve() / "params"
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(item).item_metadata.tree
+        if shardings is None:
+            shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), tree)
+        like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings)
+        return reader.restore(item, like)
+
+
+def shapes(path: pathlib.Path) -> dict:
+    """Tree of ShapeDtypeStructs of the parameters in one checkpoint folder."""
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(pathlib.Path(path).resolve() / "params").item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def locate(directory) -> pathlib.Path | None:
+    """The checkpoint folder that `directory` means: itself, or a stage's selected (when it is finished) or last one; None if neither."""
+    directory = pathlib.Path(directory)
+    if (directory / "params").is_dir():
+        return directory
+    steps = _steps(directory / "checkpoints")
+    if not steps:
+        return None
+    return directory / "checkpoints" / str(steps[-1])
+
+
+def selected(stage_folder: pathlib.Path) -> pathlib.Path:
+    """The checkpoint that a finished stage chose (its DONE file names it)."""
+    done = json.loads((pathlib.Path(stage_folder) / "DONE").read_text())
+    return pathlib.Path(stage_folder) / "checkpoints" / str(done["selected_step"])
+
+
+def load_params(directory) -> dict:
+    """A nested dict of arrays: of a stage's folder (its last complete checkpoint) or of one checkpoint. Raises InputError."""
+    path = locate(directory)
+    if path is None:
+        raise InputError(f"{directory}: no complete checkpoint there; give a stage's folder or one of its checkpoints/<step>")
+    return read_params(path)

@@ -1,0 +1,439 @@
+"""What a config may hold, and how a config file and flags become one checked, frozen record.
+
+A config file (`configs/*.py`) is a program whose `get_config(arg)` returns an ml_collections ConfigDict that spells out
+every key; the dataclasses below are the other half: the legal keys, their types and their ranges. `load` runs the file,
+applies `--config.a.b=value` overrides and returns a `Config` of frozen (hence hashable) records, before any device is
+touched. Everything wrong raises `InputError` with the key, the value, what is legal and the nearest known name.
+"""
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import sys
+import typing
+
+import ml_collections
+
+from reft_jax.errors import InputError
+
+
+def setting(low=None, high=None, *, above=None, one_of=None):
+    """A field with a legal range: low <= value <= high, value > above, or value in one_of."""
+    return dataclasses.field(metadata={"low": low, "high": high, "above": above, "one_of": one_of})
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """A Llama-shaped decoder. vocab_size 0 = the tokenizer's; sizes in units."""
+
+    vocab_size: int = setting(0)
+    dim: int = setting(1)
+    num_layers: int = setting(1)
+    num_heads: int = setting(1)
+    num_kv_heads: int = setting(1)
+    head_dim: int = setting(2)
+    ffn_dim: int = setting(1)
+    rope_theta: float = setting(above=0)
+    norm_eps: float = setting(above=0)
+    tie_embeddings: bool = setting()
+    init_std: float = setting(above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """`directory`: a Hugging Face directory or the name of a shipped model, whose config.json and tokenizer are used; else `arch`."""
+
+    name: str = setting()
+    directory: str = setting()
+    arch: Arch | None = setting()
+    param_dtype: str = setting(one_of=("float32", "bfloat16"))
+    compute_dtype: str = setting(one_of=("float32", "bfloat16"))
+    remat: str = setting(one_of=("none", "block"))
+    logits_chunk: int = setting(1)  # positions whose [B, chunk, V] float32 logits exist at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data set, the form of its prompts and targets, and its limits (lengths in tokens, sizes in records)."""
+
+    name: str = setting(one_of=("arithmetic", "gsm8k", "svamp", "mathqa", "mathqa-numeric"))
+    cot: str = setting(one_of=("program", "nl"))
+    source: str = setting(one_of=("generated", "files"))
+    train_file: str = setting()
+    test_file: str = setting()
+    seed: int = setting(0)  # of the generated problems, or of the dev split
+    num_train: int = setting(0)  # generated: how many; files: at most so many, 0 = all
+    num_test: int = setting(0)
+    dev_size: int = setting(0)
+    annotations: str = setting(one_of=("diverse", "canonical", "worked", "corpus"))
+    docstring: bool = setting()
+    append_prefix: str = setting(one_of=("everywhere", "reft", "nowhere"))
+    calculator_marks: str = setting(one_of=("strip", "keep"))
+    matcher: str = setting(one_of=("reft", "reft_paper"))
+    tokenizer: str = setting(one_of=("word", "bpe"))
+    vocab_size: int = setting(300)
+    max_prompt: int = setting(1)
+    max_response: int = setting(1)
+    prompt_buckets: tuple[int, ...] = setting(1)
+    response_buckets: tuple[int, ...] = setting(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Sizes of the mesh axes (one may be -1 = what is left), and which mesh axes each logical axis is laid over."""
+
+    data: int = setting(-1)
+    fsdp: int = setting(-1)
+    tensor: int = setting(-1)
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = setting()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+    """How model-written programs are run, and how many of the gold answers may fail to grade correct (a fraction)."""
+
+    timeout_s: float = setting(above=0)
+    memory_mb: int = setting(64)
+    workers: int = setting(0)  # 0 = one per core
+    max_gold_failures: float = setting(0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW with global-norm clipping (0 = none). The rate rises linearly over the fraction `warmup` of the run, holds until the
+    fraction `hold`, then falls linearly to `final` times lr at the end. The run is `schedule_epochs` long (0 = the stage's)."""
+
+    lr: float = setting(above=0)
+    warmup: float = setting(0, 1)
+    hold: float = setting(0, 1)
+    final: float = setting(0)
+    schedule_epochs: float = setting(0)
+    b1: float = setting(0, 1)
+    b2: float = setting(0, 1)
+    eps: float = setting(above=0)
+    weight_decay: float = setting(0)
+    max_grad_norm: float = setting(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+    """Supervised fine-tuning on (question, CoT). `continue_run`: `init_from` is a stage whose optimizer state and data order go on."""
+
+    kind: str = setting(one_of=("sft",))
+    init_from: str = setting()
+    continue_run: bool = setting()
+    epochs: float = setting(above=0)
+    batch_size: int = setting(1)
+    accumulate: int = setting(1)  # parts that a batch is split into
+    dropout: float = setting(0, 0.9)
+    reduce: str = setting(one_of=("token", "sequence"))
+    optim: Optim = setting()
+    eval_every: float = setting(0)  # epochs; 0 = only at the end
+    eval_batch_size: int = setting(1)
+    select: str = setting(one_of=("best", "last"))
+    select_on: str = setting(one_of=("dev", "test"))
+    log_every: int = setting(1)
+    save_every: int = setting(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """The paper's PPO (sections 3 and 4 of ReFT): symbols carry the equation's names."""
+
+    kl_coef: float = setting(0)
+    gamma: float = setting(0, 1)
+    lam: float = setting(0, 1)
+    clip: float = setting(above=0)
+    value_clip: float = setting(above=0)
+    value_coef: float = setting(0)
+    epochs: int = setting(1)
+    minibatch_size: int = setting(1)
+    accumulate: int = setting(1)
+    whiten: bool = setting()
+    reduce: str = setting(one_of=("token", "sequence"))
+    value_init: str = setting(one_of=("zeros", "normal"))
+    value_bias: bool = setting()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """temperature 0 = greedy; top_k 0 and top_p 1 = off."""
+
+    temperature: float = setting(0)
+    top_k: int = setting(0)
+    top_p: float = setting(high=1, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReFT:
+    """Online PPO on the questions. One step = batch_size questions x num_samples responses, graded, then ppo.epochs passes."""
+
+    kind: str = setting(one_of=("reft",))
+    init_from: str = setting()
+    epochs: float = setting(above=0)
+    batch_size: int = setting(1)
+    num_samples: int = setting(1)
+    sampling: Sampling = setting()
+    partial_reward: float = setting(0, 1)
+    partial_on: str = setting(one_of=("numeric", "all"))
+    ppo: PPO = setting()
+    optim: Optim = setting()
+    eval_every: float = setting(0)
+    eval_batch_size: int = setting(1)
+    select: str = setting(one_of=("best", "last"))
+    select_on: str = setting(one_of=("dev", "test"))
+    log_every: int = setting(1)
+    log_samples: int = setting(0)  # responses a step that samples.jsonl keeps
+    save_every: int = setting(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Greedy accuracy on dev and test, and num_samples (0 = none) samples for the first num_questions (0 = all) test questions."""
+
+    kind: str = setting(one_of=("evaluate",))
+    checkpoints: tuple[tuple[str, str], ...] = setting()  # label -> what init_from would say
+    num_samples: int = setting(0)
+    num_questions: int = setting(0)
+    sampling: Sampling = setting()
+    batch_size: int = setting(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes `init_from` as a Hugging Face directory, `<stage>/hf`."""
+
+    kind: str = setting(one_of=("export",))
+    init_from: str = setting()
+
+
+KINDS = {"sft": SFT, "reft": ReFT, "evaluate": Evaluate, "export": Export}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int
+    model: Model
+    data: Data
+    mesh: Mesh
+    rewards: Rewards
+    stages: tuple[tuple[str, SFT | ReFT | Evaluate | Export], ...]
+
+
+# ------------------------------------------------------------------ building the records
+
+
+def _nearest(name, known) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def _type_name(kind) -> str:
+    return str(kind) if typing.get_origin(kind) else kind.__name__
+
+
+def _check_range(value, meta, path):
+    if meta["one_of"] is not None and value not in meta["one_of"]:
+        raise InputError(f"{path}: got {value!r}; {_nearest(str(value), meta['one_of'])}legal are {', '.join(meta['one_of'])}")
+    low, high, above = meta["low"], meta["high"], meta["above"]
+    if low is not None and value < low:
+        raise InputError(f"{path}: got {value!r}; it must be >= {low}")
+    if high is not None and value > high:
+        raise InputError(f"{path}: got {value!r}; it must be <= {high}")
+    if above is not None and value <= above:
+        raise InputError(f"{path}: got {value!r}; it must be > {above}")
+
+
+def _leaf(value, kind, path, meta):
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise InputError(f"{path}: got {value!r} ({type(value).__name__}); it must be of type {_type_name(kind)}")
+    if kind is float and value != value:
+        raise InputError(f"{path}: got nan; it must be a number")
+    _check_range(value, meta, path)
+    return value
+
+
+def _build(cls, value, path):
+    """A dataclass from a nested dict, every key present, known, of its type and in its range."""
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: got {value!r}; it must be a group of settings: {', '.join(f.name for f in dataclasses.fields(cls))}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in value:
+        if key not in fields:
+            raise InputError(f"{path}.{key}: unknown key; {_nearest(key, fields)}known are {', '.join(fields)}")
+    if missing := [name for name in fields if name not in value]:
+        raise InputError(f"{path}: missing {', '.join(missing)}; a config spells out every key (configs/common.py has the usual values)")
+    hints = typing.get_type_hints(cls)
+    out = {}
+    for name, field in fields.items():
+        kind, here, meta = hints[name], f"{path}.{name}", dict(field.metadata)
+        if kind == Arch | None:
+            out[name] = None if value[name] is None else _build(Arch, value[name], here)
+        elif dataclasses.is_dataclass(kind):
+            out[name] = _build(kind, value[name], here)
+        elif kind == tuple[int, ...]:
+            if not isinstance(value[name], (tuple, list)) or not value[name]:
+                raise InputError(f"{here}: got {value[name]!r}; it must be a non-empty tuple of integers")
+            out[name] = tuple(_leaf(v, int, here, meta) for v in value[name])
+        elif name == "rules":
+            out[name] = tuple((key, tuple(axes)) for key, axes in value[name].items())
+        elif name == "checkpoints":
+            if not isinstance(value[name], dict) or not value[name]:
+                raise InputError(f"{here}: got {value[name]!r}; it must be a group label -> stage, directory or shipped model")
+            out[name] = tuple((key, _leaf(v, str, f"{here}.{key}", meta)) for key, v in value[name].items())
+        else:
+            out[name] = _leaf(value[name], kind, here, meta)
+    return cls(**out)
+
+
+def build(tree: dict) -> Config:
+    """The checked record of a nested dict; InputError for the first thing wrong."""
+    if missing := [key for key in ("seed", "model", "data", "mesh", "rewards", "stages") if key not in tree]:
+        raise InputError(f"config: missing {', '.join(missing)}")
+    for key in tree:
+        if key not in Config.__dataclass_fields__:
+            raise InputError(f"config.{key}: unknown key; {_nearest(key, Config.__dataclass_fields__)}known are {', '.join(Config.__dataclass_fields__)}")
+    if not isinstance(tree["stages"], dict) or not tree["stages"]:
+        raise InputError("config.stages: got none; it must be an ordered dict name -> stage")
+    stages = []
+    for name, stage in tree["stages"].items():
+        path = f"config.stages.{name}"
+        if not isinstance(stage, dict) or stage.get("kind") not in KINDS:
+            got = stage.get("kind") if isinstance(stage, dict) else stage
+            raise InputError(f"{path}.kind: got {got!r}; {_nearest(str(got), KINDS)}legal are {', '.join(KINDS)}")
+        stages.append((name, _build(KINDS[stage["kind"]], stage, path)))
+    seed = _leaf(tree["seed"], int, "config.seed", dict(low=0, high=2**31 - 1, above=None, one_of=None))
+    config = Config(seed, *(_build(cls, tree[key], f"config.{key}") for key, cls in
+                            (("model", Model), ("data", Data), ("mesh", Mesh), ("rewards", Rewards))), tuple(stages))
+    _check_across(config)
+    return config
+
+
+def _check_across(config: Config):
+    """What no single key can tell: things that must divide, combine or come in order."""
+    model, data, mesh = config.model, config.data, config.mesh
+    if (model.arch is None) == (model.directory == ""):
+        raise InputError("config.model: set either directory (config.json and tokenizer are read there) or arch (a new model), not both")
+    if (arch := model.arch) is not None:
+        if arch.num_heads % arch.num_kv_heads:
+            raise InputError(f"config.model.arch.num_kv_heads: got {arch.num_kv_heads}; it must divide num_heads = {arch.num_heads}")
+        if arch.head_dim % 2:
+            raise InputError(f"config.model.arch.head_dim: got {arch.head_dim}; rotary embeddings need an even size")
+    if (data.name == "arithmetic") != (data.source == "generated"):
+        raise InputError(f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic is generated, the others are read from files")
+    if data.source == "files" and not data.train_file:
+        raise InputError(f"config.data.train_file: got ''; {data.name} is read from files: say which (:train_file=PATH)")
+    if data.source == "generated" and not data.num_train:
+        raise InputError("config.data.num_train: got 0; generated data needs a number of training questions")
+    for name in ("prompt", "response"):
+        buckets, limit = getattr(data, f"{name}_buckets"), getattr(data, f"max_{name}")
+        if list(buckets) != sorted(set(buckets)) or buckets[-1] != limit:
+            raise InputError(f"config.data.{name}_buckets: got {buckets}; lengths must rise and end with max_{name} = {limit}")
+    sizes = [mesh.data, mesh.fsdp, mesh.tensor]
+    if 0 in sizes or sizes.count(-1) > 1:
+        raise InputError(f"config.mesh: got data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}; sizes are positive, at most one is -1")
+    for key, axes in mesh.rules:
+        if unknown := set(axes) - {"data", "fsdp", "tensor"}:
+            raise InputError(f"config.mesh.rules.{key}: got {unknown.pop()!r}; mesh axes are data, fsdp, tensor")
+    seen = []
+    for name, stage in config.stages:
+        path = f"config.stages.{name}"
+        if not name.isidentifier():
+            raise InputError(f"{path}: a stage's name is also a folder's: letters, digits and underscores only")
+        later = {n for n, _ in config.stages} - set(seen)
+        sources = stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),)
+        for key, source in sources:
+            if source in later:
+                raise InputError(f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)")
+        if stage.kind == "sft":
+            if stage.batch_size % stage.accumulate:
+                raise InputError(f"{path}.accumulate: got {stage.accumulate}; it must divide batch_size = {stage.batch_size}")
+            if stage.continue_run and dict(config.stages).get(stage.init_from, stage).kind != "sft":
+                raise InputError(f"{path}.continue_run: init_from must name an earlier sft stage to go on with; got {stage.init_from!r}")
+            if stage.continue_run and stage.init_from not in seen:
+                raise InputError(f"{path}.continue_run: init_from must name an earlier sft stage to go on with; got {stage.init_from!r}")
+        if stage.kind == "reft":
+            rows = stage.batch_size * stage.num_samples
+            if rows % stage.ppo.minibatch_size:
+                raise InputError(f"{path}.ppo.minibatch_size: got {stage.ppo.minibatch_size}; it must divide batch_size x num_samples = {rows}")
+            if stage.ppo.minibatch_size % stage.ppo.accumulate:
+                raise InputError(f"{path}.ppo.accumulate: got {stage.ppo.accumulate}; it must divide minibatch_size = {stage.ppo.minibatch_size}")
+            if stage.sampling != Sampling(1.0, 0, 1.0):
+                raise InputError(f"{path}.sampling: got {stage.sampling}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1")
+        if stage.kind in ("sft", "reft"):
+            optim = stage.optim
+            if optim.warmup > optim.hold:
+                raise InputError(f"{path}.optim.hold: got {optim.hold}; the rate cannot fall before warmup = {optim.warmup} ends")
+            if optim.schedule_epochs and optim.schedule_epochs < stage.epochs:
+                raise InputError(f"{path}.optim.schedule_epochs: got {optim.schedule_epochs}; it must cover epochs = {stage.epochs} (0 = the same)")
+            if stage.select == "best" and stage.select_on == "dev" and not data.dev_size:
+                raise InputError(f"{path}.select_on: 'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')")
+            if stage.select == "best" and stage.select_on == "test" and data.source == "files" and not data.test_file:
+                raise InputError(f"{path}.select_on: 'test' needs config.data.test_file")
+        seen.append(name)
+
+
+# ------------------------------------------------------------------ files and flags
+
+
+def _parse_value(text, current, path):
+    """A flag's text as a value of the type that the key has now."""
+    if isinstance(current, bool):
+        if text.lower() in ("true", "1", "false", "0"):
+            return text.lower() in ("true", "1")
+        raise InputError(f"{path}: got {text!r}; it must be True or False")
+    if isinstance(current, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    legal = (int, float) if isinstance(current, float) else (tuple, list) if isinstance(current, (tuple, list)) else (type(current),)
+    if current is not None and (not isinstance(value, legal) or isinstance(value, bool)):
+        raise InputError(f"{path}: got {text!r}; it must be of type {type(current).__name__} (now {current!r})")
+    return float(value) if isinstance(current, float) else value
+
+
+def override(config: ml_collections.ConfigDict, path: str, text: str):
+    """Sets config.<path> from a flag's text; the key must exist."""
+    *groups, last = path.split(".")
+    node = config
+    for i, key in enumerate([*groups, last]):
+        here = ".".join(["config", *path.split(".")[: i + 1]])
+        if not isinstance(node, ml_collections.ConfigDict) or key not in node:
+            known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
+            raise InputError(f"{here}: unknown key; {_nearest(key, known)}known are {', '.join(known) or 'none (it is a value)'}")
+        if i < len(groups):
+            node = node[key]
+    if isinstance(node[last], ml_collections.ConfigDict):
+        raise InputError(f"config.{path}: it is a group; set one of {', '.join(node[last])}")
+    with node.ignore_type(), node.unlocked():
+        node[last] = _parse_value(text, node[last], f"config.{path}")
+
+
+def load(spec: str, overrides: list[tuple[str, str]] = ()) -> tuple[Config, dict]:
+    """(record, plain dict) of "FILE.py[:argument]" with [(path, text)] overrides. Raises InputError."""
+    file, _, arg = spec.partition(":")
+    path = pathlib.Path(file).resolve()
+    if not path.is_file():
+        raise InputError(f"--config: no file {file!r} (from {pathlib.Path.cwd()}); it is FILE.py[:key=value,...], for instance configs/demo.py")
+    root = str(path.parent.parent)  # so that a config finds its neighbours: `from configs import common`
+    sys.path.insert(0, root)
+    try:
+        module_spec = importlib.util.spec_from_file_location(f"reft_config_{path.stem}", path)
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"--config: {file} has no get_config(arg)")
+        config = module.get_config(arg)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, SyntaxError) as error:
+        raise InputError(f"--config={spec}: {error}") from error
+    finally:
+        sys.path.remove(root)
+    for key, text in overrides:
+        override(config, key, text)
+    tree = config.to_dict()
+    return build(tree), tree

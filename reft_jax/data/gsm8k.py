@@ -1,0 +1,49 @@
+"""GSM8K, from its original JSON lines or from files in the ReFT authors' form; answers are numbers.
+
+Original: `question` and `answer`, whose lines are the reasoning with calculator marks (`<<48/2=24>>24`) and whose last
+line is `#### 72` (Cobbe et al., arXiv 2110.14168). It holds no programs.
+"""
+import re
+
+from reft_jax.data import files
+from reft_jax.data.records import Record
+from reft_jax.errors import InputError
+
+_MARK = re.compile(r"<<[^<>]*>>")
+_FINAL = re.compile(r"\s*^####[ \t]*(.*\S)\s*\Z", re.MULTILINE)
+
+
+def read(path, *, cot: str, split: str = "train", calculator_marks: str = "strip") -> tuple[Record, ...]:
+    """The records of one file of either form. In the original form record i has the item_id "gsm8k_{i}", and
+    `calculator_marks` "strip" or "keep" says what becomes of the marks. Errors name file:line (InputError)."""
+    if calculator_marks not in ("strip", "keep"):
+        raise InputError(f"config.data.calculator_marks is {calculator_marks!r}; legal are 'strip' and 'keep'")
+    objects = files.read_objects(path)
+    place, first = objects[0]
+    if "answer" not in first or "answer_value" in first:
+        return files.authors_records(objects, cot=cot, split=split, parse_answer=files.parse_number)
+    files.check_arguments(cot=cot, split=split)
+    if cot == "program" and split == "train":
+        raise InputError(
+            f"{place}: GSM8K's original files hold no programs, and config.data.cot is 'program'; use config.data.cot='nl', "
+            "or a config.data.train_file with programs in the ReFT authors' form"
+        )
+    records = []
+    for i, (place, row) in enumerate(objects):
+        reasoning, answer = _split_answer(place, files.text_field(place, row, "answer"), calculator_marks)
+        if split == "train" and not reasoning:
+            raise InputError(f"{place}: answer has no reasoning before its '####' line; give it some or remove the record")
+        question = files.text_field(place, row, "question")
+        records.append(Record(f"gsm8k_{i}", question, reasoning if split == "train" else "", answer, cot))
+    return tuple(records)
+
+
+def _split_answer(place: str, text: str, calculator_marks: str) -> tuple[str, str]:
+    """(reasoning, number) of an original answer."""
+    final = _FINAL.search(text)
+    if final is None:
+        raise InputError(f"{place}: answer ends with {text[-40:]!r}; a last line such as '#### 72' is expected")
+    reasoning = text[: final.start()]
+    if calculator_marks == "strip":
+        reasoning = _MARK.sub("", reasoning)
+    return reasoning, files.parse_number(place, final[1], "the number after '####'")

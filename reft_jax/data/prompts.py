@@ -1,0 +1,152 @@
+'''What the model reads and what it learns to write: texts, and the one place where they become tokens.
+
+Prompt: `Question:\\n{question}\\nAnswer reasoning:\\n`, no special tokens, no BOS. Target: the chain of thought (CoT), then
+EOS (ReFT, arXiv 2401.08967; the templates are the authors'). A program (P-CoT) begins with
+
+    def solution():
+        """{question}"""            <- with config.data.docstring
+
+and that beginning may be given to the model as the end of its prompt instead of being sampled
+(config.data.append_prefix: the authors append it in ReFT and not in their SFT evaluation; ours is an option).
+
+Unusual: the pieces (prompt, program prefix, rest, EOS) are tokenized one by one and concatenated. No merge can cross a
+boundary, so a sampled continuation starts from exactly the tokens that training showed there.
+
+A gold program's own docstring is replaced by the question's (or removed, without config.data.docstring), so that every
+target begins with `program_prefix`; of SVAMP's 3,043 programs this changes the 37 whose docstring is a cleaned-up
+question. What the program computes does not change.
+'''
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from reft_jax.data.files import SIGNATURE
+from reft_jax.data.records import Record
+from reft_jax.data.tokenizer import encode_batch
+from reft_jax.errors import InputError
+
+ANSWER_SENTENCE = "\nTherefore, the answer is: "
+PURPOSES = ("sft", "reft", "evaluate")
+_DOCSTRING = re.compile(r'[ \t]+"""(?:[^"\\]|\\.|"(?!""))*"""[ \t]*\n', re.DOTALL)
+_NEEDS_ESCAPE = re.compile(r'\\|"""|"\Z')
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One record as token ids. For purpose "sft" all of `response` is learnt; otherwise `response` is the gold
+    continuation of `prompt` (with EOS; empty where there is no gold), for counting only."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+def prompt(record: Record) -> str:
+    """The text before the model's answer, without a program prefix."""
+    return f"Question:\n{record.question}\nAnswer reasoning:\n"
+
+
+def program_prefix(record: Record, *, docstring: bool) -> str:
+    """The beginning that every program of this record shares: the signature and, with `docstring`, the question.
+
+    The question stands as it is except where that would not be Python: backslashes, triple quotes, a closing quote.
+    """
+    if not docstring:
+        return SIGNATURE
+    text = _NEEDS_ESCAPE.sub(lambda found: "".join("\\" + character for character in found[0]), record.question)
+    return f'{SIGNATURE}    """{text}"""\n'
+
+
+def split_target(record: Record, *, docstring: bool) -> tuple[str, str]:
+    """(prefix, rest) of the target; prefix is "" for anything but a program, rest is "" for a record without a CoT."""
+    if record.kind == "program":
+        return program_prefix(record, docstring=docstring), _body(record)
+    if record.kind == "nl":
+        return "", record.cot and f"{record.cot}{ANSWER_SENTENCE}{record.answer}"
+    if record.kind == "text":
+        # Split here too, so that pretraining shows the tokens at which sampling from a program prefix will start.
+        prefix = SIGNATURE if record.cot.startswith(SIGNATURE) else ""
+        return prefix, record.cot[len(prefix) :]
+    raise ValueError(f"record {record.item_id}: kind is {record.kind!r}; legal are 'program', 'nl' and 'text'")
+
+
+def target(record: Record, *, docstring: bool) -> str:
+    """The text that SFT teaches (without EOS), "" for a record without a CoT. See the top of this file on docstrings."""
+    prefix, rest = split_target(record, docstring=docstring)
+    return prefix + rest if rest else ""
+
+
+def appends_prefix(record: Record, data, *, purpose: str) -> bool:
+    """Whether the prompt for sampling ends with the program prefix.
+
+    `purpose`: "reft" where the policy is ReFT's (rollouts, its evaluation), "evaluate" for all other sampling, "sft" for
+    teacher forcing, where the prefix is part of the response. `data.append_prefix`: everywhere, reft or nowhere.
+    """
+    if purpose not in PURPOSES:
+        raise ValueError(f"purpose is {purpose!r}; legal are {', '.join(PURPOSES)}")
+    purposes = {"everywhere": ("reft", "evaluate"), "reft": ("reft",), "nowhere": ()}
+    if data.append_prefix not in purposes:
+        raise InputError(f"config.data.append_prefix is {data.append_prefix!r}; legal are {', '.join(purposes)}")
+    return record.kind == "program" and purpose in purposes[data.append_prefix]
+
+
+def encode(tokenizer, record: Record, data, *, purpose: str) -> Encoded:
+    """One record as token ids; see `encode_all`."""
+    return encode_all(tokenizer, (record,), data, purpose=purpose)[0]
+
+
+def encode_all(tokenizer, records: Sequence[Record], data, *, purpose: str) -> list[Encoded]:
+    """The records as token ids, in order (one call to the tokenizer: 120k records take seconds, not minutes).
+
+    `purpose` "sft": prompt = prompt text; response = program prefix + rest + EOS, all of it learnt. "reft" and
+    "evaluate": prompt = prompt text (+ program prefix where `appends_prefix`); response = what is left of the gold.
+    Raises InputError for a record without a CoT under "sft".
+    """
+    texts = []
+    for record in records:
+        prefix, rest = split_target(record, docstring=data.docstring)
+        if purpose == "sft" and not rest:
+            raise InputError(
+                f"record {record.item_id} has no chain of thought to learn; "
+                "supervised training needs a file with answer_cot (config.data.train_file)"
+            )
+        texts += [prompt(record), prefix, rest]
+    ids = encode_batch(tokenizer, texts)
+    encoded = []
+    for i, record in enumerate(records):
+        question, prefix, rest = ids[3 * i : 3 * i + 3]
+        appended = appends_prefix(record, data, purpose=purpose)
+        gold = rest + [tokenizer.eos_token_id] if rest else []
+        if gold and not appended:
+            gold = prefix + gold
+        encoded.append(Encoded(question + prefix if appended else question, gold))
+    return encoded
+
+
+def completed(record: Record, response_text: str, data, *, purpose: str) -> str:
+    """The text to grade: the response, after the program prefix where the prompt held it."""
+    if appends_prefix(record, data, purpose=purpose):
+        return program_prefix(record, docstring=data.docstring) + response_text
+    return response_text
+
+
+def replaced_docstrings(records: Sequence[Record], *, docstring: bool) -> list[str]:
+    """The item ids of gold programs whose own docstring is not the one they are trained with."""
+    return [
+        record.item_id
+        for record in records
+        if record.kind == "program"
+        and record.cot not in ("", SIGNATURE + _body(record), target(record, docstring=docstring))
+    ]
+
+
+def _body(record: Record) -> str:
+    """The gold program without signature and docstring; "" for a record without a CoT."""
+    if not record.cot:
+        return ""
+    if not record.cot.startswith(SIGNATURE):
+        raise InputError(
+            f"record {record.item_id}: its program begins with {record.cot[:40]!r}; it must begin with {SIGNATURE!r}"
+        )
+    start = len(SIGNATURE)
+    own = _DOCSTRING.match(record.cot, start)
+    return record.cot[own.end() if own else start :]

@@ -1,0 +1,283 @@
+"""Runs a config's stages in order: python -m reft_jax.main --config=configs/demo.py --workdir=runs/demo [--config.seed=1 ...]
+
+Everything that can be wrong with the config, the data and the folder is found before a device is touched and before
+anything is written. Run again, the same command goes on where it was, or finds everything done. Exit codes: 0 done,
+1 failed, 2 bad configuration or input, 75 stopped by SIGTERM or Ctrl-C after a complete save (run again to go on).
+"""
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+from reft_jax import config as config_lib
+from reft_jax import data as data_lib
+from reft_jax.errors import InputError, Preempted, RunError
+
+USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...]"
+
+# Settings that a started run may change: they say how it is watched and kept, or where it lies, not what it computes.
+CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor")
+
+
+def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
+    """(config spec, workdir, [(path, text)]) of the command line; both --flag=value and --flag value. Raises InputError."""
+    spec = workdir = None
+    overrides, rest = [], list(argv)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag in ("-h", "--help"):
+            raise SystemExit(f"{__doc__}\n{USAGE}")
+        if not (flag in ("--config", "--workdir") or flag.startswith("--config.")):
+            raise InputError(f"unknown argument {flag!r}\n{USAGE}")
+        if not equals:
+            if not rest:
+                raise InputError(f"{flag} needs a value\n{USAGE}")
+            value = rest.pop(0)
+        if flag == "--config":
+            spec = value
+        elif flag == "--workdir":
+            workdir = value
+        else:
+            overrides.append((flag.removeprefix("--config."), value))
+    if not spec or not workdir:
+        raise InputError(f"--{'config' if not spec else 'workdir'} is missing\n{USAGE}")
+    return spec, workdir, overrides
+
+
+# ------------------------------------------------------------------ the workdir
+
+
+def flatten(tree, prefix="config"):
+    """{dotted path: value} of a nested dict."""
+    if not isinstance(tree, dict):
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    return {path: value for key, child in tree.items() for path, value in flatten(child, f"{prefix}.{key}").items()}
+
+
+def check_workdir(workdir: pathlib.Path, tree: dict):
+    """Refuses a folder that cannot be written, or that holds a run of another config; writes nothing."""
+    parent = workdir
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--workdir={workdir}: cannot be written ({parent} is {'not writable' if parent.is_dir() else 'a file'}); choose another folder")
+    path = workdir / "config.json"
+    if not path.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise InputError(f"--workdir={workdir}: holds other files and no config.json; choose an empty or a new folder")
+        return
+    try:
+        before = flatten(json.loads(path.read_text())["config"])
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: not the config of a run ({error!r}); choose another --workdir") from error
+    now = flatten(json.loads(json.dumps(tree)))
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key) or key.split(".")[-1] in CHANGEABLE and key in before and key in now:
+            continue
+        parts = key.split(".")
+        if parts[1] == "stages" and not (workdir / parts[2]).exists():
+            continue  # that stage has not begun
+        changed.append(f"{key}: there {before.get(key, '(absent)')!r}, now {now.get(key, '(absent)')!r}")
+    if changed:
+        shown = "\n  ".join(changed[:20])
+        raise InputError(f"--workdir={workdir}: holds a run of another config:\n  {shown}\nchoose another folder, or give the config that it was begun with")
+
+
+def describe(tree: dict, layout) -> dict:
+    """What config.json holds: the frozen config, and what it ran on."""
+    import jax
+
+    root = pathlib.Path(__file__).resolve().parents[1]
+    git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if (root / ".git").exists() else None
+    packages = ("reft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "sympy", "numpy")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {"config": tree, "git_commit": git.stdout.strip() if git is not None and git.returncode == 0 else None, "packages": versions,
+            "python": platform.python_version(), "devices": [str(d) for d in layout.mesh.devices.flat], "device_kind": jax.devices()[0].device_kind,
+            "mesh": dict(layout.mesh.shape)}
+
+
+# ------------------------------------------------------------------ model, tokenizer, data
+
+
+def build_tokenizer(config: config_lib.Config, splits, directory):
+    """The model directory's tokenizer, or one built from the data (word level for generated problems, BPE for text)."""
+    from reft_jax.data import arithmetic, prompts
+    from reft_jax.data import tokenizer as tokenizers
+
+    if directory is not None:
+        return tokenizers.load(directory)
+    if config.data.tokenizer == "word":
+        if config.data.name != "arithmetic":
+            raise InputError(f"config.data.tokenizer: 'word' is for the closed vocabulary of arithmetic; {config.data.name} needs 'bpe'")
+        return tokenizers.build_word(arithmetic.PIECE, arithmetic.vocabulary())
+    texts = (text for record in splits.train for text in (prompts.prompt(record), prompts.target(record, docstring=config.data.docstring)))
+    return tokenizers.build_bpe(texts, config.data.vocab_size)
+
+
+def resolve_arch(config: config_lib.Config, tokenizer, directory) -> config_lib.Arch:
+    """The architecture with its vocabulary size filled in; InputError if the tokenizer has more ids than the model."""
+    from reft_jax import models
+
+    arch = models.read_config(directory) if directory is not None else config.model.arch
+    if arch.vocab_size == 0:
+        arch = dataclasses.replace(arch, vocab_size=len(tokenizer))
+    if len(tokenizer) > arch.vocab_size:
+        raise InputError(f"config.model: the tokenizer has {len(tokenizer)} ids and the model's vocabulary {arch.vocab_size}; they do not belong together")
+    return arch
+
+
+def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
+    """Tokenizes what the stages will use and grades the gold answers; returns notes for the user, raises InputError."""
+    from reft_jax.data import batching
+    from reft_jax.rewards import score
+    from reft_jax.data import prompts
+
+    data, limits, notes = config.data, config.rewards, list(splits.notes)
+    kinds = {stage.kind for _, stage in config.stages}
+    for kind, purpose in (("sft", "sft"), ("reft", "reft")):
+        if kind in kinds:
+            notes.append(batching.fit(tokenizer, splits.train, data, purpose=purpose).note and
+                         f"train, {purpose}: " + batching.fit(tokenizer, splits.train, data, purpose=purpose).note)
+    for name, records in (("dev", splits.dev), ("test", splits.test)):
+        if records:
+            note = batching.fit(tokenizer, records, data, purpose="evaluate").note
+            notes.append(note and f"{name}: {note}")
+    if "reft" in kinds:
+        gold = [record for record in splits.train if record.cot and record.kind != "text"]
+        texts = [prompts.target(record, docstring=data.docstring) for record in gold]
+        failed = score.audit_gold(data.name, data.cot, texts, [r.answer for r in gold], [r.item_id for r in gold], matcher=data.matcher,
+                                  timeout_s=limits.timeout_s, memory_mb=limits.memory_mb, workers=limits.workers)
+        named = ", ".join(f"{item} ({grade.status}, extracted {grade.extracted})" for item, grade in failed[:5])
+        if len(failed) > limits.max_gold_failures * len(gold):
+            raise InputError(f"{data.train_file or data.name}: {len(failed)} of {len(gold)} gold answers do not grade as correct ({named}); over "
+                             f"config.rewards.max_gold_failures={limits.max_gold_failures}. Look at data.matcher, data.cot, rewards.timeout_s, or mend the records")
+        notes.append(f"gold check: {len(gold) - len(failed)} of {len(gold)} training answers grade as correct" + (f"; not: {named}" if failed else ""))
+    return [note for note in notes if note]
+
+
+# ------------------------------------------------------------------ the run
+
+
+def prepare(argv: list[str]):
+    """Everything up to the first write: (Run, config tree, notes). Raises InputError."""
+    spec, workdir, overrides = parse(argv)
+    config, tree = config_lib.load(spec, overrides)
+    workdir = pathlib.Path(workdir).absolute()
+    check_workdir(workdir, tree)
+
+    from reft_jax import models, sharding
+    from reft_jax.stages import common
+
+    directory = None
+    if config.model.directory and (directory := models.resolve(config.model.directory)) is None:
+        raise InputError(f"config.model.directory: {config.model.directory!r} is neither a directory with a config.json nor a shipped model")
+    check_sources(config)
+    splits = data_lib.load(config.data)
+    tokenizer = build_tokenizer(config, splits, directory)
+    arch = resolve_arch(config, tokenizer, directory)
+    notes = check_data(config, tokenizer, splits)
+
+    layout = sharding.make_layout(config.mesh)
+    check_batches(config, layout)
+    model = models.Model(arch, config.model.param_dtype, config.model.compute_dtype, config.model.remat, config.model.logits_chunk, layout)
+    return common.Run(config, workdir, model, tokenizer, splits, common.Stop()), tree, notes
+
+
+def check_sources(config: config_lib.Config):
+    """Every init_from that is no stage must exist, before anything is trained."""
+    from reft_jax import checkpoint, models
+
+    names = {"random", *(name for name, _ in config.stages)}
+    for name, stage in config.stages:
+        for key, source in stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),):
+            if source not in names and models.resolve(source) is None and checkpoint.locate(source) is None:
+                shipped = ", ".join(sorted(p.name for p in models.SHIPPED.iterdir() if p.is_dir())) if models.SHIPPED.is_dir() else "none"
+                raise InputError(f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, "
+                                 f"a checkpoint directory, or a shipped model ({shipped})")
+
+
+def check_batches(config: config_lib.Config, layout):
+    """Rows must divide over the mesh, or some devices would hold copies of the work."""
+    parts = layout.batch_parts
+    for name, stage in config.stages:
+        sizes = {"sft": lambda s: {"batch_size": s.batch_size // s.accumulate, "eval_batch_size": s.eval_batch_size},
+                 "reft": lambda s: {"batch_size": s.batch_size, "ppo.minibatch_size": s.ppo.minibatch_size // s.ppo.accumulate,
+                                    "eval_batch_size": s.eval_batch_size},
+                 "evaluate": lambda s: {"batch_size": s.batch_size}, "export": lambda s: {}}[stage.kind](stage)
+        for key, size in sizes.items():
+            if size % parts:
+                raise InputError(f"config.stages.{name}.{key}: {size} rows at a time do not divide over data x fsdp = {parts} of config.mesh; use a multiple")
+
+
+def execute(run, tree: dict, notes: list[str]):
+    """Writes the run's first files and runs what is not done yet."""
+    import jax
+
+    from reft_jax import models, plots
+    from reft_jax.data import tokenizer as tokenizers
+    from reft_jax.metrics import write_json
+    from reft_jax.stages import evaluate, export, reft, sft
+
+    workdir = run.workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizers.save(run.tokenizer, workdir / "tokenizer")
+    write_json(workdir / "config.json", describe(tree, run.layout))
+    count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(run.model)))
+    splits = run.splits
+    print(f"{run.config.data.name} ({run.config.data.cot}): {len(splits.train)} train, {len(splits.dev)} dev, {len(splits.test)} test questions\n"
+          f"model {run.config.model.name}: {count:,} parameters, vocabulary {run.model.arch.vocab_size}; "
+          f"{len(run.layout.mesh.devices.flat)} x {jax.devices()[0].device_kind}, mesh {dict(run.layout.mesh.shape)}")
+    for note in notes:
+        print(f"note: {note}")
+    kinds = {"sft": sft.run, "reft": reft.run, "evaluate": evaluate.run, "export": export.run}
+    for name, stage in run.config.stages:
+        if run.done(name):
+            print(f"{name}: done before")
+            continue
+        run.stop_if_asked()
+        run.folder(name).mkdir(exist_ok=True)
+        began = time.monotonic()
+        kinds[stage.kind](name, stage, run)
+        print(f"{name}: finished in {time.monotonic() - began:.0f} s", flush=True)
+    if (workdir / "results.json").exists():
+        print(f"results: {workdir / 'results.json'}")
+    for path in plots.make(workdir):
+        print(f"plot: {path}")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        run, tree, notes = prepare(argv)
+        run.stop.listen()
+        execute(run, tree, notes)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Preempted:
+        print("stopped: everything is saved; run the same command again to go on", file=sys.stderr)
+        return 75
+    except OSError as error:
+        if error.errno != 28:  # ENOSPC
+            raise
+        print(f"error: the disk is full ({error.filename or error}); the last complete checkpoint is intact. "
+              "Free some space and run the same command again", file=sys.stderr)
+        return 1
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""Statistics over the True part of a mask. What is masked out may hold NaN or inf: it is replaced before it is used."""
+import jax
+import jax.numpy as jnp
+
+
+def total(x, mask, axis=None):
+    """Sum of x where mask; shapes alike."""
+    return jnp.where(mask, x, 0.0).sum(axis)
+
+
+def mean(x, mask, axis=None):
+    """Mean of x where mask; 0 where nothing is."""
+    return total(x, mask, axis) / jnp.maximum(mask.sum(axis).astype(jnp.float32), 1.0)
+
+
+def var(x, mask):
+    """Biased variance of x where mask (a Bessel term would divide by zero at one valid entry)."""
+    return mean(jnp.square(jnp.where(mask, x, 0.0) - mean(x, mask)), mask)
+
+
+def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """(x - mean) / sqrt(var + 1e-8) over the whole masked batch, 0 elsewhere. x f32[...], mask bool[...]."""
+    return jnp.where(mask, jnp.where(mask, x, 0.0) - mean(x, mask), 0.0) * jax.lax.rsqrt(var(x, mask) + 1e-8)
+
+
+def last(mask: jax.Array) -> jax.Array:
+    """bool[B, R]: True at the last True of each row."""
+    return mask & (jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1)
+
+
+def reduce(x: jax.Array, mask: jax.Array, how: str) -> jax.Array:
+    """Scalar of x f32[B, R]: "token" = mean over all real tokens; "sequence" = mean over each row's tokens, then over rows."""
+    if how == "token":
+        return mean(x, mask)
+    return mean(mean(x, mask, axis=1), mask.any(axis=1))

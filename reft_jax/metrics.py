@@ -1,0 +1,98 @@
+"""What a run writes while it goes: append-only JSON lines that survive kills, files replaced in one go, and a progress line.
+
+A resumed stage first drops the lines after its checkpoint, so that the files of a killed run end equal to an unbroken one's.
+"""
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+import tqdm
+
+
+def write_text(path: pathlib.Path, text: str):
+    """Replaces a file in one go: readers, and a kill, see the old text or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value):
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _plain(value):
+    """Numbers as JSON has them; 9 significant digits hold a float32 exactly, and NaN is null."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.integer) else value
+
+
+class Lines:
+    """An append-only JSONL file of records with a `step`; opening it at a step drops what was written after that step."""
+
+    def __init__(self, path: pathlib.Path, after_step: int):
+        if path.exists():
+            kept = []
+            for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    if not line.endswith(b"\n") or json.loads(line)["step"] > after_step:
+                        break  # half-written, or later than the checkpoint
+                except ValueError:
+                    break
+                kept.append(line)
+            write_text(path, b"".join(kept).decode())
+        self._file = open(path, "a", encoding="utf-8")
+
+    def write(self, record: dict):
+        self._file.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+class Progress:
+    """One line that a terminal redraws (tqdm), or a plain line every few seconds where there is no terminal."""
+
+    def __init__(self, name: str, total: int, start: int, unit: str = "step", every_s: float = 15.0):
+        self._name, self._total, self._start, self._unit, self._every = name, total, start, unit, every_s
+        self._bar = tqdm.tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._begun = self._printed = time.monotonic()
+
+    def update(self, done: int, **values):
+        text = "  ".join(f"{key} {value}" for key, value in values.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._printed >= self._every or done == self._total:
+            self._printed = now
+            rate = (done - self._start) / max(now - self._begun, 1e-9)
+            left = (self._total - done) / max(rate, 1e-9)
+            print(f"{self._name}: {self._unit} {done}/{self._total}  {rate:.2f}/s  {left:.0f} s left  {text}", file=sys.stderr, flush=True)
+
+    def close(self):
+        if self._bar is not None:
+            self._bar.close()
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A plain-text table, first column left-aligned and the others right-aligned."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+             for row in [header, *rows]]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

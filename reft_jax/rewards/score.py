@@ -1,0 +1,140 @@
+"""From responses to grades and rewards: `grade` (text -> Grade), `score` (Grade -> reward), `audit_gold`.
+
+ReFT (arXiv 2401.08967) section 3: the terminal reward is 1 for a right answer, a partial reward (0.1) for a wrong
+answer of the right type, else 0. Unusual: every grade carries a status, so that a program that timed out, one that
+failed and one that was refused are told apart from a wrong answer; and a fault of the verifier itself stops the run
+instead of paying 0.
+"""
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from reft_jax.errors import InputError
+from reft_jax.rewards import answer
+from reft_jax.rewards.program import ProgramResult, VerifierError, run_programs
+
+TASKS = {"arithmetic": "number", "svamp": "number", "gsm8k": "number", "mathqa": "choice", "mathqa-numeric": "number"}
+COTS = ("nl", "program")
+STATUSES = ("correct", "wrong", "no_answer", "timeout", "error", "blocked")
+PARTIAL_ON = ("numeric", "all")
+MAX_VERIFIER_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Grade:
+    """What became of one response.
+
+    `status`: one of STATUSES (a program out of memory counts as "error"). `extracted`: the canonical answer, the key
+    for votes; None unless the status is "correct" or "wrong". `correct`: whether it equals the gold answer.
+    """
+
+    status: str
+    extracted: str | None
+    correct: bool
+
+
+def grade(
+    task: str,
+    cot: str,
+    texts: Sequence[str],
+    golds: Sequence[str],
+    *,
+    matcher: str = "reft",
+    timeout_s: float = 2.0,
+    memory_mb: int = 512,
+    workers: int = 0,
+) -> list[Grade]:
+    """Grades responses (`cot` "nl": text with the closing sentence; "program": the whole program) against gold answers.
+
+    `texts` and `golds` are parallel. Equal programs are run once. `matcher` "reft_paper" also cuts a program at its
+    first blank line, and for a choice takes a None returned for the answer "none", as the authors do. Unknown names
+    and gold answers that are none raise InputError; VerifierError when more than a tenth of the programs fail for a
+    reason that is not theirs. `timeout_s`, `memory_mb`, `workers`: see `run_programs`.
+    """
+    kind = answer_kind(task)
+    _check("cot", cot, COTS)
+    _check("matcher", matcher, answer.MATCHERS)
+    if len(texts) != len(golds):
+        raise ValueError(f"{len(texts)} texts but {len(golds)} golds: they must be parallel")
+    for i, gold in enumerate(golds):
+        if answer.canonical(gold, kind=kind) is None:
+            raise InputError(f"gold answer {i} of {task} is {gold!r}: not a {kind}; correct or remove that record")
+    if cot == "nl":
+        outcomes = [("ok", answer.extract(text, kind=kind, matcher=matcher)) for text in texts]
+    else:
+        sources = [text.strip("\n").split("\n\n", 1)[0] if matcher == "reft_paper" else text for text in texts]
+        unique = list(dict.fromkeys(sources))
+        results = dict(
+            zip(unique, run_programs(unique, timeout_s=timeout_s, memory_mb=memory_mb, workers=workers), strict=True)
+        )
+        _check_verifier([results[source] for source in sources])
+        outcomes = [_outcome(results[source], kind, matcher) for source in sources]
+    return [_grade(status, extracted, gold, kind) for (status, extracted), gold in zip(outcomes, golds, strict=True)]
+
+
+def score(grades: Sequence[Grade], *, partial_reward: float, partial_on: str, task: str) -> np.ndarray:
+    """Rewards f32[len(grades)]: 1 for correct, `partial_reward` for a wrong answer of the right type, else 0.
+
+    `partial_on`: "numeric" (the paper: no partial reward where the answer is a choice) or "all" (the authors' code).
+    """
+    _check("partial_on", partial_on, PARTIAL_ON)
+    partial = partial_reward if partial_on == "all" or answer_kind(task) == "number" else 0.0
+    # float32 by name: a buffer shaped and typed like integer tokens would turn 0.1 into 0.
+    rewards = [1.0 if g.correct else partial if g.status == "wrong" else 0.0 for g in grades]
+    return np.asarray(rewards, dtype=np.float32)
+
+
+def audit_gold(
+    task: str,
+    cot: str,
+    texts: Sequence[str],
+    golds: Sequence[str],
+    ids: Sequence[str],
+    *,
+    matcher: str = "reft",
+    timeout_s: float = 2.0,
+    memory_mb: int = 512,
+    workers: int = 0,
+) -> list[tuple[str, Grade]]:
+    """(id, grade) of the gold targets that do not grade correct: label noise, or a verifier that pays nothing."""
+    limits = {"timeout_s": timeout_s, "memory_mb": memory_mb, "workers": workers}
+    grades = grade(task, cot, texts, golds, matcher=matcher, **limits)
+    return [(item_id, g) for item_id, g in zip(ids, grades, strict=True) if not g.correct]
+
+
+def answer_kind(task: str) -> str:
+    """What the task's answers are: "number" or "choice". InputError for an unknown task."""
+    _check("task", task, tuple(TASKS))
+    return TASKS[task]
+
+
+def _check(name: str, value: str, legal: Sequence[str]) -> None:
+    if value not in legal:
+        raise InputError(f"{name}={value!r} is unknown; legal: {', '.join(legal)}")
+
+
+def _check_verifier(results: Sequence[ProgramResult]) -> None:
+    faults = collections.Counter(result.detail for result in results if result.detail.startswith("verifier:"))
+    if faults.total() > MAX_VERIFIER_SHARE * len(results):
+        detail, num = faults.most_common(1)[0]
+        raise VerifierError(f"{faults.total()} of {len(results)} programs could not be judged; {num} times: {detail}")
+
+
+def _outcome(result: ProgramResult, kind: str, matcher: str) -> tuple[str, str | None]:
+    if result.status == "ok":
+        return "ok", answer.canonical(result.value, kind=kind, matcher=matcher)
+    if result.status == "no_answer" and kind == "choice" and matcher == "reft_paper":
+        return "ok", "none"
+    return ("error" if result.status == "memory" else result.status), None
+
+
+def _grade(status: str, extracted: str | None, gold: str, kind: str) -> Grade:
+    if status != "ok":
+        return Grade(status, None, False)
+    if extracted is None:
+        return Grade("no_answer", None, False)
+    # Compared by its key, so that equal votes are graded alike.
+    correct = answer.equal(extracted, gold if kind == "number" else answer.canonical(gold, kind=kind), kind=kind)
+    return Grade("correct" if correct else "wrong", extracted, correct)

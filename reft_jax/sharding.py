@@ -1,0 +1,73 @@
+"""The mesh, and where each logical axis lies on it: the only file that knows PartitionSpecs.
+
+Parameters, optimizer state, batches and activations carry logical axis names ("embed", "heads", "batch", ...);
+`config.mesh.rules` maps a name to mesh axes ("data", "fsdp", "tensor"). A name without a rule, or a dimension that
+the axes do not divide, is replicated. One device is a mesh of 1 x 1 x 1 and takes the same path.
+"""
+import dataclasses
+import math
+import typing
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from reft_jax import config as config_lib
+from reft_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and the rules that place things on it."""
+
+    mesh: Mesh
+    rules: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def spec(self, names: typing.Sequence[str | None], shape: typing.Sequence[int]) -> PartitionSpec:
+        rules, used, out = dict(self.rules), set(), []
+        for name, size in zip(names, shape, strict=True):
+            axes = tuple(axis for axis in rules.get(name, ()) if axis not in used)
+            if size % math.prod(self.mesh.shape[axis] for axis in axes):
+                axes = ()
+            used |= set(axes)
+            out.append(axes or None)
+        return PartitionSpec(*out)
+
+    def sharding(self, names, shape) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(names, shape))
+
+    def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """Asks the compiler to lay an activation out by its logical axes (inside jit)."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
+
+    def tree(self, shapes, names):
+        """Shardings of a tree of arrays (or shapes) with a like tree of name tuples."""
+        return jax.tree.map(lambda x, axes: self.sharding(axes, x.shape), shapes, names)
+
+    def batch(self, tree):
+        """Puts host arrays [B, ...] on the mesh, rows over the axes of "batch"."""
+        return jax.tree.map(lambda x: jax.device_put(x, self.sharding(("batch",) + (None,) * (x.ndim - 1), x.shape)), tree)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch_parts(self) -> int:
+        """How many ways rows are split."""
+        return math.prod(self.mesh.shape[axis] for axis in dict(self.rules).get("batch", ()))
+
+
+def make_layout(mesh: config_lib.Mesh, devices=None) -> Layout:
+    """The layout of a mesh config on the devices there are; InputError if the sizes do not multiply to their number."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [mesh.data, mesh.fsdp, mesh.tensor]
+    if -1 in sizes:
+        rest = -math.prod(sizes)
+        sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
+    if math.prod(sizes) != len(devices):
+        raise InputError(f"config.mesh: data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not multiply to the {len(devices)} devices here; "
+                         f"set sizes whose product is {len(devices)}, or one of them to -1")
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    return Layout(jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices), mesh.rules)

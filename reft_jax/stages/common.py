@@ -1,0 +1,154 @@
+"""What every stage needs: the run's parts in one record, keys, batches, the starting parameters, and when to stop."""
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reft_jax import checkpoint, models, steps
+from reft_jax.config import Config
+from reft_jax.data import batching
+from reft_jax.data.records import Splits
+from reft_jax.errors import InputError, Preempted, RunError
+from reft_jax.metrics import write_json
+from reft_jax.sharding import Layout
+from reft_jax.types import Prompts
+
+SAMPLE, PERMUTE, DROPOUT, INIT = range(4)  # streams of random numbers
+
+
+class Stop:
+    """Set by SIGTERM and Ctrl-C; the loops look at it between steps. A second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def listen(self):
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, number, frame):
+        del frame
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: the checked config, its folder, the model, the tokenizer and the data."""
+
+    config: Config
+    workdir: pathlib.Path
+    model: models.Model
+    tokenizer: object  # a transformers fast tokenizer
+    splits: Splits
+    stop: Stop
+
+    @property
+    def layout(self) -> Layout:
+        return self.model.layout
+
+    def folder(self, stage: str) -> pathlib.Path:
+        return self.workdir / stage
+
+    def done(self, stage: str) -> bool:
+        return (self.folder(stage) / "DONE").exists()
+
+    def finish(self, stage: str, **facts):
+        """Marks a stage as finished; `facts` say what it chose."""
+        write_json(self.folder(stage) / "DONE", facts)
+
+    def facts(self, stage: str) -> dict:
+        return json.loads((self.folder(stage) / "DONE").read_text())
+
+    def stop_if_asked(self, save=None):
+        """Raises Preempted after `save()` if a signal came."""
+        if self.stop.requested:
+            if save is not None:
+                save()
+            raise Preempted
+
+
+def key_of(seed: int, name: str, step: int, stream: int) -> jax.Array:
+    """The key of a stream at a step: a function of its arguments alone, so that nothing random need be saved."""
+    root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(jax.random.fold_in(root, step), stream)
+
+
+def make_prompts(run: Run, encoded, rows) -> Prompts:
+    """The prompts of those rows on the mesh, left-padded to the bucket of the longest."""
+    tokens = [encoded[i].prompt for i in rows]
+    length = batching.bucket(max(map(len, tokens)), run.config.data.prompt_buckets)
+    padded, mask = batching.pad_left(tokens, length, run.tokenizer.pad_token_id)
+    return run.layout.batch(Prompts(padded, mask, np.asarray(rows, np.int32)))
+
+
+def initial_params(run: Run, source: str) -> dict:
+    """The decoder's parameters that `init_from` names, on the mesh; a value head comes along if the source has one."""
+    if source == "random":
+        return models.init(run.model, key_of(run.config.seed, "init", 0, INIT))
+    if source in dict(run.config.stages):
+        return _read(run, checkpoint.selected(run.folder(source)), source)
+    if (folder := models.resolve(source)) is not None:
+        model, params = models.load_hf(folder, param_dtype=run.model.param_dtype, compute_dtype=run.model.compute_dtype,
+                                       shardings=steps.param_shardings(run.model, models.shapes(run.model)))
+        if model.arch != run.model.arch:
+            raise InputError(f"init_from={source}: {differing(model.arch, run.model.arch)} between its config.json and config.model")
+        return params
+    if (folder := checkpoint.locate(source)) is not None:
+        return _read(run, folder, source)
+    raise InputError(f"init_from={source!r}: it is none of: random, a stage ({', '.join(n for n, _ in run.config.stages)}), a Hugging Face directory, "
+                     f"a shipped model ({', '.join(sorted(p.name for p in models.hf.SHIPPED.iterdir() if p.is_dir()))}), a checkpoint directory")
+
+
+def _read(run: Run, folder: pathlib.Path, source: str) -> dict:
+    stored = checkpoint.shapes(folder)
+    ours = dict(models.shapes(run.model))
+    if "value_head" in stored:
+        ours["value_head"] = stored["value_head"]
+    if jax.tree.map(lambda x: x.shape, stored) != jax.tree.map(lambda x: x.shape, ours):
+        raise InputError(f"init_from={source}: the parameters in {folder} have other shapes than config.model describes")
+    return checkpoint.read_params(folder, steps.param_shardings(run.model, ours))
+
+
+def differing(a, b) -> str:
+    """The fields in which two dataclasses of a kind differ, for messages."""
+    return ", ".join(f"{f.name} ({getattr(a, f.name)!r} and {getattr(b, f.name)!r})" for f in dataclasses.fields(a)
+                     if getattr(a, f.name) != getattr(b, f.name)) + " differ"
+
+
+def num_steps(epochs: float, batch_size: int, num_records: int) -> int:
+    """Steps that see num_records epochs times."""
+    return max(math.ceil(epochs * num_records / batch_size - 1e-9), 1)
+
+
+def crossed(step: int, every_epochs: float, batch_size: int, num_records: int) -> bool:
+    """Whether a multiple of every_epochs was reached by step `step` (from 1) and not by the one before; 0 = never."""
+    if not every_epochs:
+        return False
+    count = [math.floor(s * batch_size / (num_records * every_epochs) + 1e-9) for s in (step - 1, step)]
+    return count[1] > count[0]
+
+
+def check_finite(name: str, step: int, metrics: dict):
+    """Stops a run whose loss or gradient is no longer a number, before it is saved."""
+    for key in ("sft/loss", "ppo/loss", "grad/norm"):
+        if key in metrics and not math.isfinite(metrics[key]):
+            raise RunError(f"{name}: {key} is {metrics[key]} at step {step}; the last checkpoint is from before. "
+                               "Lower optim.lr, or look at the step's samples")
+
+
+def host(metrics: dict) -> dict:
+    """Device scalars as floats, in one transfer."""
+    return {key: float(value) for key, value in jax.device_get(metrics).items()}
+
+
+def memory_copy(params):
+    """A copy that outlives the donation of the original."""
+    return jax.tree.map(jnp.copy, params)

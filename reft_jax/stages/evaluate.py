@@ -1,0 +1,112 @@
+"""Evaluation of finished checkpoints: greedy accuracy on dev and test, and voting and pass@k from stored samples.
+
+Every response is kept in <label>/predictions.jsonl, every figure in results.json, label by label, so that a killed
+evaluation goes on with the next label.
+"""
+import json
+
+from reft_jax import evaluation, steps
+from reft_jax.config import Evaluate, Sampling
+from reft_jax.metrics import Progress, table, write_json, write_text
+from reft_jax.rewards import answer
+from reft_jax.rewards.score import answer_kind
+from reft_jax.stages import common
+
+
+def run(name: str, stage: Evaluate, run: common.Run):
+    for label, source in stage.checkpoints:
+        results = read_results(run)
+        if label not in results["stages"]:
+            results["stages"][label] = evaluate(run, stage, label, source)
+            write_json(run.workdir / "results.json", results)
+        run.stop_if_asked()
+    run.finish(name)
+    print(results_table(read_results(run), stage.num_samples))
+
+
+def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
+    data, tokenizer = run.config.data, run.tokenizer
+    stages = dict(run.config.stages)
+    purpose = "reft" if source in stages and stages[source].kind == "reft" else "evaluate"
+    params = common.initial_params(run, source)
+    facts = run.facts(source) if source in stages else {}
+
+    def sampler(sampling, num_samples):
+        return steps.make_sampler(run.model, sampling, max_new=data.max_response, eos_ids=(tokenizer.eos_token_id,),
+                                  pad_id=tokenizer.pad_token_id, num_samples=num_samples)
+
+    result, lines = {}, []
+    key = common.key_of(run.config.seed, "evaluate", 0, common.SAMPLE)
+    greedy = sampler(Sampling(0.0, 0, 1.0), 1)
+    for split, records in (("dev", run.splits.dev), ("test", run.splits.test)):
+        if not records:
+            continue
+        questions = evaluation.ask(run, records, purpose)
+        texts, grades = answer_all(run, f"{label}: greedy {split}", greedy, params, questions, stage.batch_size, key)
+        summary = evaluation.greedy_summary(questions, grades)
+        lines += predictions(questions, texts, grades, split=split, mode="greedy")
+        result = result | ({"dev": summary} if split == "dev" else summary)
+    if stage.num_samples and run.splits.test:
+        k = stage.num_samples
+        questions = evaluation.ask(run, run.splits.test, purpose, stage.num_questions)
+        texts, grades = answer_all(run, f"{label}: {k} samples", sampler(stage.sampling, k), params, questions,
+                                   max(stage.batch_size // k, 1), key, k)
+        kind = answer_kind(data.name)
+
+        def matches(i, vote):
+            return vote is not None and answer.equal(vote, answer.canonical(questions.fitted.records[i].answer, kind=kind), kind=kind)
+
+        result |= evaluation.sampled_summary(questions, grades, matches, k)
+        lines += predictions(questions, texts, grades, split="test", mode="sampled")
+    folder = run.folder(label)
+    folder.mkdir(exist_ok=True)
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return {"source": source, **result, "selected_on": facts.get("selected_on"), "step": facts.get("selected_step"),
+            "epoch": facts.get("selected_epoch"), "matcher": data.matcher}
+
+
+def answer_all(run, title, sampler, params, questions, batch_size, key, num_samples=1):
+    """(texts, grades) of all questions, with a progress line; a stop that was asked for is obeyed between batches."""
+    bar = Progress(title, len(questions.fitted.records), 0, unit="question")
+
+    def each_batch(done):
+        bar.update(done)
+        run.stop_if_asked()
+
+    texts = evaluation.respond(run, sampler, params, questions, batch_size, key, num_samples, each_batch)
+    bar.close()
+    return texts, evaluation.mark(run, questions, texts)
+
+
+def predictions(questions, texts, grades, *, split: str, mode: str) -> list[dict]:
+    """One line per response, the questions that were too long to ask included."""
+    lines = [{"item_id": record.item_id, "k": k, "response": text, "extracted": grade.extracted, "status": grade.status,
+              "gold": record.answer, "split": split, "mode": mode}
+             for record, row, marks in zip(questions.fitted.records, texts, grades, strict=True)
+             for k, (text, grade) in enumerate(zip(row, marks, strict=True))]
+    return lines + [{"item_id": left.item_id, "k": 0, "response": None, "extracted": None, "status": "too_long", "gold": None, "split": split, "mode": mode}
+                    for left in questions.fitted.too_long]
+
+
+def read_results(run: common.Run) -> dict:
+    path = run.workdir / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {"seed": run.config.seed, "data": run.config.data.name, "cot": run.config.data.cot, "stages": {}}
+
+
+def results_table(results: dict, k: int) -> str:
+    """The terminal table: percentages, with 95 % intervals for the greedy accuracies."""
+
+    def percent(result, name):
+        return f"{100 * result[name]:.1f}" if name in result else "-"
+
+    header = ["", "test greedy %", "95 % interval", "dev %", *([f"avg@{k}", f"vote@{k}", f"pass@{k}"] if k else []), "selected", "epoch"]
+    rows = []
+    for label, result in results["stages"].items():
+        low, high = result.get("ci95", (None, None))
+        interval = "-" if low is None else f"{100 * low:.1f}-{100 * high:.1f}"
+        dev = percent(result["dev"], "accuracy") if "dev" in result else "-"
+        sampled = [percent(result, f"{name}@{k}") for name in ("avg", "maj", "pass")] if k else []
+        chosen = f"best on {result['selected_on']}" if result["selected_on"] else "last" if result["step"] is not None else "-"
+        epoch = "-" if result["epoch"] is None else f"{result['epoch']:.1f}"
+        rows.append([label, percent(result, "accuracy"), interval, dev, *sampled, chosen, epoch])
+    return table(header, rows)

@@ -1,0 +1,113 @@
+"""Supervised fine-tuning on (question, CoT): ReFT's warm-up, the SFT baseline, and pretraining from scratch (section 3.1).
+
+With `continue_run` the stage goes on with an earlier sft stage's optimizer and data order, so that a warm-up and the
+baseline that continues it are one run: the paper's warm-up is an early checkpoint of the full SFT run.
+"""
+import time
+
+import numpy as np
+
+from reft_jax import checkpoint, evaluation, steps
+from reft_jax.config import SFT, Sampling
+from reft_jax.data import batching
+from reft_jax.metrics import Lines, Progress
+from reft_jax.optim import make_optimizer
+from reft_jax.stages import common
+from reft_jax.types import Prompts, SFTBatch, TrainState
+
+
+def make_batch(run, encoded, rows) -> SFTBatch:
+    """Prompts left-padded and targets right-padded, each to the bucket of its longest."""
+    data, pad = run.config.data, run.tokenizer.pad_token_id
+    prompts, targets = [encoded[i].prompt for i in rows], [encoded[i].response for i in rows]
+    prompt_tokens, prompt_mask = batching.pad_left(prompts, batching.bucket(max(map(len, prompts)), data.prompt_buckets), pad)
+    tokens, mask = batching.pad_right(targets, batching.bucket(max(map(len, targets)), data.response_buckets), pad)
+    return run.layout.batch(SFTBatch(Prompts(prompt_tokens, prompt_mask, np.asarray(rows, np.int32)), tokens, mask))
+
+
+def run(name: str, stage: SFT, run: common.Run):
+    seed, size, data = run.config.seed, stage.batch_size, run.config.data
+    train = batching.fit(run.tokenizer, run.splits.train, data, purpose="sft")
+    num = len(train.records)
+    num_steps = common.num_steps(stage.epochs, size, num)
+    total = common.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
+    tx = make_optimizer(stage.optim, total)
+
+    state = steps.init_state(run.model, tx, common.initial_params(run, stage.init_from))
+    checkpoints = checkpoint.Checkpoints(run.folder(name))
+    progress = {"best_step": None, "best_accuracy": -1.0}
+    if (start := checkpoints.latest()) is not None:
+        state, progress = checkpoints.restore(start, state)
+    elif stage.continue_run:
+        earlier = checkpoint.Checkpoints(run.folder(stage.init_from))
+        start = earlier.latest()
+        state, _ = earlier.restore(start, state)
+        earlier.close()
+    else:
+        start = 0
+    train_step = steps.make_sft_step(run.model, tx, state.params, dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
+    check = make_check(run, stage, "evaluate")
+
+    lines = Lines(run.folder(name) / "metrics.jsonl", after_step=start)
+    bar = Progress(name, num_steps, start)
+    for step in range(start + 1, num_steps + 1):
+        began = time.monotonic()
+        rows = batching.batch_indices(seed, step - 1, size, num)
+        state, metrics = train_step(state, make_batch(run, train.encoded, rows), common.key_of(seed, "sft", step, common.DROPOUT))
+
+        last = step == num_steps
+        checked = last or common.crossed(step, stage.eval_every, size, num)
+        logged = checked or step % stage.log_every == 0
+        saved = checked or step % stage.save_every == 0
+        if logged or saved:
+            metrics = common.host(metrics) | {"time/update_s": time.monotonic() - began}
+            common.check_finite(name, step, metrics)
+        if checked:
+            metrics |= check(state)
+            select(progress, step, metrics, stage)
+        if logged:
+            lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
+            bar.update(step, loss=f"{metrics['sft/loss']:.3f}")
+        if saved:
+            checkpoints.save(step, state, progress)
+        run.stop_if_asked(lambda step=step: checkpoints.save(step, state, progress))
+
+    finish(run, name, stage, checkpoints, progress, num_steps, num_steps * size / num)
+    for closable in (bar, lines, checkpoints):
+        closable.close()
+
+
+# ------------------------------------------------------------------ choosing a checkpoint, also for reft
+
+
+def make_check(run, stage, purpose: str):
+    """state -> {"eval/dev_accuracy": ...}: greedy accuracy on the split that the stage selects on; {} where it has no questions."""
+    split = {"dev": run.splits.dev, "test": run.splits.test}[stage.select_on]
+    if not split:
+        return lambda state: {}
+    questions = evaluation.ask(run, split, purpose)
+    greedy = steps.make_sampler(run.model, Sampling(0.0, 0, 1.0), max_new=run.config.data.max_response,
+                                eos_ids=(run.tokenizer.eos_token_id,), pad_id=run.tokenizer.pad_token_id)
+
+    def check(state: TrainState) -> dict:
+        began = time.monotonic()
+        key = common.key_of(run.config.seed, "check", 0, common.SAMPLE)  # greedy: any key will do
+        texts = evaluation.respond(run, greedy, state.params, questions, stage.eval_batch_size, key)
+        grades = evaluation.mark(run, questions, texts)
+        return {f"eval/{stage.select_on}_accuracy": evaluation.accuracy(questions, grades), "time/eval_s": time.monotonic() - began}
+
+    return check
+
+
+def select(progress: dict, step: int, metrics: dict, stage):
+    """Remembers the best checked step so far (the first of equals)."""
+    accuracy = metrics.get(f"eval/{stage.select_on}_accuracy")
+    if accuracy is not None and accuracy > progress["best_accuracy"]:
+        progress |= {"best_step": step, "best_accuracy": accuracy}
+
+
+def finish(run, name, stage, checkpoints, progress, step, epochs):
+    best = stage.select == "best" and progress["best_step"] is not None
+    chosen = progress["best_step"] if best else step
+    run.finish(name, last_step=step, epochs=epochs, selected_step=chosen, selected_epoch=epochs * chosen / step,
+               selected_on=stage.select_on if best else None, best_accuracy=progress["best_accuracy"] if best else None)

@@ -1,0 +1,186 @@
+"""The jitted steps: the only place that calls jax.jit on a training or sampling loop's work.
+
+Each `make_*` returns one function that is compiled once per shape (lengths come in buckets). States are donated; keys
+are folded from (seed, step) by the caller; everything is placed by the model's layout.
+"""
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reft_jax import masked, models
+from reft_jax.losses import ppo as ppo_losses
+from reft_jax.losses.advantages import gae
+from reft_jax.losses.sft import sft_loss
+from reft_jax.sampling import decode
+from reft_jax.types import PPOBatch, Rollout, TrainState
+
+
+def response_states(model, params, prompts, tokens, mask, *, rate=0.0, key=None):
+    """[B, R, D]: the state that emits each response token. The one place where tokens and states are shifted by one.
+
+    tokens i32[B, R] follow the left-padded prompts; mask bool[B, R].
+    """
+    everything = jnp.concatenate([prompts.tokens, tokens], axis=1)
+    real = jnp.concatenate([prompts.mask, mask], axis=1)
+    hidden, _ = models.forward(model, params, everything, models.positions_of(real), real, rate=rate, key=key)
+    first = prompts.tokens.shape[1] - 1
+    return hidden[:, first: first + tokens.shape[1]]
+
+
+# ------------------------------------------------------------------ state
+
+
+def param_axes(model, params) -> dict:
+    """Logical axis names of a parameter tree, value head included if it has one."""
+    names = models.axes(model)
+    if "value_head" in params:
+        names = names | {"value_head": models.value_axes("bias" in params["value_head"])}
+    return names
+
+
+def param_shardings(model, params):
+    return model.layout.tree(params, param_axes(model, params))
+
+
+def state_shardings(model, tx, params) -> TrainState:
+    """Shardings of a TrainState: the optimizer's moments lie where their parameters do, scalars everywhere."""
+    places = param_shardings(model, params)
+    opt_state = jax.eval_shape(tx.init, params)
+    opt_places = optax.tree_utils.tree_map_params(tx, lambda _, place: place, opt_state, places,
+                                                  transform_non_params=lambda _: model.layout.replicated)
+    return TrainState(model.layout.replicated, places, opt_places)
+
+
+def init_state(model, tx, params) -> TrainState:
+    """A fresh TrainState around params (copied: states are donated, and a caller may keep the params as reference)."""
+
+    def make(params):
+        return TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
+
+    return jax.jit(make, out_shardings=state_shardings(model, tx, params))(params)
+
+
+# ------------------------------------------------------------------ updates
+
+
+def accumulated_grads(loss_fn, params, batch, num_parts: int, reduce: str):
+    """(grads, metrics) of loss_fn(params, part, part_index) -> (loss, metrics) over the batch, num_parts rows-slices at a time.
+
+    Each part's loss is a mean over its tokens or rows; weighting it by their number gives the full batch's for any split.
+    """
+    if num_parts == 1:
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, 0)
+        return grads, metrics
+    parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    count = parts.mask.sum((1, 2)) if reduce == "token" else parts.mask.any(2).sum(1)
+    weights = count.astype(jnp.float32) / jnp.maximum(count.sum(), 1).astype(jnp.float32)
+
+    def add(total, xs):
+        part, weight, index = xs
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, index)
+        return jax.tree.map(lambda t, g: t + weight * g.astype(jnp.float32), total, grads), metrics
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    grads, metrics = jax.lax.scan(add, zeros, (parts, weights, jnp.arange(num_parts)))
+    combined = {key: x.max() if key == "ppo/ratio_error" else (weights * x).sum() for key, x in metrics.items()}
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), combined
+
+
+def _apply(tx, state: TrainState, grads, metrics):
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix types
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics | {"grad/norm": optax.global_norm(grads), "params/norm": optax.global_norm(params)}
+    return state.replace(params=params, opt_state=opt_state), metrics
+
+
+def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce: str):
+    """(state, SFTBatch, key) -> (state, metrics): one update of section 3.1."""
+
+    def loss_fn(params, batch, part, key):
+        rate_key = jax.random.fold_in(key, part)
+        hidden = response_states(model, params, batch.prompts, batch.tokens, batch.mask, rate=dropout, key=rate_key)
+        logp, _ = models.token_logp(model, params, hidden, batch.tokens)
+        return sft_loss(logp, batch.mask, reduce=reduce)
+
+    def step(state, batch, key):
+        grads, metrics = accumulated_grads(functools.partial(loss_fn, key=key), state.params, batch, accumulate, reduce)
+        state, metrics = _apply(tx, state, grads, metrics)
+        return state.replace(step=state.step + 1), metrics
+
+    out = (state_shardings(model, tx, params), model.layout.replicated)
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def make_ppo_step(model, tx, params, ppo):
+    """(state, PPOBatch, rows i32[minibatch]) -> (state, metrics): one update on those rows."""
+
+    def loss_fn(params, batch, part):
+        hidden = response_states(model, params, batch.prompts, batch.tokens, batch.mask)
+        logp, _ = models.token_logp(model, params, hidden, batch.tokens)
+        return ppo_losses.ppo_loss(logp, models.values(params, hidden), batch, clip=ppo.clip, value_clip=ppo.value_clip,
+                                   value_coef=ppo.value_coef, reduce=ppo.reduce)
+
+    def step(state, batch, rows):
+        minibatch = jax.tree.map(lambda x: model.layout.constrain(x[rows], "batch", *(None,) * (x.ndim - 1)), batch)
+        grads, metrics = accumulated_grads(loss_fn, state.params, minibatch, ppo.accumulate, ppo.reduce)
+        return _apply(tx, state, grads, metrics)
+
+    out = (state_shardings(model, tx, params), model.layout.replicated)
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+# ------------------------------------------------------------------ sampling, scoring, advantages
+
+
+def make_sampler(model, sampling, *, max_new: int, eos_ids: tuple[int, ...], pad_id: int, num_samples: int = 1):
+    """(params, Prompts, key) -> Sample of B * num_samples rows."""
+    return jax.jit(functools.partial(
+        decode.sample, model, max_new=max_new, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+        eos_ids=eos_ids, pad_id=pad_id, num_samples=num_samples))
+
+
+def make_score(model):
+    """(params, ref_params, Prompts, tokens, mask) -> (logp, ref_logp, values, entropy), each f32[B, R].
+
+    The training forward without dropout: old log-probs and values are recomputed with it (section 4 of the recipe).
+    """
+
+    def score(params, ref_params, prompts, tokens, mask):
+        hidden = response_states(model, params, prompts, tokens, mask)
+        logp, entropy = models.token_logp(model, params, hidden, tokens)
+        ref_hidden = response_states(model, ref_params, prompts, tokens, mask)
+        ref_logp, _ = models.token_logp(model, ref_params, ref_hidden, tokens)
+        return logp, ref_logp, models.values(params, hidden), entropy
+
+    return jax.jit(score)
+
+
+def make_advantages(ppo):
+    """Rollout -> (PPOBatch, metrics): KL-penalised rewards, GAE, whitening over the whole batch."""
+
+    def advantages(rollout: Rollout):
+        mask = rollout.sample.mask
+        rewards = ppo_losses.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coef=ppo.kl_coef)
+        adv, returns = gae(rewards, rollout.values, mask, gamma=ppo.gamma, lam=ppo.lam)
+        kl = masked.total(rollout.logp - rollout.ref_logp, mask, axis=1)
+        gap = jnp.where(mask, jnp.abs(rollout.sample.logp - rollout.logp), 0.0)
+        metrics = {
+            "reward/mean": rollout.score.mean(),
+            "reward/with_kl": masked.total(rewards, mask, axis=1).mean(),
+            "kl/mean": kl.mean(),
+            "entropy/mean": masked.mean(rollout.entropy, mask),
+            "ppo/explained_variance": ppo_losses.explained_variance(rollout.values, returns, mask),
+            "ppo/adv_std": jnp.sqrt(masked.var(adv, mask)),
+            "value/mean": masked.mean(rollout.values, mask),
+            "sample/logp_gap_max": gap.max(),
+        }
+        adv = masked.whiten(adv, mask) if ppo.whiten else adv
+        batch = PPOBatch(rollout.prompts, rollout.sample.tokens, mask, rollout.logp, rollout.values, adv, returns)
+        return batch, metrics, kl
+
+    return jax.jit(advantages)
+
+

@@ -1,0 +1,45 @@
+"""The package: what it needs at run time, and the extras for tests, TPUs and GPUs.
+
+Here stand the lowest versions that are known to work; `launch/constraints.txt` holds the exact ones that the project
+is tested with.  By hand, in an environment of your own:
+
+    pip install -c launch/constraints.txt -e '.[test]'     # or [gpu], [tpu], several: '.[gpu,test]'
+"""
+
+from setuptools import find_packages, setup
+
+RUN_TIME = [
+    "absl-py>=2.1",
+    "flax>=0.12.8",
+    "jax>=0.10.2",
+    "matplotlib>=3.9",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "safetensors>=0.5",
+    "sympy>=1.13",
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+    "transformers>=5.0",
+]
+
+EXTRAS = {
+    "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.9"],
+    # A second opinion on whole models, used by tests only; they skip themselves where it is not installed.
+    "parity": ["torch>=2.9"],
+    "gpu": ["jax[cuda12]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+}
+
+setup(
+    name="reft_jax",
+    version="0.1.0",
+    description="Reinforced fine-tuning (ReFT) of language models for reasoning, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["reft_jax", "reft_jax.*"]),
+    package_data={"reft_jax": ["assets/**/*"]},
+    install_requires=RUN_TIME,
+    extras_require=EXTRAS,
+)

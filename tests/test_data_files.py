@@ -1,0 +1,407 @@
+"""Reading data sets: right records from both file forms, one message naming file:line for each thing that can be wrong."""
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+from reft_jax import data as datasets
+from reft_jax.data import arithmetic, files, gsm8k, mathqa, prompts, svamp
+from reft_jax.data.records import Record
+from reft_jax.errors import InputError
+from tests.tiny import shared_data
+
+PROGRAM = 'def solution():\n    """How many?"""\n    return 3'
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The fields of config.data that this module reads."""
+
+    name: str = "svamp"
+    cot: str = "nl"
+    source: str = "files"
+    train_file: str = ""
+    test_file: str = ""
+    seed: int = 42
+    num_train: int = 0
+    num_test: int = 0
+    dev_size: int = 0
+    annotations: str = "diverse"
+    docstring: bool = True
+    calculator_marks: str = "strip"
+
+
+def row(i=0, **changes):
+    made = {
+        "item_id": f"svamp_{i}",
+        "question": f"How many {i}?",
+        "answer_cot": f"There are {i}.",
+        "answer_value": f"{i}.0",
+    }
+    made.update(changes)
+    return {key: value for key, value in made.items() if value is not None}
+
+
+def write(path, rows, **how):
+    path.write_text(json.dumps(rows, **how), encoding="utf-8")
+    return path
+
+
+def message(call, *args, **kwargs):
+    """The one message of the InputError that the call must raise."""
+    with pytest.raises(InputError) as caught:
+        call(*args, **kwargs)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# Reading
+
+
+def test_record_of_the_authors_form_is_taken_as_it_stands(tmp_path):
+    path = write(
+        tmp_path / "a.json",
+        [row(7, question=" Wie viele Äpfel\u2028 🍎 ? ", answer_cot="Zwölf.\n\nThe answer is <7>.")],
+    )
+    (record,) = svamp.read(path, cot="nl")
+    assert record == Record("svamp_7", " Wie viele Äpfel\u2028 🍎 ? ", "Zwölf.\n\nThe answer is <7>.", "7.0", "nl")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_list_and_lines_in_every_encoding_give_the_same_records(tmp_path, indent, ascii_only, mark, line_end):
+    rows = [row(0), row(1, question="½ of 4\u2028é?"), row(2)]
+    as_list = json.dumps(rows, indent=indent, ensure_ascii=ascii_only)
+    as_lines = "\n\n".join(json.dumps(r, ensure_ascii=ascii_only) for r in rows) + "\n"
+    for name, text in (("list", as_list), ("lines", as_lines)):
+        (tmp_path / name).write_bytes((mark + text.replace("\n", line_end)).encode())
+    expected = tuple(Record(r["item_id"], r["question"], r["answer_cot"], r["answer_value"], "nl") for r in rows)
+    assert svamp.read(tmp_path / "list", cot="nl") == expected
+    assert svamp.read(tmp_path / "lines", cot="nl") == expected
+
+
+def test_test_split_has_no_cot_even_where_the_file_has(tmp_path):
+    path = write(tmp_path / "a.json", [row(0), row(1, answer_cot=None), row(2, answer_cot=5)])
+    assert [r.cot for r in svamp.read(path, cot="program", split="test")] == ["", "", ""]
+    assert {r.kind for r in svamp.read(path, cot="program", split="test")} == {"program"}
+
+
+@pytest.mark.parametrize(
+    "value,expected",
+    [
+        ("2,125", "2125"),
+        ("-1,450,000.5", "-1450000.5"),
+        ("203.0", "203.0"),
+        (" 5 ", "5"),
+        (72, "72"),
+        (-0.5, "-0.5"),
+        ("1/2", "1/2"),
+    ],
+)
+def test_gold_numbers(value, expected):
+    assert files.parse_number("f:1", value) == expected
+
+
+@pytest.mark.parametrize(
+    "value", ["", "a", "12,34", "1/0", "nan", "inf", "1e999", float("nan"), True, None, [1], "5 apples", "٣"]
+)
+def test_gold_that_is_no_number_is_refused(value):
+    assert message(files.parse_number, "f.json:12", value).startswith("f.json:12: answer_value is ")
+
+
+def test_gold_choices_are_lower_case_letters():
+    assert files.parse_choice("f:1", " C") == "c"
+    for value in ("f", "38.0", "ab", "", 3, None):
+        assert "mathqa-numeric" in message(files.parse_choice, "f:1", value)
+
+
+# Bad files: where and what
+
+
+def test_each_bad_field_is_named_with_the_line_its_record_begins_at(tmp_path):
+    cases = [
+        (row(1, question=None), "the record has no field 'question', only 'item_id', 'answer_cot', 'answer_value'"),
+        (row(1, question=5), "question is number 5; a text is expected"),
+        (row(1, question=" \n"), "question is empty"),
+        (row(1, question="a\ud800b"), "question holds half of a surrogate pair"),
+        (row(1, answer_cot=None), "the record has no field 'answer_cot'"),
+        (row(1, answer_cot=""), "answer_cot is empty"),
+        (row(1, answer_value=None), "the record has no field 'answer_value'"),
+        (row(1, answer_value="none"), 'answer_value is text "none"; a number is expected'),
+        (row(1, item_id=None), "the record has no field 'item_id'"),
+        (row(1, item_id=True), "item_id is true/false true; a text is expected"),
+        (row(1, item_id="svamp_0"), "item_id 'svamp_0' stands at"),
+        (row(1, answer_cot=PROGRAM), "answer_cot is a program, but config.data.cot='nl'"),
+        ([1, 2], "a record is list [1, 2]"),
+        (None, "a record is null null"),
+    ]
+    for bad, problem in cases:
+        path = write(tmp_path / "a.json", [row(0), bad, row(2)], indent=2)  # a record takes 6 lines after the "["
+        assert message(svamp.read, path, cot="nl").startswith(f"{path}:8: {problem}")
+        path.write_text("\n".join(json.dumps(r) for r in [row(0), row(3), bad]))
+        assert message(svamp.read, path, cot="nl").startswith(f"{path}:3: {problem}")
+
+
+@pytest.mark.parametrize(
+    "text,line,problem",
+    [
+        ('[\n{"a": 1},\n{"a": }\n]', 3, "Expecting value"),
+        ('[\n{"a": 1}\n\n{"a": 2}]', 4, "expected ',' or ']' after a record"),
+        ('[\n{"a": 1},\n]', 3, "Expecting value"),
+        ('[\n{"a": 1},\n{"a": 1}', 3, "is the file cut off?"),
+        ('[\n{"a": "b', 2, "Unterminated string"),
+        ('[{"a": 1}]\n]', 2, "something follows the end of the list"),
+        ('[{"a": "b\nc"}]', 1, "Invalid control character"),
+        ('{"a": 1}\n{"a": 1,\n{"a": 1}', 2, "Expecting property name"),
+        ('{"a": 1}\n\n{"a": 1} {"a": 2}', 3, "something follows the line's object"),
+        ('{\n"a": 1\n}', 1, "Expecting property name"),
+        ('{"a": ' + "1" * 5000 + "}", 1, "Exceeds the limit"),
+        ("<html>", 1, "Expecting value"),
+    ],
+)
+def test_malformed_json_is_named_by_line(tmp_path, text, line, problem):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    said = message(files.read_objects, path)
+    assert said.startswith(f"{path}:{line}: malformed JSON at column ") and problem in said
+
+
+def test_endless_nesting_is_a_message_not_a_crash(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[" * 200_000)
+    assert message(files.read_objects, path).startswith(f"{path}:1: malformed JSON")
+
+
+def test_files_that_are_absent_empty_or_not_text(tmp_path):
+    path = tmp_path / "a.json"
+    assert f"cannot read the data file {path}: No such file" in message(files.read_objects, path)
+    assert "Is a directory" in message(files.read_objects, tmp_path)
+    for text in ("", "\n \r\n", "\ufeff"):
+        path.write_text(text, encoding="utf-8")
+        assert f"{path}:1: the file is empty" in message(files.read_objects, path)
+    path.write_text("[\n]")
+    assert f"{path}:1: the data set is empty" in message(files.read_objects, path)
+    path.write_bytes(b'[\n{"a": "\xff"}]')
+    assert f"{path}:2: not UTF-8 (byte 0xff)" in message(files.read_objects, path)
+
+
+def test_a_file_of_reasoning_is_not_read_as_programs(tmp_path):
+    path = write(tmp_path / "a.json", [row(0)])
+    assert "config.data.cot='nl'" in message(svamp.read, path, cot="program")
+    assert "legal are 'program' and 'nl'" in message(svamp.read, path, cot="python")
+    path = write(tmp_path / "a.json", [row(0, answer_cot="def solution():\n  return 3")])
+    assert "indented by four spaces" in message(svamp.read, path, cot="program")
+
+
+def test_mathqa_letters_and_numbers_are_told_apart(tmp_path):
+    path = write(tmp_path / "a.json", [row(0, answer_value="B")])
+    assert mathqa.read(path, cot="nl")[0].answer == "b"
+    assert "a number is expected" in message(mathqa.read, path, cot="nl", numeric=True)
+    path = write(tmp_path / "a.json", [row(0, answer_value="38.0")])
+    assert mathqa.read(path, cot="nl", numeric=True)[0].answer == "38.0"
+    assert "mathqa-numeric" in message(mathqa.read, path, cot="nl")
+
+
+# GSM8K's original form
+
+ORIGINAL = {
+    "question": "Q?",
+    "answer": "Half: 48/2 = <<48/2=24>>24.\nAll: $<<1000+125=1125>>1,125 #### so.\n#### 1,125",
+}
+
+
+def test_gsm8k_original_records(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in (ORIGINAL, ORIGINAL)))
+    stripped = "Half: 48/2 = 24.\nAll: $1,125 #### so."
+    assert gsm8k.read(path, cot="nl") == tuple(Record(f"gsm8k_{i}", "Q?", stripped, "1125", "nl") for i in (0, 1))
+    assert "<<48/2=24>>24" in gsm8k.read(path, cot="nl", calculator_marks="keep")[0].cot
+    assert [(r.cot, r.answer) for r in gsm8k.read(path, cot="program", split="test")] == [("", "1125")] * 2
+    assert "hold no programs" in message(gsm8k.read, path, cot="program")
+    assert "legal are 'strip' and 'keep'" in message(gsm8k.read, path, cot="nl", calculator_marks="drop")
+
+
+@pytest.mark.parametrize(
+    "answer,problem",
+    [
+        ("It is 72.", "'#### 72' is expected"),
+        ("x\n#### many", "the number after '####' is text"),
+        ("#### 72", "no reasoning"),
+        (7, "answer is number 7"),
+    ],
+)
+def test_gsm8k_original_mistakes(tmp_path, answer, problem):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(ORIGINAL) + "\n" + json.dumps({"question": "Q?", "answer": answer}))
+    said = message(gsm8k.read, path, cot="nl")
+    assert said.startswith(f"{path}:2: ") and problem in said
+
+
+def test_gsm8k_reads_the_authors_form_too(tmp_path):
+    path = write(tmp_path / "a.json", [row(0, answer_cot=PROGRAM)])
+    assert gsm8k.read(path, cot="program") == svamp.read(path, cot="program")
+
+
+# load
+
+
+def test_dev_cut_is_stable_and_keeps_equal_questions_together():
+    records = [Record(f"r_{i}", f"How  many {i // 2 if i < 40 else i}?", "c", "1", "nl") for i in range(200)]
+    records[1] = dataclasses.replace(records[1], question="how many 0?")  # equal but for case and spacing
+    train, dev = datasets.cut_dev(records, 50, seed=1)
+    assert len(dev) == 50 and sorted(train + dev, key=records.index) == records
+    assert not {" ".join(r.question.lower().split()) for r in train} & {
+        " ".join(r.question.lower().split()) for r in dev
+    }
+    shuffled = random.Random(0).sample(records, len(records))
+    again_train, again_dev = datasets.cut_dev(shuffled, 50, seed=1)
+    assert set(again_dev) == set(dev) and list(again_dev) == [r for r in shuffled if r in set(dev)]
+    assert set(again_train) == set(train)
+    assert set(datasets.cut_dev(records, 50, seed=2)[1]) != set(dev)
+    grown = [*records, Record("r_new", "Something else?", "c", "1", "nl")]
+    assert len(set(datasets.cut_dev(grown, 50, seed=1)[1]) & set(dev)) >= 48
+    assert datasets.cut_dev(records, 0, seed=1) == (tuple(records), ())
+    for size in (200, 201, -1):
+        assert "legal are 0 to 199" in message(datasets.cut_dev, records, size, seed=1)
+
+
+def test_load_cuts_caps_and_says_so(tmp_path):
+    train = write(tmp_path / "train.json", [row(i) for i in range(50)])
+    test = write(tmp_path / "test.json", [row(100 + i) for i in range(10)] + [row(200, question="how MANY  3?")])
+    data = Data(train_file=str(train), test_file=str(test), dev_size=8)
+    full = datasets.load(data)
+    assert (len(full.train), len(full.dev), len(full.test)) == (42, 8, 11)
+    assert full.notes == ("training questions that are test questions too (kept): 1: svamp_3",)
+    assert datasets.load(data) == full
+    capped = datasets.load(dataclasses.replace(data, num_train=5, num_test=4))
+    assert capped.dev == full.dev and len(capped.train) == 5 and len(capped.test) == 4
+    assert set(capped.train) < set(full.train) and set(capped.test) < set(full.test)
+    assert "config.data.num_train=5: 5 of 42 records are used" in capped.notes
+    assert "config.data.num_test=4: 4 of 11 records are used" in capped.notes
+    larger = datasets.load(dataclasses.replace(data, num_train=20))
+    assert set(capped.train) < set(larger.train)
+    assert datasets.load(dataclasses.replace(data, test_file="")).test == ()
+
+
+def test_what_is_cut_and_capped_depends_on_neither_order_nor_process(tmp_path):
+    rows = [row(i) for i in range(12)]
+    data = Data(train_file=str(write(tmp_path / "a.json", rows)), dev_size=3, num_train=4)
+    splits = datasets.load(data)
+    # Fixed values: a run that resumes, or a result to compare with, needs the same dev split for ever.
+    assert [r.item_id for r in splits.dev] == ["svamp_0", "svamp_1", "svamp_2"] and [
+        r.item_id for r in splits.train
+    ] == ["svamp_5", "svamp_7", "svamp_8", "svamp_9"]
+    write(tmp_path / "a.json", rows[::-1])
+    again = datasets.load(data)
+    assert again.dev == splits.dev[::-1] and again.train == splits.train[::-1]
+
+
+def test_load_says_which_programs_get_another_docstring(tmp_path):
+    rows = [
+        row(0, question="How many?", answer_cot=PROGRAM),
+        row(1, answer_cot=PROGRAM),
+        row(2, answer_cot="def solution():\n    return 2"),
+    ]
+    data = Data(cot="program", train_file=str(write(tmp_path / "a.json", rows)))
+    assert datasets.load(data).notes == ("1 of 3 gold programs have their docstring replaced by the question: svamp_1",)
+    without = datasets.load(dataclasses.replace(data, docstring=False)).notes
+    assert without == (
+        "2 of 3 gold programs have their docstring left out (config.data.docstring=False): svamp_0, svamp_1",
+    )
+
+
+def test_load_refuses_what_does_not_go_together(tmp_path):
+    assert "config.data.train_file is empty" in message(datasets.load, Data())
+    assert "config.data.name='svamp' with config.data.source='generated'" in message(
+        datasets.load, Data(source="generated")
+    )
+    assert "legal are 'arithmetic' with 'generated'" in message(datasets.load, Data(name="arithmetic"))
+    assert "config.data.name='gsm'" in message(datasets.load, Data(name="gsm"))
+    assert "no such file" in message(datasets.load, Data(train_file=str(tmp_path / "no.json"))).lower()
+
+
+@pytest.mark.parametrize("cot", ["program", "nl"])
+def test_generated_splits_do_not_meet(cot):
+    data = Data(name="arithmetic", source="generated", cot=cot, num_train=60, num_test=40, dev_size=20, docstring=False)
+    splits = datasets.load(data)
+    assert (len(splits.train), len(splits.dev), len(splits.test)) == (60, 20, 40)
+    assert len({r.question for r in splits.train + splits.dev + splits.test}) == 120
+    assert {r.kind for r in splits.train} == {cot} and splits.notes == ()
+    assert splits.train == arithmetic.generate("train", 60, seed=42, cot=cot, annotations="diverse")
+    corpus = datasets.load(dataclasses.replace(data, annotations="corpus"))
+    assert {r.kind for r in corpus.train} == {"text"} and corpus.test == splits.test
+    assert datasets.load(dataclasses.replace(data, num_test=0)).test == ()
+
+
+# The real files
+
+
+def test_real_files_are_read_whole():
+    root = shared_data()
+    nl, programs = (
+        svamp.read(root / "svamp_nl.json", cot="nl"),
+        svamp.read(root / "svamp_python_sdp.json", cot="program"),
+    )
+    assert (len(nl), len(programs)) == (3076, 3043)
+    sizes = {"svamp": 1000, "gsm8k": 1319, "mathqa": 1605, "mathqa-numeric": 1605}
+    readers = {
+        "svamp": svamp.read,
+        "gsm8k": gsm8k.read,
+        "mathqa": mathqa.read,
+        "mathqa-numeric": lambda path, **how: mathqa.read(path, numeric=True, **how),
+    }
+    for name, size in sizes.items():
+        assert len(readers[name](root / f"{name}_test_set.json", cot="program", split="test")) == size
+    train = gsm8k.read(root / "gsm8k" / "train.jsonl", cot="nl")
+    assert len(train) == 7473 and not [r for r in train if "<<" in r.cot or ">>" in r.cot or "####" in r.cot]
+    original = gsm8k.read(root / "gsm8k" / "test.jsonl", cot="nl", split="test")
+    authors = gsm8k.read(root / "gsm8k_test_set.json", cot="nl", split="test")
+    assert [(r.item_id, r.answer) for r in original] == [(r.item_id, r.answer) for r in authors]
+
+
+def test_real_file_as_it_comes_through_load():
+    root = shared_data()
+    data = Data(
+        cot="program",
+        train_file=str(root / "svamp_python_sdp.json"),
+        test_file=str(root / "svamp_test_set.json"),
+        dev_size=200,
+    )
+    splits = datasets.load(data)
+    assert (len(splits.train), len(splits.dev), len(splits.test)) == (2843, 200, 1000)
+    replaced = prompts.replaced_docstrings(splits.train + splits.dev, docstring=True)
+    assert len(replaced) == 37 and "docstring replaced by the question" in splits.notes[0]
+
+
+def test_a_broken_real_file_is_named_by_line(tmp_path):
+    lines = (shared_data() / "svamp_nl.json").read_text(encoding="utf-8").split("\n")
+    path = tmp_path / "broken.json"
+    path.write_text("\n".join(lines[:9000]), encoding="utf-8")
+    assert message(svamp.read, path, cot="nl").startswith(f"{path}:9000: malformed JSON")
+    begin = next(i for i, line in enumerate(lines) if i > 9000 and line.strip() == "{")
+    lines[begin + 2] = lines[begin + 2].replace('"question"', '"questoin"')
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert message(svamp.read, path, cot="nl").startswith(f"{path}:{begin + 1}: the record has no field 'question'")
+
+
+def test_dev_smaller_than_asked_is_said(tmp_path):
+    rows = [row(i, question=f"How many {i % 2}?") for i in range(6)]
+    splits = datasets.load(Data(train_file=str(write(tmp_path / "a.json", rows)), dev_size=4))
+    assert (len(splits.train), len(splits.dev)) == (3, 3)
+    assert splits.notes == ("config.data.dev_size=4: only 3 cut, since equal questions stay together",)
+
+
+def test_data_modules_do_not_import_jax():
+    code = (
+        "import sys; from reft_jax.data import arithmetic, batching, files, gsm8k, mathqa, prompts, svamp, tokenizer;"
+        "sys.exit(', '.join(m for m in ('jax', 'flax', 'optax', 'transformers', 'torch') if m in sys.modules) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,197 @@
+"""Prompt and target texts, and the token boundaries that training and sampling must share."""
+
+import dataclasses
+
+import pytest
+
+from reft_jax.data import gsm8k, mathqa, prompts, svamp, tokenizer
+from reft_jax.data.records import Record
+from reft_jax.errors import InputError
+from tests.tiny import shared_data
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The fields of config.data that this module reads."""
+
+    docstring: bool = True
+    append_prefix: str = "everywhere"
+
+
+BODY = "    bags = 3\n    return bags * 2"
+PROGRAM = Record("a_1", "How many balls?", f'def solution():\n    """How many balls?"""\n{BODY}', "6", "program")
+BARE = dataclasses.replace(PROGRAM, cot=f"def solution():\n{BODY}")
+NL = Record("a_2", "How many balls?", "3 bags of 2.", "6.0", "nl")
+TEST = Record("a_3", "How many bags?", "", "6", "program")
+PREFIX = 'def solution():\n    """How many balls?"""\n'
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return tokenizer.build_bpe([PROGRAM.cot, NL.cot, "Question:\nHow many balls?\nAnswer reasoning:\n"], 300)
+
+
+def texts(bpe, encoded):
+    return tokenizer.decode(bpe, encoded.prompt), tokenizer.decode(bpe, encoded.response)
+
+
+def test_texts_are_the_paper_s():
+    assert prompts.prompt(NL) == "Question:\nHow many balls?\nAnswer reasoning:\n"
+    assert prompts.target(NL, docstring=True) == "3 bags of 2.\nTherefore, the answer is: 6.0"
+    assert prompts.target(PROGRAM, docstring=True) == PROGRAM.cot
+    assert prompts.program_prefix(PROGRAM, docstring=True) == PREFIX
+    assert prompts.program_prefix(PROGRAM, docstring=False) == "def solution():\n"
+    text = Record("a_4", "q", "5 + 3 = 8\nTherefore, the answer is: 8", "8", "text")
+    assert prompts.target(text, docstring=True) == text.cot
+    assert (
+        prompts.target(TEST, docstring=True)
+        == ""
+        == prompts.target(dataclasses.replace(TEST, kind="nl"), docstring=True)
+    )
+
+
+def test_docstring_is_the_option_s_whatever_the_gold_has():
+    assert prompts.target(PROGRAM, docstring=False) == BARE.cot
+    assert prompts.target(BARE, docstring=True) == PROGRAM.cot
+    other = dataclasses.replace(PROGRAM, cot=PROGRAM.cot.replace("balls?", "balls are there ?"))
+    assert prompts.target(other, docstring=True) == PROGRAM.cot
+    assert prompts.replaced_docstrings([PROGRAM, BARE, other, NL, TEST], docstring=True) == ["a_1"]
+    assert prompts.replaced_docstrings([BARE, NL, TEST], docstring=False) == []
+
+
+@pytest.mark.parametrize(
+    "own",
+    ['    """Say \\"""hi\\""" """\n', '    """two\n    lines"""\n', '    """"""\n', '\t"""a "quoted" word"""  \n'],
+)
+def test_a_gold_docstring_ends_where_python_says(own):
+    later = '    s = """text"""\n    return 1'
+    assert prompts.target(dataclasses.replace(BARE, cot=f"def solution():\n{own}{later}"), docstring=False).endswith(
+        f"solution():\n{later}"
+    )
+    unusual = 'def solution():\n    """doc"""  # not the end of a line\n    s = """x"""\n    return 1'
+    assert prompts.target(dataclasses.replace(BARE, cot=unusual), docstring=False) == unusual
+
+
+@pytest.mark.parametrize(
+    "question",
+    ['He said "hi"', 'She said "', 'a """ b', 'x""""', '"', "C:\\new\\", "\\", '\\"', "two\nlines ?", "é½\u2028’s"],
+)
+def test_every_question_makes_a_docstring_that_python_reads_back(question):
+    record = dataclasses.replace(TEST, question=question)
+    scope = {}
+    exec(prompts.program_prefix(record, docstring=True) + "    return 1", scope)
+    assert scope["solution"].__doc__ == question and scope["solution"]() == 1
+
+
+def test_sft_learns_prefix_rest_and_eos(bpe):
+    encoded = prompts.encode(bpe, PROGRAM, Data(), purpose="sft")
+    assert texts(bpe, encoded) == (prompts.prompt(PROGRAM), PROGRAM.cot)
+    assert encoded.response[-1] == bpe.eos_token_id and bpe.eos_token_id not in encoded.response[:-1] + encoded.prompt
+    encoded = prompts.encode(bpe, NL, Data(), purpose="sft")
+    assert texts(bpe, encoded) == (prompts.prompt(NL), "3 bags of 2.\nTherefore, the answer is: 6.0")
+
+
+@pytest.mark.parametrize(
+    "append_prefix,purpose,appended",
+    [
+        ("everywhere", "reft", True),
+        ("everywhere", "evaluate", True),
+        ("everywhere", "sft", False),
+        ("reft", "reft", True),
+        ("reft", "evaluate", False),
+        ("nowhere", "reft", False),
+        ("nowhere", "evaluate", False),
+    ],
+)
+def test_prefix_stands_in_the_prompt_exactly_where_the_option_says(bpe, append_prefix, purpose, appended):
+    data = Data(append_prefix=append_prefix)
+    encoded = prompts.encode(bpe, PROGRAM, data, purpose=purpose)
+    given, rest = (prompts.prompt(PROGRAM) + PREFIX, BODY) if appended else (prompts.prompt(PROGRAM), PROGRAM.cot)
+    assert texts(bpe, encoded) == (given, rest)
+    assert prompts.completed(PROGRAM, rest, data, purpose=purpose) == PROGRAM.cot
+    assert prompts.appends_prefix(PROGRAM, data, purpose=purpose) is appended
+    assert not prompts.appends_prefix(NL, data, purpose=purpose)
+    assert prompts.completed(NL, "x", data, purpose=purpose) == "x"
+
+
+@pytest.mark.parametrize("docstring", [True, False])
+@pytest.mark.parametrize("append_prefix", ["everywhere", "reft", "nowhere"])
+@pytest.mark.parametrize("record", [PROGRAM, BARE, NL, dataclasses.replace(BARE, kind="text")])
+def test_training_and_sampling_see_the_same_tokens(bpe, record, append_prefix, docstring):
+    data = Data(docstring, append_prefix)
+    learnt, sampled, evaluated = (prompts.encode(bpe, record, data, purpose=purpose) for purpose in prompts.PURPOSES)
+    assert learnt.prompt + learnt.response == sampled.prompt + sampled.response == evaluated.prompt + evaluated.response
+
+
+def test_no_merge_crosses_a_boundary():
+    data = Data(docstring=False)
+    # A tokenizer to which the end of the prefix and the start of the body are one token.
+    joined = tokenizer.build_word(
+        r"\n    return| ?\w+|\d|[^\w]",
+        ["\n    return", "\n", " ", "def", " solution", "(", ")", ":"]
+        + ["return", " return", " 1", "Question", "Answer", " reasoning", "q"],
+    )
+    record = Record("a", "q", "def solution():\n    return 1", "1", "program")
+    learnt = prompts.encode(joined, record, data, purpose="sft")
+    start = prompts.encode(joined, record, data, purpose="reft").prompt
+    assert (learnt.prompt + learnt.response)[: len(start)] == start
+    corpus = prompts.encode(joined, dataclasses.replace(record, kind="text"), data, purpose="sft")
+    assert corpus == learnt  # pretraining shows the same boundary
+    whole = tokenizer.encode(joined, prompts.prompt(record) + record.cot)
+    assert whole[: len(start)] != start  # else this test shows nothing
+
+
+def test_test_records_have_a_prompt_only(bpe):
+    encoded = prompts.encode(bpe, TEST, Data(), purpose="evaluate")
+    assert texts(bpe, encoded)[0].endswith('"""How many bags?"""\n') and encoded.response == []
+    with pytest.raises(InputError, match="record a_3 has no chain of thought to learn"):
+        prompts.encode(bpe, TEST, Data(), purpose="sft")
+
+
+def test_batch_equals_one_by_one(bpe):
+    records = [PROGRAM, NL, BARE, TEST, PROGRAM]
+    together = prompts.encode_all(bpe, records, Data(), purpose="reft")
+    assert together == [prompts.encode(bpe, record, Data(), purpose="reft") for record in records]
+    together[0].prompt.append(-1)
+    assert together[4].prompt[-1] != -1  # rows are not shared
+
+
+def test_wrong_arguments_are_named(bpe):
+    with pytest.raises(ValueError, match="purpose is 'rl'; legal are sft, reft, evaluate"):
+        prompts.encode(bpe, PROGRAM, Data(), purpose="rl")
+    with pytest.raises(InputError, match="config.data.append_prefix is 'always'; legal are everywhere, reft, nowhere"):
+        prompts.encode(bpe, PROGRAM, Data(append_prefix="always"), purpose="reft")
+    with pytest.raises(ValueError, match="kind is 'x'"):
+        prompts.target(dataclasses.replace(NL, kind="x"), docstring=True)
+    with pytest.raises(InputError, match="record a_1: its program begins with 'x = 1'"):
+        prompts.target(dataclasses.replace(PROGRAM, cot="x = 1"), docstring=True)
+
+
+def test_every_real_gold_text_survives_tokens():
+    root = shared_data()
+    data = Data()
+    programs = svamp.read(root / "svamp_python_sdp.json", cot="program")
+    records = (
+        programs
+        + svamp.read(root / "svamp_nl.json", cot="nl")
+        + gsm8k.read(root / "gsm8k" / "train.jsonl", cot="nl")[:2000]
+    )
+    built = tokenizer.build_bpe([prompts.target(record, docstring=True) for record in records], 1000)
+    learnt = prompts.encode_all(built, records, data, purpose="sft")
+    sampled = prompts.encode_all(built, records, data, purpose="reft")
+    for record, row, start in zip(records, learnt, sampled, strict=True):
+        assert tokenizer.decode(built, row.prompt) == prompts.prompt(record)
+        assert tokenizer.decode(built, row.response) == prompts.target(record, docstring=True)
+        assert row.prompt + row.response == start.prompt + start.response
+    changed = [r.item_id for r in programs if prompts.target(r, docstring=True) != r.cot]
+    assert len(changed) == 37 and changed == prompts.replaced_docstrings(programs, docstring=True)
+
+
+def test_every_real_test_question_makes_a_sound_program():
+    root = shared_data()
+    for name in ("mathqa", "mathqa-numeric", "svamp", "gsm8k"):
+        read = mathqa.read if name == "mathqa" else svamp.read
+        for record in read(root / f"{name}_test_set.json", cot="program", split="test"):
+            scope = {}
+            exec(prompts.program_prefix(record, docstring=True) + "    return 1", scope)
+            assert scope["solution"].__doc__ == record.question
