@@ -1,9 +1,10 @@
 """Fragments that the experiments share. Every key is spelled out here or in the experiment; `reft_jax/config.py` says what is legal."""
+
 from ml_collections import ConfigDict
 
 
 def parse_arg(arg: str, **defaults):
-    """"a=1,b,c=x" as a namespace-like ConfigDict: `b` alone means True; values take the type of their default."""
+    """ "a=1,b,c=x" as a namespace-like ConfigDict: `b` alone means True; values take the type of their default."""
     values = dict(defaults)
     for item in filter(None, arg.split(",")):
         key, equals, text = item.partition("=")
@@ -18,7 +19,9 @@ def parse_arg(arg: str, **defaults):
             try:
                 values[key] = type(default)(text)
             except ValueError as error:
-                raise ValueError(f"argument {key}: got {text!r}; it must be of type {type(default).__name__}") from error
+                raise ValueError(
+                    f"argument {key}: got {text!r}; it must be of type {type(default).__name__}"
+                ) from error
     return ConfigDict(values)
 
 
@@ -33,8 +36,20 @@ def one_of(name: str, value: str, legal):
 
 
 def arch(dim, num_layers, num_heads, ffn_dim, *, num_kv_heads=None, rope_theta=10000.0):
-    return dict(vocab_size=0, dim=dim, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_kv_heads or num_heads, head_dim=dim // num_heads,
-                ffn_dim=ffn_dim, rope_theta=rope_theta, norm_eps=1e-5, tie_embeddings=True, init_std=0.02)
+    """A new model's sizes. init_std is 1/sqrt(dim): 0.02, usual at dim 2500, starts these small models much too slowly."""
+    return dict(
+        vocab_size=0,
+        dim=dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads or num_heads,
+        head_dim=dim // num_heads,
+        ffn_dim=ffn_dim,
+        rope_theta=rope_theta,
+        norm_eps=1e-5,
+        tie_embeddings=True,
+        init_std=round(dim**-0.5, 4),
+    )
 
 
 PRESETS = {
@@ -47,8 +62,15 @@ PRESETS = {
 def model(name: str):
     """A preset of a new model by name, or a Hugging Face directory (or shipped model) whose config and tokenizer are used."""
     known = name in PRESETS
-    return dict(name=name, directory="" if known else name, arch=PRESETS[name] if known else None,
-                param_dtype="float32", compute_dtype="float32", remat="none", logits_chunk=128)
+    return dict(
+        name=name,
+        directory="" if known else name,
+        arch=PRESETS[name] if known else None,
+        param_dtype="float32",
+        compute_dtype="float32",
+        remat="none",
+        logits_chunk=128,
+    )
 
 
 # ------------------------------------------------------------------ data
@@ -58,19 +80,53 @@ def arithmetic(cot="program", annotations="diverse", *, seed=0, num_train=1000, 
     """The generated problems: 3 or 4 operations, half of the sentences in phrasings that the base model has never seen."""
     response = dict(program=36, nl=48)[cot]
     return dict(
-        name="arithmetic", cot=cot, source="generated", train_file="", test_file="", seed=seed, num_train=num_train, num_test=num_test,
-        dev_size=dev_size, annotations=annotations, docstring=False, append_prefix="everywhere", calculator_marks="strip", matcher="reft",
-        tokenizer="word", vocab_size=300, max_prompt=56, max_response=response, prompt_buckets=(56,), response_buckets=(response,))
+        name="arithmetic",
+        cot=cot,
+        source="generated",
+        train_file="",
+        test_file="",
+        seed=seed,
+        num_train=num_train,
+        num_test=num_test,
+        dev_size=dev_size,
+        annotations=annotations,
+        docstring=False,
+        append_prefix="everywhere",
+        calculator_marks="strip",
+        matcher="reft",
+        tokenizer="word",
+        vocab_size=300,
+        max_prompt=56,
+        max_response=response,
+        prompt_buckets=(56,),
+        response_buckets=(response,),
+    )
 
 
 def files(name, cot, train_file, test_file, *, dev_size, max_prompt=300, max_response=400, num_train=0, num_test=0):
     """A data set in the ReFT authors' JSON form, or GSM8K's JSONL. Lengths: the paper's 300 for the prompt, 700 in all."""
     return dict(
-        name=name, cot=cot, source="files", train_file=train_file, test_file=test_file, seed=0, num_train=num_train, num_test=num_test,
-        dev_size=dev_size, annotations="diverse", docstring=True, append_prefix="everywhere", calculator_marks="strip", matcher="reft",
-        tokenizer="bpe", vocab_size=1000, max_prompt=max_prompt, max_response=max_response,
+        name=name,
+        cot=cot,
+        source="files",
+        train_file=train_file,
+        test_file=test_file,
+        seed=0,
+        num_train=num_train,
+        num_test=num_test,
+        dev_size=dev_size,
+        annotations="diverse",
+        docstring=True,
+        append_prefix="everywhere",
+        calculator_marks="strip",
+        matcher="reft",
+        tokenizer="bpe",
+        vocab_size=1000,
+        max_prompt=max_prompt,
+        max_response=max_response,
         prompt_buckets=tuple(b for b in (64, 128, 192) if b < max_prompt) + (max_prompt,),
-        response_buckets=tuple(b for b in (64, 128, 192) if b < max_response) + (max_response,))
+        response_buckets=tuple(b for b in (64, 128, 192) if b < max_response) + (max_response,),
+    )
 
 
 # ------------------------------------------------------------------ the rest
@@ -78,7 +134,14 @@ def files(name, cot, train_file, test_file, *, dev_size, max_prompt=300, max_res
 
 def mesh():
     """All devices in a row of `data`; fsdp and tensor split parameters too."""
-    rules = dict(batch=("data", "fsdp"), embed=("fsdp",), vocab=("tensor",), heads=("tensor",), kv_heads=("tensor",), mlp=("tensor",))
+    rules = dict(
+        batch=("data", "fsdp"),
+        embed=("fsdp",),
+        vocab=("tensor",),
+        heads=("tensor",),
+        kv_heads=("tensor",),
+        mlp=("tensor",),
+    )
     return dict(data=-1, fsdp=1, tensor=1, rules=rules)
 
 
@@ -88,35 +151,107 @@ def rewards():
 
 def optim(lr, *, warmup=0.0, hold=0.0, final=1.0, schedule_epochs=0.0, weight_decay=0.0, b2=0.999, max_grad_norm=1.0):
     """AdamW. The default schedule is constant; hold=h, final=0 falls linearly to 0 from the fraction h of the run on."""
-    return dict(lr=lr, warmup=warmup, hold=hold, final=final, schedule_epochs=schedule_epochs, b1=0.9, b2=b2, eps=1e-8,
-                weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+    return dict(
+        lr=lr,
+        warmup=warmup,
+        hold=hold,
+        final=final,
+        schedule_epochs=schedule_epochs,
+        b1=0.9,
+        b2=b2,
+        eps=1e-8,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+    )
 
 
 def sampling(temperature=1.0):
     return dict(temperature=temperature, top_k=0, top_p=1.0)
 
 
-def sft(init_from, epochs, optim, *, batch_size, dropout=0.0, continue_run=False, eval_every=0.0, eval_batch_size=200, select="best",
-        log_every=10, save_every=200):
-    return dict(kind="sft", init_from=init_from, continue_run=continue_run, epochs=float(epochs), batch_size=batch_size, accumulate=1,
-                dropout=dropout, reduce="token", optim=optim, eval_every=float(eval_every), eval_batch_size=eval_batch_size, select=select,
-                select_on="dev", log_every=log_every, save_every=save_every)
+def sft(
+    init_from,
+    epochs,
+    optim,
+    *,
+    batch_size,
+    dropout=0.0,
+    continue_run=False,
+    eval_every=0.0,
+    eval_batch_size=200,
+    select="best",
+    log_every=10,
+    save_every=200,
+):
+    return dict(
+        kind="sft",
+        init_from=init_from,
+        continue_run=continue_run,
+        epochs=float(epochs),
+        batch_size=batch_size,
+        accumulate=1,
+        dropout=dropout,
+        reduce="token",
+        optim=optim,
+        eval_every=float(eval_every),
+        eval_batch_size=eval_batch_size,
+        select=select,
+        select_on="dev",
+        log_every=log_every,
+        save_every=save_every,
+    )
 
 
 def ppo(*, kl_coef, minibatch_size, value_coef=5.0, value_init="normal"):
     """The paper's PPO: clip 0.2, gamma 1, lambda 0.95, two epochs, whitening over the whole batch, value coefficient 5."""
-    return dict(kl_coef=kl_coef, gamma=1.0, lam=0.95, clip=0.2, value_clip=0.2, value_coef=value_coef, epochs=2, minibatch_size=minibatch_size,
-                accumulate=1, whiten=True, reduce="sequence", value_init=value_init, value_bias=True)
+    return dict(
+        kl_coef=kl_coef,
+        gamma=1.0,
+        lam=0.95,
+        clip=0.2,
+        value_clip=0.2,
+        value_coef=value_coef,
+        epochs=2,
+        minibatch_size=minibatch_size,
+        accumulate=1,
+        whiten=True,
+        reduce="sequence",
+        value_init=value_init,
+        value_bias=True,
+    )
 
 
 def reft(init_from, epochs, optim, ppo, *, batch_size, eval_every, eval_batch_size=200, log_samples=16, save_every=10):
-    return dict(kind="reft", init_from=init_from, epochs=float(epochs), batch_size=batch_size, num_samples=1, sampling=sampling(),
-                partial_reward=0.1, partial_on="numeric", ppo=ppo, optim=optim, eval_every=float(eval_every), eval_batch_size=eval_batch_size,
-                select="best", select_on="dev", log_every=1, log_samples=log_samples, save_every=save_every)
+    return dict(
+        kind="reft",
+        init_from=init_from,
+        epochs=float(epochs),
+        batch_size=batch_size,
+        num_samples=1,
+        sampling=sampling(),
+        partial_reward=0.1,
+        partial_on="numeric",
+        ppo=ppo,
+        optim=optim,
+        eval_every=float(eval_every),
+        eval_batch_size=eval_batch_size,
+        select="best",
+        select_on="dev",
+        log_every=1,
+        log_samples=log_samples,
+        save_every=save_every,
+    )
 
 
 def evaluate(checkpoints, *, num_samples, num_questions, batch_size=200):
-    return dict(kind="evaluate", checkpoints=checkpoints, num_samples=num_samples, num_questions=num_questions, sampling=sampling(), batch_size=batch_size)
+    return dict(
+        kind="evaluate",
+        checkpoints=checkpoints,
+        num_samples=num_samples,
+        num_questions=num_questions,
+        sampling=sampling(),
+        batch_size=batch_size,
+    )
 
 
 def ordered(tree):

@@ -6,6 +6,7 @@ there ReFT wins. annotations=canonical is the control: with one way to write eve
 
 python -m reft_jax.main --config=configs/demo.py:seed=0,annotations=diverse --workdir=runs/demo
 """
+
 from configs import common
 
 
@@ -28,8 +29,21 @@ def get_config(arg=""):
         stages=dict(
             warmup=common.sft(base, warmup_epochs, rate, select="last", eval_every=1, **sft),
             sft=common.sft("warmup", epochs, rate, continue_run=True, eval_every=1, **sft),
-            reft=common.reft("warmup", 2 if smoke else 15, common.optim(3e-4, final=0.1), common.ppo(**rl), batch_size=32 if smoke else 256,
-                             eval_every=1 if smoke else 2.5, eval_batch_size=batch, save_every=1 if smoke else 10),
-            evaluate=common.evaluate(dict(base=base, warmup="warmup", sft="sft", reft="reft"), num_samples=4 if smoke else 16,
-                                     num_questions=16 if smoke else 500, batch_size=batch * 4),
-        ))
+            reft=common.reft(
+                "warmup",
+                2 if smoke else 15,
+                common.optim(3e-4, final=0.1),
+                common.ppo(**rl),
+                batch_size=32 if smoke else 256,
+                eval_every=1 if smoke else 2.5,
+                eval_batch_size=batch,
+                save_every=1 if smoke else 10,
+            ),
+            evaluate=common.evaluate(
+                dict(base=base, warmup="warmup", sft="sft", reft="reft"),
+                num_samples=4 if smoke else 16,
+                num_questions=16 if smoke else 500,
+                batch_size=batch * 4,
+            ),
+        ),
+    )

@@ -3,6 +3,7 @@
 python -m reft_jax.main --config=configs/sft.py:data=svamp,cot=program,model=tiny,train_file=F,test_file=F --workdir=runs/sft
 `model`: a preset (trained from scratch) or a Hugging Face directory. `smoke`: all of it in about a minute on two cores.
 """
+
 from configs import common
 
 
@@ -10,10 +11,19 @@ def get_config(arg=""):
     arg = common.parse_arg(arg, **ARGS)
     setting = settings(arg)
     return common.config(
-        seed=arg.seed, model=common.model(arg.model), data=data(arg, setting),
+        seed=arg.seed,
+        model=common.model(arg.model),
+        data=data(arg, setting),
         stages=dict(
             sft=sft_stage(arg, setting, "random" if setting.scratch else arg.model, setting.epochs, select="best"),
-            evaluate=common.evaluate(dict(sft="sft"), num_samples=setting.votes, num_questions=setting.num_sampled, batch_size=setting.eval_rows)))
+            evaluate=common.evaluate(
+                dict(sft="sft"),
+                num_samples=setting.votes,
+                num_questions=setting.num_sampled,
+                batch_size=setting.eval_rows,
+            ),
+        ),
+    )
 
 
 # ------------------------------------------------------------------ shared with reft.py
@@ -22,11 +32,16 @@ ARGS = dict(data="svamp", cot="program", model="tiny", train_file="", test_file=
 
 # Epochs of the full SFT run, of the warm-up (its early checkpoint) and of ReFT; the paper's figures, for pretrained models.
 EPOCHS = {
-    ("gsm8k", "program"): (40, 2, 300), ("gsm8k", "nl"): (40, 2, 300),
-    ("svamp", "program"): (40, 2, 300), ("svamp", "nl"): (40, 2, 300),
-    ("mathqa", "program"): (40, 2, 300), ("mathqa", "nl"): (40, 5, 300),
-    ("mathqa-numeric", "program"): (40, 10, 300), ("mathqa-numeric", "nl"): (40, 10, 300),
-    ("arithmetic", "program"): (20, 4, 15), ("arithmetic", "nl"): (20, 4, 15),
+    ("gsm8k", "program"): (40, 2, 300),
+    ("gsm8k", "nl"): (40, 2, 300),
+    ("svamp", "program"): (40, 2, 300),
+    ("svamp", "nl"): (40, 2, 300),
+    ("mathqa", "program"): (40, 2, 300),
+    ("mathqa", "nl"): (40, 5, 300),
+    ("mathqa-numeric", "program"): (40, 10, 300),
+    ("mathqa-numeric", "nl"): (40, 10, 300),
+    ("arithmetic", "program"): (20, 4, 15),
+    ("arithmetic", "nl"): (20, 4, 15),
 }
 
 
@@ -37,11 +52,34 @@ def settings(arg):
     scratch = arg.model in common.PRESETS
     if scratch:
         warmup, reft_epochs = 10, 20
-    out = dict(scratch=scratch, epochs=epochs, warmup=warmup, reft_epochs=reft_epochs, sft_lr=1e-3 if scratch else 1e-5,
-               reft_lr=1e-4 if scratch else 3e-7, sft_batch=48, reft_batch=64 if scratch else 32, dropout=0.1 if scratch else 0.0,
-               weight_decay=0.1 if scratch else 0.0, eval_every=4.0 if scratch else 1.0, eval_rows=64, votes=16 if scratch else 100, num_sampled=200 if scratch else 0)
+    out = dict(
+        scratch=scratch,
+        epochs=epochs,
+        warmup=warmup,
+        reft_epochs=reft_epochs,
+        sft_lr=1e-3 if scratch else 1e-5,
+        reft_lr=1e-4 if scratch else 3e-7,
+        sft_batch=48,
+        reft_batch=64 if scratch else 32,
+        dropout=0.1 if scratch else 0.0,
+        weight_decay=0.1 if scratch else 0.0,
+        eval_every=4.0 if scratch else 1.0,
+        eval_rows=64,
+        votes=16 if scratch else 100,
+        num_sampled=200 if scratch else 0,
+    )
     if arg.smoke:
-        out |= dict(epochs=4, warmup=2, reft_epochs=2, sft_batch=16, reft_batch=16, eval_every=2.0, eval_rows=16, votes=4, num_sampled=16)
+        out |= dict(
+            epochs=4,
+            warmup=2,
+            reft_epochs=2,
+            sft_batch=16,
+            reft_batch=16,
+            eval_every=2.0,
+            eval_rows=16,
+            votes=4,
+            num_sampled=16,
+        )
     return common.ConfigDict(out)
 
 
@@ -58,6 +96,21 @@ def data(arg, setting):
 
 def sft_stage(arg, setting, init_from, epochs, **kwargs):
     """Linear to 0 after 10 % of warm-up over the full run's epochs, whether this stage runs all of them or the first few."""
-    optim = common.optim(setting.sft_lr, warmup=0.1, hold=0.1, final=0.0, schedule_epochs=float(setting.epochs), weight_decay=setting.weight_decay)
-    return common.sft(init_from, epochs, optim, batch_size=setting.sft_batch, dropout=setting.dropout, eval_every=setting.eval_every,
-                      eval_batch_size=setting.eval_rows, **kwargs)
+    optim = common.optim(
+        setting.sft_lr,
+        warmup=0.1,
+        hold=0.1,
+        final=0.0,
+        schedule_epochs=float(setting.epochs),
+        weight_decay=setting.weight_decay,
+    )
+    return common.sft(
+        init_from,
+        epochs,
+        optim,
+        batch_size=setting.sft_batch,
+        dropout=setting.dropout,
+        eval_every=setting.eval_every,
+        eval_batch_size=setting.eval_rows,
+        **kwargs,
+    )

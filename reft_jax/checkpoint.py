@@ -3,6 +3,7 @@
 A checkpoint holds three items: `params`, `opt` (optimizer state and step) and `progress` (a small JSON). Parameters stand
 alone so that other stages, and `load_params`, read them without the optimizer.
 """
+
 import dataclasses
 import json
 import logging
@@ -44,7 +45,9 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # one INFO line per file otherwise
         self.folder = pathlib.Path(folder).resolve() / "checkpoints"
         self._policy = KeepLastAndBest()
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
@@ -56,20 +59,30 @@ class Checkpoints:
             return
         self._policy.best_step = progress["best_step"]
         opt = {"step": state.step, "opt_state": state.opt_state}
-        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), opt=ocp.args.StandardSave(opt), progress=ocp.args.JsonSave(progress))
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt=ocp.args.StandardSave(opt),
+            progress=ocp.args.JsonSave(progress),
+        )
         try:
             self._manager.save(step, args=items)
             self._manager.wait_until_finished()
         except Exception as error:
             if disk_full(error):
-                raise RunError(f"{self.folder}: the disk is full, checkpoint {step} was not written; the last complete one is "
-                               f"{self.latest()}. Free some space and run the same command again to go on from it") from error
+                raise RunError(
+                    f"{self.folder}: the disk is full, checkpoint {step} was not written; the last complete one is "
+                    f"{self.latest()}. Free some space and run the same command again to go on from it"
+                ) from error
             raise
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """(state, progress) of a step, placed as `like` (arrays or ShapeDtypeStructs with shardings)."""
         opt = {"step": like.step, "opt_state": like.opt_state}
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(like.params), opt=ocp.args.StandardRestore(opt), progress=ocp.args.JsonRestore())
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(like.params),
+            opt=ocp.args.StandardRestore(opt),
+            progress=ocp.args.JsonRestore(),
+        )
         restored = self._manager.restore(step, args=items)
         self._policy.best_step = restored.progress["best_step"]
         return TrainState(restored.opt["step"], restored.params, restored.opt["opt_state"]), restored.progress
@@ -90,7 +103,9 @@ def read_params(path: pathlib.Path, shardings=None) -> dict:
         tree = reader.metadata(item).item_metadata.tree
         if shardings is None:
             shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), tree)
-        like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings)
+        like = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+        )
         return reader.restore(item, like)
 
 
@@ -122,5 +137,7 @@ def load_params(directory) -> dict:
     """A nested dict of arrays: of a stage's folder (its last complete checkpoint) or of one checkpoint. Raises InputError."""
     path = locate(directory)
     if path is None:
-        raise InputError(f"{directory}: no complete checkpoint there; give a stage's folder or one of its checkpoints/<step>")
+        raise InputError(
+            f"{directory}: no complete checkpoint there; give a stage's folder or one of its checkpoints/<step>"
+        )
     return read_params(path)

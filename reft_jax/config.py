@@ -5,6 +5,7 @@ every key; the dataclasses below are the other half: the legal keys, their types
 applies `--config.a.b=value` overrides and returns a `Config` of frozen (hence hashable) records, before any device is
 touched. Everything wrong raises `InputError` with the key, the value, what is legal and the nearest known name.
 """
+
 import ast
 import dataclasses
 import difflib
@@ -235,7 +236,9 @@ def _type_name(kind) -> str:
 
 def _check_range(value, meta, path):
     if meta["one_of"] is not None and value not in meta["one_of"]:
-        raise InputError(f"{path}: got {value!r}; {_nearest(str(value), meta['one_of'])}legal are {', '.join(meta['one_of'])}")
+        raise InputError(
+            f"{path}: got {value!r}; {_nearest(str(value), meta['one_of'])}legal are {', '.join(meta['one_of'])}"
+        )
     low, high, above = meta["low"], meta["high"], meta["above"]
     if low is not None and value < low:
         raise InputError(f"{path}: got {value!r}; it must be >= {low}")
@@ -259,13 +262,17 @@ def _leaf(value, kind, path, meta):
 def _build(cls, value, path):
     """A dataclass from a nested dict, every key present, known, of its type and in its range."""
     if not isinstance(value, dict):
-        raise InputError(f"{path}: got {value!r}; it must be a group of settings: {', '.join(f.name for f in dataclasses.fields(cls))}")
+        raise InputError(
+            f"{path}: got {value!r}; it must be a group of settings: {', '.join(f.name for f in dataclasses.fields(cls))}"
+        )
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in value:
         if key not in fields:
             raise InputError(f"{path}.{key}: unknown key; {_nearest(key, fields)}known are {', '.join(fields)}")
     if missing := [name for name in fields if name not in value]:
-        raise InputError(f"{path}: missing {', '.join(missing)}; a config spells out every key (configs/common.py has the usual values)")
+        raise InputError(
+            f"{path}: missing {', '.join(missing)}; a config spells out every key (configs/common.py has the usual values)"
+        )
     hints = typing.get_type_hints(cls)
     out = {}
     for name, field in fields.items():
@@ -282,7 +289,9 @@ def _build(cls, value, path):
             out[name] = tuple((key, tuple(axes)) for key, axes in value[name].items())
         elif name == "checkpoints":
             if not isinstance(value[name], dict) or not value[name]:
-                raise InputError(f"{here}: got {value[name]!r}; it must be a group label -> stage, directory or shipped model")
+                raise InputError(
+                    f"{here}: got {value[name]!r}; it must be a group label -> stage, directory or shipped model"
+                )
             out[name] = tuple((key, _leaf(v, str, f"{here}.{key}", meta)) for key, v in value[name].items())
         else:
             out[name] = _leaf(value[name], kind, here, meta)
@@ -295,7 +304,9 @@ def build(tree: dict) -> Config:
         raise InputError(f"config: missing {', '.join(missing)}")
     for key in tree:
         if key not in Config.__dataclass_fields__:
-            raise InputError(f"config.{key}: unknown key; {_nearest(key, Config.__dataclass_fields__)}known are {', '.join(Config.__dataclass_fields__)}")
+            raise InputError(
+                f"config.{key}: unknown key; {_nearest(key, Config.__dataclass_fields__)}known are {', '.join(Config.__dataclass_fields__)}"
+            )
     if not isinstance(tree["stages"], dict) or not tree["stages"]:
         raise InputError("config.stages: got none; it must be an ordered dict name -> stage")
     stages = []
@@ -306,8 +317,14 @@ def build(tree: dict) -> Config:
             raise InputError(f"{path}.kind: got {got!r}; {_nearest(str(got), KINDS)}legal are {', '.join(KINDS)}")
         stages.append((name, _build(KINDS[stage["kind"]], stage, path)))
     seed = _leaf(tree["seed"], int, "config.seed", dict(low=0, high=2**31 - 1, above=None, one_of=None))
-    config = Config(seed, *(_build(cls, tree[key], f"config.{key}") for key, cls in
-                            (("model", Model), ("data", Data), ("mesh", Mesh), ("rewards", Rewards))), tuple(stages))
+    config = Config(
+        seed,
+        *(
+            _build(cls, tree[key], f"config.{key}")
+            for key, cls in (("model", Model), ("data", Data), ("mesh", Mesh), ("rewards", Rewards))
+        ),
+        tuple(stages),
+    )
     _check_across(config)
     return config
 
@@ -316,25 +333,37 @@ def _check_across(config: Config):
     """What no single key can tell: things that must divide, combine or come in order."""
     model, data, mesh = config.model, config.data, config.mesh
     if (model.arch is None) == (model.directory == ""):
-        raise InputError("config.model: set either directory (config.json and tokenizer are read there) or arch (a new model), not both")
+        raise InputError(
+            "config.model: set either directory (config.json and tokenizer are read there) or arch (a new model), not both"
+        )
     if (arch := model.arch) is not None:
         if arch.num_heads % arch.num_kv_heads:
-            raise InputError(f"config.model.arch.num_kv_heads: got {arch.num_kv_heads}; it must divide num_heads = {arch.num_heads}")
+            raise InputError(
+                f"config.model.arch.num_kv_heads: got {arch.num_kv_heads}; it must divide num_heads = {arch.num_heads}"
+            )
         if arch.head_dim % 2:
             raise InputError(f"config.model.arch.head_dim: got {arch.head_dim}; rotary embeddings need an even size")
     if (data.name == "arithmetic") != (data.source == "generated"):
-        raise InputError(f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic is generated, the others are read from files")
+        raise InputError(
+            f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic is generated, the others are read from files"
+        )
     if data.source == "files" and not data.train_file:
-        raise InputError(f"config.data.train_file: got ''; {data.name} is read from files: say which (:train_file=PATH)")
+        raise InputError(
+            f"config.data.train_file: got ''; {data.name} is read from files: say which (:train_file=PATH)"
+        )
     if data.source == "generated" and not data.num_train:
         raise InputError("config.data.num_train: got 0; generated data needs a number of training questions")
     for name in ("prompt", "response"):
         buckets, limit = getattr(data, f"{name}_buckets"), getattr(data, f"max_{name}")
         if list(buckets) != sorted(set(buckets)) or buckets[-1] != limit:
-            raise InputError(f"config.data.{name}_buckets: got {buckets}; lengths must rise and end with max_{name} = {limit}")
+            raise InputError(
+                f"config.data.{name}_buckets: got {buckets}; lengths must rise and end with max_{name} = {limit}"
+            )
     sizes = [mesh.data, mesh.fsdp, mesh.tensor]
     if 0 in sizes or sizes.count(-1) > 1:
-        raise InputError(f"config.mesh: got data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}; sizes are positive, at most one is -1")
+        raise InputError(
+            f"config.mesh: got data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}; sizes are positive, at most one is -1"
+        )
     for key, axes in mesh.rules:
         if unknown := set(axes) - {"data", "fsdp", "tensor"}:
             raise InputError(f"config.mesh.rules.{key}: got {unknown.pop()!r}; mesh axes are data, fsdp, tensor")
@@ -347,30 +376,50 @@ def _check_across(config: Config):
         sources = stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),)
         for key, source in sources:
             if source in later:
-                raise InputError(f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)")
+                raise InputError(
+                    f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)"
+                )
         if stage.kind == "sft":
             if stage.batch_size % stage.accumulate:
-                raise InputError(f"{path}.accumulate: got {stage.accumulate}; it must divide batch_size = {stage.batch_size}")
+                raise InputError(
+                    f"{path}.accumulate: got {stage.accumulate}; it must divide batch_size = {stage.batch_size}"
+                )
             if stage.continue_run and dict(config.stages).get(stage.init_from, stage).kind != "sft":
-                raise InputError(f"{path}.continue_run: init_from must name an earlier sft stage to go on with; got {stage.init_from!r}")
+                raise InputError(
+                    f"{path}.continue_run: init_from must name an earlier sft stage to go on with; got {stage.init_from!r}"
+                )
             if stage.continue_run and stage.init_from not in seen:
-                raise InputError(f"{path}.continue_run: init_from must name an earlier sft stage to go on with; got {stage.init_from!r}")
+                raise InputError(
+                    f"{path}.continue_run: init_from must name an earlier sft stage to go on with; got {stage.init_from!r}"
+                )
         if stage.kind == "reft":
             rows = stage.batch_size * stage.num_samples
             if rows % stage.ppo.minibatch_size:
-                raise InputError(f"{path}.ppo.minibatch_size: got {stage.ppo.minibatch_size}; it must divide batch_size x num_samples = {rows}")
+                raise InputError(
+                    f"{path}.ppo.minibatch_size: got {stage.ppo.minibatch_size}; it must divide batch_size x num_samples = {rows}"
+                )
             if stage.ppo.minibatch_size % stage.ppo.accumulate:
-                raise InputError(f"{path}.ppo.accumulate: got {stage.ppo.accumulate}; it must divide minibatch_size = {stage.ppo.minibatch_size}")
+                raise InputError(
+                    f"{path}.ppo.accumulate: got {stage.ppo.accumulate}; it must divide minibatch_size = {stage.ppo.minibatch_size}"
+                )
             if stage.sampling != Sampling(1.0, 0, 1.0):
-                raise InputError(f"{path}.sampling: got {stage.sampling}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1")
+                raise InputError(
+                    f"{path}.sampling: got {stage.sampling}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1"
+                )
         if stage.kind in ("sft", "reft"):
             optim = stage.optim
             if optim.warmup > optim.hold:
-                raise InputError(f"{path}.optim.hold: got {optim.hold}; the rate cannot fall before warmup = {optim.warmup} ends")
+                raise InputError(
+                    f"{path}.optim.hold: got {optim.hold}; the rate cannot fall before warmup = {optim.warmup} ends"
+                )
             if optim.schedule_epochs and optim.schedule_epochs < stage.epochs:
-                raise InputError(f"{path}.optim.schedule_epochs: got {optim.schedule_epochs}; it must cover epochs = {stage.epochs} (0 = the same)")
+                raise InputError(
+                    f"{path}.optim.schedule_epochs: got {optim.schedule_epochs}; it must cover epochs = {stage.epochs} (0 = the same)"
+                )
             if stage.select == "best" and stage.select_on == "dev" and not data.dev_size:
-                raise InputError(f"{path}.select_on: 'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')")
+                raise InputError(
+                    f"{path}.select_on: 'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')"
+                )
             if stage.select == "best" and stage.select_on == "test" and data.source == "files" and not data.test_file:
                 raise InputError(f"{path}.select_on: 'test' needs config.data.test_file")
         seen.append(name)
@@ -391,7 +440,13 @@ def _parse_value(text, current, path):
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    legal = (int, float) if isinstance(current, float) else (tuple, list) if isinstance(current, (tuple, list)) else (type(current),)
+    legal = (
+        (int, float)
+        if isinstance(current, float)
+        else (tuple, list)
+        if isinstance(current, (tuple, list))
+        else (type(current),)
+    )
     if current is not None and (not isinstance(value, legal) or isinstance(value, bool)):
         raise InputError(f"{path}: got {text!r}; it must be of type {type(current).__name__} (now {current!r})")
     return float(value) if isinstance(current, float) else value
@@ -405,7 +460,9 @@ def override(config: ml_collections.ConfigDict, path: str, text: str):
         here = ".".join(["config", *path.split(".")[: i + 1]])
         if not isinstance(node, ml_collections.ConfigDict) or key not in node:
             known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
-            raise InputError(f"{here}: unknown key; {_nearest(key, known)}known are {', '.join(known) or 'none (it is a value)'}")
+            raise InputError(
+                f"{here}: unknown key; {_nearest(key, known)}known are {', '.join(known) or 'none (it is a value)'}"
+            )
         if i < len(groups):
             node = node[key]
     if isinstance(node[last], ml_collections.ConfigDict):
@@ -419,7 +476,9 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> tuple[Config, dict
     file, _, arg = spec.partition(":")
     path = pathlib.Path(file).resolve()
     if not path.is_file():
-        raise InputError(f"--config: no file {file!r} (from {pathlib.Path.cwd()}); it is FILE.py[:key=value,...], for instance configs/demo.py")
+        raise InputError(
+            f"--config: no file {file!r} (from {pathlib.Path.cwd()}); it is FILE.py[:key=value,...], for instance configs/demo.py"
+        )
     root = str(path.parent.parent)  # so that a config finds its neighbours: `from configs import common`
     sys.path.insert(0, root)
     try:

@@ -3,6 +3,7 @@
 One function samples (`respond`), one marks (`mark`), one sums up (`summary`); training's dev checks and the evaluate
 stage go through the same three. A question too long to ask counts as wrong.
 """
+
 import dataclasses
 import math
 
@@ -35,7 +36,9 @@ def ask(run, records, purpose: str, limit: int = 0) -> Questions:
     return Questions(purpose, batching.fit(run.tokenizer, records, run.config.data, purpose=purpose))
 
 
-def respond(run, sampler, params, questions: Questions, batch_size: int, key, num_samples: int = 1, each_batch=None) -> list[list[str]]:
+def respond(
+    run, sampler, params, questions: Questions, batch_size: int, key, num_samples: int = 1, each_batch=None
+) -> list[list[str]]:
     """num_samples texts for each fitted question. Questions of like length share a batch; what is drawn does not depend on it.
 
     each_batch(number of questions done) is called as the work goes on.
@@ -44,7 +47,7 @@ def respond(run, sampler, params, questions: Questions, batch_size: int, key, nu
     by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt))
     texts: list[list[str]] = [[] for _ in encoded]
     for start in range(0, len(by_length), batch_size):
-        rows = by_length[start: start + batch_size]
+        rows = by_length[start : start + batch_size]
         full = rows + [rows[-1]] * (batch_size - len(rows))  # one shape; the repeated rows are dropped below
         sample = sampler(params, common.make_prompts(run, encoded, full), key)
         tokens, mask = np.asarray(sample.tokens), np.asarray(sample.mask)
@@ -60,9 +63,18 @@ def mark(run, questions: Questions, texts: list[list[str]]) -> list[list[Grade]]
     """A Grade for each text of `respond`."""
     data, rewards = run.config.data, run.config.rewards
     pairs = [(record, text) for record, row in zip(questions.fitted.records, texts, strict=True) for text in row]
-    grades = iter(score.grade(
-        data.name, data.cot, [prompts.completed(record, text, data, purpose=questions.purpose) for record, text in pairs],
-        [record.answer for record, _ in pairs], matcher=data.matcher, timeout_s=rewards.timeout_s, memory_mb=rewards.memory_mb, workers=rewards.workers))
+    grades = iter(
+        score.grade(
+            data.name,
+            data.cot,
+            [prompts.completed(record, text, data, purpose=questions.purpose) for record, text in pairs],
+            [record.answer for record, _ in pairs],
+            matcher=data.matcher,
+            timeout_s=rewards.timeout_s,
+            memory_mb=rewards.memory_mb,
+            workers=rewards.workers,
+        )
+    )
     return [[next(grades) for _ in row] for row in texts]
 
 
@@ -75,16 +87,30 @@ def greedy_summary(questions: Questions, grades: list[list[Grade]]) -> dict:
     """accuracy with its Wilson 95 % interval, the statuses' shares, and the accuracy by tag (for instance num_ops)."""
     correct = sum(row[0].correct for row in grades)
     statuses = [row[0].status for row in grades]
-    out = {"accuracy": correct / questions.num, "ci95": list(estimates.wilson(correct, questions.num)), "num_questions": questions.num,
-           "num_correct": correct, "num_too_long": len(questions.fitted.too_long),
-           "status": {status: statuses.count(status) / len(statuses) for status in sorted(set(statuses))}}
+    out = {
+        "accuracy": correct / questions.num,
+        "ci95": list(estimates.wilson(correct, questions.num)),
+        "num_questions": questions.num,
+        "num_correct": correct,
+        "num_too_long": len(questions.fitted.too_long),
+        "status": {status: statuses.count(status) / len(statuses) for status in sorted(set(statuses))},
+    }
     slices: dict = {}
     for record, row in zip(questions.fitted.records, grades, strict=True):
         for tag in ("num_ops", "phrasing"):
             if tag in record.tags:
                 slices.setdefault(tag, {}).setdefault(str(record.tags[tag]), []).append(row[0].correct)
-    out["by"] = {tag: {value: {"accuracy": sum(marks) / len(marks), "num_questions": len(marks), "ci95": list(estimates.wilson(sum(marks), len(marks)))}
-                       for value, marks in sorted(values.items())} for tag, values in slices.items()}
+    out["by"] = {
+        tag: {
+            value: {
+                "accuracy": sum(marks) / len(marks),
+                "num_questions": len(marks),
+                "ci95": list(estimates.wilson(sum(marks), len(marks))),
+            }
+            for value, marks in sorted(values.items())
+        }
+        for tag, values in slices.items()
+    }
     return out
 
 
@@ -95,8 +121,15 @@ def sampled_summary(questions: Questions, grades: list[list[Grade]], golds_match
     voted = sum(golds_match(i, estimates.majority([g.extracted for g in row])) for i, row in enumerate(grades))
     passed = [estimates.pass_at_k(k, sum(g.correct for g in row), k) for row in grades]
     mean = sum(shares) / n
-    half = 1.959964 * math.sqrt(sum((s - mean) ** 2 for s in shares) / max(n - 1, 1) / n)  # questions are the independent draws
-    return {f"avg@{k}": mean, f"avg@{k}_ci95": [max(mean - half, 0.0), min(mean + half, 1.0)],
-            f"maj@{k}": voted / n, f"maj@{k}_ci95": list(estimates.wilson(voted, n)),
-            f"pass@{k}": sum(passed) / n, f"pass@{k}_ci95": list(estimates.wilson(round(sum(passed)), n)),
-            "num_sampled_questions": n}
+    half = 1.959964 * math.sqrt(
+        sum((s - mean) ** 2 for s in shares) / max(n - 1, 1) / n
+    )  # questions are the independent draws
+    return {
+        f"avg@{k}": mean,
+        f"avg@{k}_ci95": [max(mean - half, 0.0), min(mean + half, 1.0)],
+        f"maj@{k}": voted / n,
+        f"maj@{k}_ci95": list(estimates.wilson(voted, n)),
+        f"pass@{k}": sum(passed) / n,
+        f"pass@{k}_ci95": list(estimates.wilson(round(sum(passed)), n)),
+        "num_sampled_questions": n,
+    }

@@ -4,6 +4,7 @@ Everything that can be wrong with the config, the data and the folder is found b
 anything is written. Run again, the same command goes on where it was, or finds everything done. Exit codes: 0 done,
 1 failed, 2 bad configuration or input, 75 stopped by SIGTERM or Ctrl-C after a complete save (run again to go on).
 """
+
 import dataclasses
 import importlib.metadata
 import json
@@ -65,11 +66,15 @@ def check_workdir(workdir: pathlib.Path, tree: dict):
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--workdir={workdir}: cannot be written ({parent} is {'not writable' if parent.is_dir() else 'a file'}); choose another folder")
+        raise InputError(
+            f"--workdir={workdir}: cannot be written ({parent} is {'not writable' if parent.is_dir() else 'a file'}); choose another folder"
+        )
     path = workdir / "config.json"
     if not path.exists():
-        if workdir.exists() and any(workdir.iterdir()):
-            raise InputError(f"--workdir={workdir}: holds other files and no config.json; choose an empty or a new folder")
+        if workdir.exists() and any(not name.name.endswith(".tmp") for name in workdir.iterdir()):
+            raise InputError(
+                f"--workdir={workdir}: holds other files and no config.json; choose an empty or a new folder"
+            )
         return
     try:
         before = flatten(json.loads(path.read_text())["config"])
@@ -86,7 +91,9 @@ def check_workdir(workdir: pathlib.Path, tree: dict):
         changed.append(f"{key}: there {before.get(key, '(absent)')!r}, now {now.get(key, '(absent)')!r}")
     if changed:
         shown = "\n  ".join(changed[:20])
-        raise InputError(f"--workdir={workdir}: holds a run of another config:\n  {shown}\nchoose another folder, or give the config that it was begun with")
+        raise InputError(
+            f"--workdir={workdir}: holds a run of another config:\n  {shown}\nchoose another folder, or give the config that it was begun with"
+        )
 
 
 def describe(tree: dict, layout) -> dict:
@@ -94,17 +101,38 @@ def describe(tree: dict, layout) -> dict:
     import jax
 
     root = pathlib.Path(__file__).resolve().parents[1]
-    git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if (root / ".git").exists() else None
-    packages = ("reft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "sympy", "numpy")
+    git = (
+        subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        if (root / ".git").exists()
+        else None
+    )
+    packages = (
+        "reft_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "tokenizers",
+        "sympy",
+        "numpy",
+    )
     versions = {}
     for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    return {"config": tree, "git_commit": git.stdout.strip() if git is not None and git.returncode == 0 else None, "packages": versions,
-            "python": platform.python_version(), "devices": [str(d) for d in layout.mesh.devices.flat], "device_kind": jax.devices()[0].device_kind,
-            "mesh": dict(layout.mesh.shape)}
+    return {
+        "config": tree,
+        "git_commit": git.stdout.strip() if git is not None and git.returncode == 0 else None,
+        "packages": versions,
+        "python": platform.python_version(),
+        "devices": [str(d) for d in layout.mesh.devices.flat],
+        "device_kind": jax.devices()[0].device_kind,
+        "mesh": dict(layout.mesh.shape),
+    }
 
 
 # ------------------------------------------------------------------ model, tokenizer, data
@@ -119,9 +147,15 @@ def build_tokenizer(config: config_lib.Config, splits, directory):
         return tokenizers.load(directory)
     if config.data.tokenizer == "word":
         if config.data.name != "arithmetic":
-            raise InputError(f"config.data.tokenizer: 'word' is for the closed vocabulary of arithmetic; {config.data.name} needs 'bpe'")
+            raise InputError(
+                f"config.data.tokenizer: 'word' is for the closed vocabulary of arithmetic; {config.data.name} needs 'bpe'"
+            )
         return tokenizers.build_word(arithmetic.PIECE, arithmetic.vocabulary())
-    texts = (text for record in splits.train for text in (prompts.prompt(record), prompts.target(record, docstring=config.data.docstring)))
+    texts = (
+        text
+        for record in splits.train
+        for text in (prompts.prompt(record), prompts.target(record, docstring=config.data.docstring))
+    )
     return tokenizers.build_bpe(texts, config.data.vocab_size)
 
 
@@ -133,37 +167,49 @@ def resolve_arch(config: config_lib.Config, tokenizer, directory) -> config_lib.
     if arch.vocab_size == 0:
         arch = dataclasses.replace(arch, vocab_size=len(tokenizer))
     if len(tokenizer) > arch.vocab_size:
-        raise InputError(f"config.model: the tokenizer has {len(tokenizer)} ids and the model's vocabulary {arch.vocab_size}; they do not belong together")
+        raise InputError(
+            f"config.model: the tokenizer has {len(tokenizer)} ids and the model's vocabulary {arch.vocab_size}; they do not belong together"
+        )
     return arch
 
 
 def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
     """Tokenizes what the stages will use and grades the gold answers; returns notes for the user, raises InputError."""
-    from reft_jax.data import batching
+    from reft_jax.data import batching, prompts
     from reft_jax.rewards import score
-    from reft_jax.data import prompts
 
     data, limits, notes = config.data, config.rewards, list(splits.notes)
     kinds = {stage.kind for _, stage in config.stages}
-    for kind, purpose in (("sft", "sft"), ("reft", "reft")):
-        if kind in kinds:
-            notes.append(batching.fit(tokenizer, splits.train, data, purpose=purpose).note and
-                         f"train, {purpose}: " + batching.fit(tokenizer, splits.train, data, purpose=purpose).note)
-    for name, records in (("dev", splits.dev), ("test", splits.test)):
-        if records:
-            note = batching.fit(tokenizer, records, data, purpose="evaluate").note
-            notes.append(note and f"{name}: {note}")
+    uses = [("train", splits.train, kind) for kind in ("sft", "reft") if kind in kinds]
+    uses += [(name, records, "evaluate") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
+    for name, records, purpose in uses:
+        if note := batching.fit(tokenizer, records, data, purpose=purpose).note:
+            notes.append(f"{name} ({purpose}): {note}")
     if "reft" in kinds:
         gold = [record for record in splits.train if record.cot and record.kind != "text"]
         texts = [prompts.target(record, docstring=data.docstring) for record in gold]
-        failed = score.audit_gold(data.name, data.cot, texts, [r.answer for r in gold], [r.item_id for r in gold], matcher=data.matcher,
-                                  timeout_s=limits.timeout_s, memory_mb=limits.memory_mb, workers=limits.workers)
+        failed = score.audit_gold(
+            data.name,
+            data.cot,
+            texts,
+            [r.answer for r in gold],
+            [r.item_id for r in gold],
+            matcher=data.matcher,
+            timeout_s=limits.timeout_s,
+            memory_mb=limits.memory_mb,
+            workers=limits.workers,
+        )
         named = ", ".join(f"{item} ({grade.status}, extracted {grade.extracted})" for item, grade in failed[:5])
         if len(failed) > limits.max_gold_failures * len(gold):
-            raise InputError(f"{data.train_file or data.name}: {len(failed)} of {len(gold)} gold answers do not grade as correct ({named}); over "
-                             f"config.rewards.max_gold_failures={limits.max_gold_failures}. Look at data.matcher, data.cot, rewards.timeout_s, or mend the records")
-        notes.append(f"gold check: {len(gold) - len(failed)} of {len(gold)} training answers grade as correct" + (f"; not: {named}" if failed else ""))
-    return [note for note in notes if note]
+            raise InputError(
+                f"{data.train_file or data.name}: {len(failed)} of {len(gold)} gold answers do not grade as correct ({named}); over "
+                f"config.rewards.max_gold_failures={limits.max_gold_failures}. Look at data.matcher, data.cot, rewards.timeout_s, or mend the records"
+            )
+        notes.append(
+            f"gold check: {len(gold) - len(failed)} of {len(gold)} training answers grade as correct"
+            + (f"; not: {named}" if failed else "")
+        )
+    return notes
 
 
 # ------------------------------------------------------------------ the run
@@ -181,7 +227,9 @@ def prepare(argv: list[str]):
 
     directory = None
     if config.model.directory and (directory := models.resolve(config.model.directory)) is None:
-        raise InputError(f"config.model.directory: {config.model.directory!r} is neither a directory with a config.json nor a shipped model")
+        raise InputError(
+            f"config.model.directory: {config.model.directory!r} is neither a directory with a config.json nor a shipped model"
+        )
     check_sources(config)
     splits = data_lib.load(config.data)
     tokenizer = build_tokenizer(config, splits, directory)
@@ -190,7 +238,14 @@ def prepare(argv: list[str]):
 
     layout = sharding.make_layout(config.mesh)
     check_batches(config, layout)
-    model = models.Model(arch, config.model.param_dtype, config.model.compute_dtype, config.model.remat, config.model.logits_chunk, layout)
+    model = models.Model(
+        arch,
+        config.model.param_dtype,
+        config.model.compute_dtype,
+        config.model.remat,
+        config.model.logits_chunk,
+        layout,
+    )
     return common.Run(config, workdir, model, tokenizer, splits, common.Stop()), tree, notes
 
 
@@ -202,22 +257,36 @@ def check_sources(config: config_lib.Config):
     for name, stage in config.stages:
         for key, source in stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),):
             if source not in names and models.resolve(source) is None and checkpoint.locate(source) is None:
-                shipped = ", ".join(sorted(p.name for p in models.SHIPPED.iterdir() if p.is_dir())) if models.SHIPPED.is_dir() else "none"
-                raise InputError(f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, "
-                                 f"a checkpoint directory, or a shipped model ({shipped})")
+                shipped = (
+                    ", ".join(sorted(p.name for p in models.SHIPPED.iterdir() if p.is_dir()))
+                    if models.SHIPPED.is_dir()
+                    else "none"
+                )
+                raise InputError(
+                    f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, "
+                    f"a checkpoint directory, or a shipped model ({shipped})"
+                )
 
 
 def check_batches(config: config_lib.Config, layout):
     """Rows must divide over the mesh, or some devices would hold copies of the work."""
     parts = layout.batch_parts
     for name, stage in config.stages:
-        sizes = {"sft": lambda s: {"batch_size": s.batch_size // s.accumulate, "eval_batch_size": s.eval_batch_size},
-                 "reft": lambda s: {"batch_size": s.batch_size, "ppo.minibatch_size": s.ppo.minibatch_size // s.ppo.accumulate,
-                                    "eval_batch_size": s.eval_batch_size},
-                 "evaluate": lambda s: {"batch_size": s.batch_size}, "export": lambda s: {}}[stage.kind](stage)
+        sizes = {
+            "sft": lambda s: {"batch_size": s.batch_size // s.accumulate, "eval_batch_size": s.eval_batch_size},
+            "reft": lambda s: {
+                "batch_size": s.batch_size,
+                "ppo.minibatch_size": s.ppo.minibatch_size // s.ppo.accumulate,
+                "eval_batch_size": s.eval_batch_size,
+            },
+            "evaluate": lambda s: {"batch_size": s.batch_size},
+            "export": lambda s: {},
+        }[stage.kind](stage)
         for key, size in sizes.items():
             if size % parts:
-                raise InputError(f"config.stages.{name}.{key}: {size} rows at a time do not divide over data x fsdp = {parts} of config.mesh; use a multiple")
+                raise InputError(
+                    f"config.stages.{name}.{key}: {size} rows at a time do not divide over data x fsdp = {parts} of config.mesh; use a multiple"
+                )
 
 
 def execute(run, tree: dict, notes: list[str]):
@@ -231,13 +300,17 @@ def execute(run, tree: dict, notes: list[str]):
 
     workdir = run.workdir
     workdir.mkdir(parents=True, exist_ok=True)
+    write_json(
+        workdir / "config.json", describe(tree, run.layout) | {"notes": notes}
+    )  # first: it says whose folder this is
     tokenizers.save(run.tokenizer, workdir / "tokenizer")
-    write_json(workdir / "config.json", describe(tree, run.layout))
     count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(run.model)))
     splits = run.splits
-    print(f"{run.config.data.name} ({run.config.data.cot}): {len(splits.train)} train, {len(splits.dev)} dev, {len(splits.test)} test questions\n"
-          f"model {run.config.model.name}: {count:,} parameters, vocabulary {run.model.arch.vocab_size}; "
-          f"{len(run.layout.mesh.devices.flat)} x {jax.devices()[0].device_kind}, mesh {dict(run.layout.mesh.shape)}")
+    print(
+        f"{run.config.data.name} ({run.config.data.cot}): {len(splits.train)} train, {len(splits.dev)} dev, {len(splits.test)} test questions\n"
+        f"model {run.config.model.name}: {count:,} parameters, vocabulary {run.model.arch.vocab_size}; "
+        f"{len(run.layout.mesh.devices.flat)} x {jax.devices()[0].device_kind}, mesh {dict(run.layout.mesh.shape)}"
+    )
     for note in notes:
         print(f"note: {note}")
     kinds = {"sft": sft.run, "reft": reft.run, "evaluate": evaluate.run, "export": export.run}
@@ -251,12 +324,13 @@ def execute(run, tree: dict, notes: list[str]):
         kinds[stage.kind](name, stage, run)
         print(f"{name}: finished in {time.monotonic() - began:.0f} s", flush=True)
     if (workdir / "results.json").exists():
-        print(f"results: {workdir / 'results.json'}")
+        print(f"\n{evaluate.results_table(evaluate.read_results(run))}\n\nresults: {workdir / 'results.json'}")
     for path in plots.make(workdir):
         print(f"plot: {path}")
 
 
 def main(argv: list[str]) -> int:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     try:
         run, tree, notes = prepare(argv)
         run.stop.listen()
@@ -270,8 +344,11 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno != 28:  # ENOSPC
             raise
-        print(f"error: the disk is full ({error.filename or error}); the last complete checkpoint is intact. "
-              "Free some space and run the same command again", file=sys.stderr)
+        print(
+            f"error: the disk is full ({error.filename or error}); the last complete checkpoint is intact. "
+            "Free some space and run the same command again",
+            file=sys.stderr,
+        )
         return 1
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)

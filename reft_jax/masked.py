@@ -1,4 +1,5 @@
 """Statistics over the True part of a mask. What is masked out may hold NaN or inf: it is replaced before it is used."""
+
 import jax
 import jax.numpy as jnp
 

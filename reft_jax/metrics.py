@@ -2,6 +2,7 @@
 
 A resumed stage first drops the lines after its checkpoint, so that the files of a killed run end equal to an unbroken one's.
 """
+
 import json
 import math
 import os
@@ -69,7 +70,11 @@ class Progress:
 
     def __init__(self, name: str, total: int, start: int, unit: str = "step", every_s: float = 15.0):
         self._name, self._total, self._start, self._unit, self._every = name, total, start, unit, every_s
-        self._bar = tqdm.tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm.tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
         self._begun = self._printed = time.monotonic()
 
     def update(self, done: int, **values):
@@ -83,7 +88,11 @@ class Progress:
             self._printed = now
             rate = (done - self._start) / max(now - self._begun, 1e-9)
             left = (self._total - done) / max(rate, 1e-9)
-            print(f"{self._name}: {self._unit} {done}/{self._total}  {rate:.2f}/s  {left:.0f} s left  {text}", file=sys.stderr, flush=True)
+            print(
+                f"{self._name}: {self._unit} {done}/{self._total}  {rate:.2f}/s  {left:.0f} s left  {text}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self):
         if self._bar is not None:
@@ -93,6 +102,10 @@ class Progress:
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A plain-text table, first column left-aligned and the others right-aligned."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-             for row in [header, *rows]]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [header, *rows]
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

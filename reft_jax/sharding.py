@@ -4,6 +4,7 @@ Parameters, optimizer state, batches and activations carry logical axis names ("
 `config.mesh.rules` maps a name to mesh axes ("data", "fsdp", "tensor"). A name without a rule, or a dimension that
 the axes do not divide, is replicated. One device is a mesh of 1 x 1 x 1 and takes the same path.
 """
+
 import dataclasses
 import math
 import typing
@@ -47,7 +48,9 @@ class Layout:
 
     def batch(self, tree):
         """Puts host arrays [B, ...] on the mesh, rows over the axes of "batch"."""
-        return jax.tree.map(lambda x: jax.device_put(x, self.sharding(("batch",) + (None,) * (x.ndim - 1), x.shape)), tree)
+        return jax.tree.map(
+            lambda x: jax.device_put(x, self.sharding(("batch",) + (None,) * (x.ndim - 1), x.shape)), tree
+        )
 
     @property
     def replicated(self) -> NamedSharding:
@@ -67,7 +70,9 @@ def make_layout(mesh: config_lib.Mesh, devices=None) -> Layout:
         rest = -math.prod(sizes)
         sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
     if math.prod(sizes) != len(devices):
-        raise InputError(f"config.mesh: data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not multiply to the {len(devices)} devices here; "
-                         f"set sizes whose product is {len(devices)}, or one of them to -1")
+        raise InputError(
+            f"config.mesh: data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not multiply to the {len(devices)} devices here; "
+            f"set sizes whose product is {len(devices)}, or one of them to -1"
+        )
     auto = (jax.sharding.AxisType.Auto,) * 3
     return Layout(jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices), mesh.rules)

@@ -3,6 +3,7 @@
 Each `make_*` returns one function that is compiled once per shape (lengths come in buckets). States are donated; keys
 are folded from (seed, step) by the caller; everything is placed by the model's layout.
 """
+
 import functools
 
 import jax
@@ -26,7 +27,7 @@ def response_states(model, params, prompts, tokens, mask, *, rate=0.0, key=None)
     real = jnp.concatenate([prompts.mask, mask], axis=1)
     hidden, _ = models.forward(model, params, everything, models.positions_of(real), real, rate=rate, key=key)
     first = prompts.tokens.shape[1] - 1
-    return hidden[:, first: first + tokens.shape[1]]
+    return hidden[:, first : first + tokens.shape[1]]
 
 
 # ------------------------------------------------------------------ state
@@ -48,8 +49,9 @@ def state_shardings(model, tx, params) -> TrainState:
     """Shardings of a TrainState: the optimizer's moments lie where their parameters do, scalars everywhere."""
     places = param_shardings(model, params)
     opt_state = jax.eval_shape(tx.init, params)
-    opt_places = optax.tree_utils.tree_map_params(tx, lambda _, place: place, opt_state, places,
-                                                  transform_non_params=lambda _: model.layout.replicated)
+    opt_places = optax.tree_utils.tree_map_params(
+        tx, lambda _, place: place, opt_state, places, transform_non_params=lambda _: model.layout.replicated
+    )
     return TrainState(model.layout.replicated, places, opt_places)
 
 
@@ -120,8 +122,15 @@ def make_ppo_step(model, tx, params, ppo):
     def loss_fn(params, batch, part):
         hidden = response_states(model, params, batch.prompts, batch.tokens, batch.mask)
         logp, _ = models.token_logp(model, params, hidden, batch.tokens)
-        return ppo_losses.ppo_loss(logp, models.values(params, hidden), batch, clip=ppo.clip, value_clip=ppo.value_clip,
-                                   value_coef=ppo.value_coef, reduce=ppo.reduce)
+        return ppo_losses.ppo_loss(
+            logp,
+            models.values(params, hidden),
+            batch,
+            clip=ppo.clip,
+            value_clip=ppo.value_clip,
+            value_coef=ppo.value_coef,
+            reduce=ppo.reduce,
+        )
 
     def step(state, batch, rows):
         minibatch = jax.tree.map(lambda x: model.layout.constrain(x[rows], "batch", *(None,) * (x.ndim - 1)), batch)
@@ -137,9 +146,19 @@ def make_ppo_step(model, tx, params, ppo):
 
 def make_sampler(model, sampling, *, max_new: int, eos_ids: tuple[int, ...], pad_id: int, num_samples: int = 1):
     """(params, Prompts, key) -> Sample of B * num_samples rows."""
-    return jax.jit(functools.partial(
-        decode.sample, model, max_new=max_new, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
-        eos_ids=eos_ids, pad_id=pad_id, num_samples=num_samples))
+    return jax.jit(
+        functools.partial(
+            decode.sample,
+            model,
+            max_new=max_new,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            eos_ids=eos_ids,
+            pad_id=pad_id,
+            num_samples=num_samples,
+        )
+    )
 
 
 def make_score(model):
@@ -182,5 +201,3 @@ def make_advantages(ppo):
         return batch, metrics, kl
 
     return jax.jit(advantages)
-
-

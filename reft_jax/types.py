@@ -4,6 +4,7 @@ B batch, P prompt, R response, T query, S key, L layer, D model, N query heads, 
 Prompts are left-padded and responses right-padded, so that every RL array is response-aligned, [B, R]: index t is
 response token t and the state that emitted it. Masks are bool, True = real.
 """
+
 from typing import Any
 
 import flax.struct

@@ -317,6 +317,15 @@ def test_a_program_that_kills_two_servers_is_the_verifiers_fault_and_the_others_
     assert [r.value for r in results[:5] + results[6:]] == [str(i) for i in range(10)]
 
 
+def test_servers_that_died_while_idle_cost_nothing():
+    run_programs(["def solution():\n    return 1"] * 30, workers=3)
+    for server in program._SERVERS:
+        server.process.kill()
+        server.process.wait()
+    results = run_programs([f"def solution():\n    return {i}" for i in range(4)], workers=3)
+    assert [r.value for r in results] == ["0", "1", "2", "3"]
+
+
 def test_a_server_that_hangs_is_replaced(monkeypatch):
     monkeypatch.setattr(program, "GRACE_S", 0.2)
     program.close()
@@ -331,6 +340,10 @@ def test_servers_that_cannot_live_raise_instead_of_grading_zero(monkeypatch, tmp
     script.write_text("raise SystemExit(3)")
     monkeypatch.setattr(program, "SERVER", script)
     with pytest.raises(program.VerifierError, match="in a row"):
+        solve("return 1")
+    monkeypatch.undo()
+    monkeypatch.setattr(program.sys, "executable", str(tmp_path / "no-python"))
+    with pytest.raises(program.VerifierError, match="no-python"):
         solve("return 1")
     monkeypatch.undo()
     assert solve("return 8") == ProgramResult("ok", "8")

@@ -1,8 +1,27 @@
-"""What several tests share: the folder of real data, and small models."""
+"""What several tests share: the folder of real data, and small models, layouts and batches."""
+import functools
 import os
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from reft_jax import config as config_lib
+from reft_jax import models, sharding
+from reft_jax.types import PPOBatch, Prompts, SFTBatch
+
+VOCAB = 24
+EOS = 1
+PAD = 0
+# Every size divides by 8 where fsdp lays it out and by 2 where tensor does; grouped-query attention; init_std is large, so
+# that logits differ between tokens.
+ARCH = config_lib.Arch(vocab_size=VOCAB, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=24, rope_theta=100.0,
+                       norm_eps=1e-5, tie_embeddings=True, init_std=0.3)
+RULES = (("batch", ("data", "fsdp")), ("embed", ("fsdp",)), ("vocab", ("tensor",)), ("heads", ("tensor",)), ("kv_heads", ("tensor",)),
+         ("mlp", ("tensor",)))
+LAYOUTS = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "mixed": (2, 2, 2)}
 
 
 def shared_data() -> pathlib.Path:
@@ -12,3 +31,103 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real data at {folder} (set REFT_DATA)")
     return folder
+
+
+@functools.lru_cache(maxsize=None)
+def layout(name: str = "one") -> sharding.Layout:
+    """One of LAYOUTS on as many of the 8 devices as it takes."""
+    data, fsdp, tensor = LAYOUTS[name]
+    return sharding.make_layout(config_lib.Mesh(data, fsdp, tensor, RULES), jax.devices()[: data * fsdp * tensor])
+
+
+def model(where: str | None = "one", arch=ARCH, **changes) -> models.Model:
+    """The tiny model on a layout (None = without one)."""
+    return models.Model(arch, layout=where and layout(where), **changes)
+
+
+@functools.lru_cache(maxsize=None)
+def _host_params(arch, seed):
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        if path[-1].key == "scale":
+            return rng.normal(1.0, 0.2, leaf.shape).astype(np.float32)
+        return rng.normal(0.0, arch.init_std, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, models.shapes(models.Model(arch)))
+
+
+def params(model, seed: int = 0, *, value_head: bool = False) -> dict:
+    """Random float32 parameters of the model on its layout, the same on every layout; the norms' scales are moved off 1."""
+    from reft_jax import steps
+
+    tree = dict(_host_params(model.arch, seed))
+    if value_head:
+        rng = np.random.default_rng(seed)
+        tree["value_head"] = {"kernel": rng.normal(size=model.arch.dim).astype(np.float32) / 4, "bias": np.float32(0.3)}
+    if model.layout is None:
+        return jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(lambda x, place: jax.device_put(jnp.asarray(x), place), tree, steps.param_shardings(model, tree))
+
+
+def lengths_mask(lengths, size: int, *, left: bool) -> np.ndarray:
+    """bool[B, size] with so many True in each row, at its right end if left-padded."""
+    places, lengths = np.arange(size)[None], np.asarray(lengths)[:, None]
+    return places >= size - lengths if left else places < lengths
+
+
+def random_prompts(rng, lengths, size: int) -> Prompts:
+    """Left-padded prompts of random tokens (host arrays); the padding holds random tokens too."""
+    batch = len(lengths)
+    return Prompts(rng.integers(2, VOCAB, (batch, size)).astype(np.int32), lengths_mask(lengths, size, left=True), np.arange(batch, dtype=np.int32))
+
+
+def sft_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_size=7) -> SFTBatch:
+    batch = len(prompt_lengths)
+    return SFTBatch(random_prompts(rng, prompt_lengths, prompt_size), rng.integers(1, VOCAB, (batch, response_size)).astype(np.int32),
+                    lengths_mask(response_lengths, response_size, left=False))
+
+
+def ppo_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_size=7, fill=0.0) -> PPOBatch:
+    """Random numbers for old log-probs, values, advantages and returns; `fill` where the mask is False."""
+    base = sft_batch(rng, prompt_lengths, response_lengths, prompt_size, response_size)
+
+    def numbers(mean, std):
+        return np.where(base.mask, rng.normal(mean, std, base.mask.shape), fill).astype(np.float32)
+
+    return PPOBatch(base.prompts, base.tokens, base.mask, old_logp=numbers(-3.0, 0.5), old_values=numbers(0.3, 0.5), adv=numbers(0.0, 1.0),
+                    returns=numbers(0.3, 0.7))
+
+
+def word_tokenizer(words=("one", "two", "three", "four", "five")):
+    """A word-level tokenizer of text made of these words, each with a space before it."""
+    from reft_jax.data import tokenizer as tokenizers
+
+    return tokenizers.build_word(r" \w+", [f" {word}" for word in words])
+
+
+def optim(lr=0.01, *, warmup=0.0, hold=0.0, final=1.0, weight_decay=0.0, max_grad_norm=1.0, b2=0.999) -> config_lib.Optim:
+    return config_lib.Optim(lr=lr, warmup=warmup, hold=hold, final=final, schedule_epochs=0.0, b1=0.9, b2=b2, eps=1e-8,
+                            weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+
+
+def ppo(**changes) -> config_lib.PPO:
+    """The paper's settings, with a minibatch of 8 rows."""
+    settings = dict(kl_coef=0.05, gamma=1.0, lam=0.95, clip=0.2, value_clip=0.2, value_coef=5.0, epochs=2, minibatch_size=8, accumulate=1,
+                    whiten=True, reduce="sequence", value_init="normal", value_bias=True)
+    return config_lib.PPO(**(settings | changes))
+
+
+def assert_trees_close(a, b, *, rtol=1e-5, atol=1e-6):
+    """Two trees of the same structure with numbers alike; says where the first difference is."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def assert_trees_equal(a, b):
+    """Bit for bit: structure, dtypes and values."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)

@@ -4,6 +4,7 @@ One file per data set (`arithmetic` is generated, the others are read from files
 a hash of the question, so that it stays the same when the file is reordered or grows. The dev split is cut from the
 training file: the best epoch is picked on it, never on test.
 """
+
 import collections
 import hashlib
 from collections.abc import Sequence
@@ -100,7 +101,9 @@ def _capped(records, num: int, *, seed: int, field: str) -> tuple[tuple[Record, 
     """At most `num` records (0: all) in the file's order, chosen by a hash, and a note if any were left out."""
     if num == 0 or num >= len(records):
         return tuple(records), ""
-    ranked = sorted(range(len(records)), key=lambda i: _hash(field, seed, _question_key(records[i]), records[i].item_id))
+    ranked = sorted(
+        range(len(records)), key=lambda i: _hash(field, seed, _question_key(records[i]), records[i].item_id)
+    )
     kept = sorted(ranked[:num])
     return tuple(records[i] for i in kept), f"config.data.{field}={num}: {len(kept)} of {len(records)} records are used"
 

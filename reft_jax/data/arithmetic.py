@@ -14,6 +14,7 @@ Unusual:
 Print some: `python -c "from reft_jax.data import arithmetic as a; print(*a.generate('train', 5, seed=0,
 cot='program', annotations='diverse'), sep='\\n')"`. Host side: no jax.
 """
+
 import functools
 import random
 import re
@@ -61,8 +62,20 @@ STYLE_WEIGHTS = {
 
 MEN = ("Tom", "Ben", "Sam", "Leo", "Max", "Dan", "Jack", "Paul")
 WOMEN = ("Ann", "Mia", "Eva", "Lily", "Kate", "Rose", "Emma", "Nina")
-ITEMS = ("apples", "balls", "books", "cards", "coins", "cookies", "marbles", "pencils", "shells", "stamps", "stickers",
-         "toys")
+ITEMS = (
+    "apples",
+    "balls",
+    "books",
+    "cards",
+    "coins",
+    "cookies",
+    "marbles",
+    "pencils",
+    "shells",
+    "stamps",
+    "stickers",
+    "toys",
+)
 PRONOUNS = {"He": ("He", "She"), "he": ("he", "she"), "him": ("him", "her"), "his": ("his", "her")}
 
 # Slots: {name} acts, {friend} is of the other gender (so that he and she stay clear), {third} is one more
@@ -78,19 +91,27 @@ PHRASES = {
     "works_spends": (("Each day for {x} days {name} earns {y} dollars and spends {z} dollars.",), ()),
     "shops": (("{name} buys {x} {items} for {y} dollars each.",), ()),
     # changes of a number of items
-    "gain": (("{He} buys {x} more {items}.", "{He} finds {x} {items}."),
-             ("{He} wins {x} {items}.", "{He} gets {x} {items} from {friend}.")),
-    "lose": (("{He} sells {x} {items}.", "{He} loses {x} {items}.", "{He} gives {x} {items} to {friend}."),
-             ("{He} hands {x} {items} to {friend}.", "{friend} gets {x} of {his} {items}.")),
+    "gain": (
+        ("{He} buys {x} more {items}.", "{He} finds {x} {items}."),
+        ("{He} wins {x} {items}.", "{He} gets {x} {items} from {friend}."),
+    ),
+    "lose": (
+        ("{He} sells {x} {items}.", "{He} loses {x} {items}.", "{He} gives {x} {items} to {friend}."),
+        ("{He} hands {x} {items} to {friend}.", "{friend} gets {x} of {his} {items}."),
+    ),
     "friend_gives": (("{friend} gives {him} {x} {items}.",), ()),
     "friend_takes": (("{friend} takes {x} of {his} {items}.",), ("{friend} wins {x} of {his} {items}.",)),
-    "bags": (("{He} buys {x} bags with {y} {items} each.", "{He} finds {x} bags with {y} {items} each."),
-             ("{friend} brings {him} {x} bags of {y} {items}.",)),
+    "bags": (
+        ("{He} buys {x} bags with {y} {items} each.", "{He} finds {x} bags with {y} {items} each."),
+        ("{friend} brings {him} {x} bags of {y} {items}.",),
+    ),
     "to_each": (("{He} gives {y} {items} to each of {x} friends.",), ("{x} friends take {y} of {his} {items} each.",)),
     "doubles": (("Then {he} doubles {his} collection.",), ("Then {he} has twice as many {items} as before.",)),
     "triples": (("Then {he} triples {his} collection.",), ("Then {he} has 3 times as many {items} as before.",)),
-    "half": (("{He} gives half of {his} {items} to {friend}.", "{He} sells half of {his} {items}."),
-             ("{friend} takes half of {his} {items}.",)),
+    "half": (
+        ("{He} gives half of {his} {items} to {friend}.", "{He} sells half of {his} {items}."),
+        ("{friend} takes half of {his} {items}.",),
+    ),
     # boxes
     "fill": (("{He} puts {x} more {items} in each box.",), ("{friend} puts {x} more {items} in each box.",)),
     "empty": (("{He} sells {x} {items} from each box.",), ("{friend} takes {x} {items} from each box.",)),
@@ -116,8 +137,10 @@ PHRASES = {
     "off": (("The shop takes {x} dollars off the bill.",), ("{He} saves {x} dollars with coupons.",)),
     "bill_shared": (("Then {x} friends share the bill equally.",), ("Then {x} friends split the bill equally.",)),
     # sharing
-    "shares": (("Then {x} friends share all {his} {items} equally.",),
-               ("Then {x} friends split all {his} {items} equally.",)),
+    "shares": (
+        ("Then {x} friends share all {his} {items} equally.",),
+        ("Then {x} friends split all {his} {items} equally.",),
+    ),
     "one_share": (("{third} has {x} {items} and gets one share.",), ()),
     "packs": (("{He} puts all {his} {items} in bags of {x}.",), ()),
     "more_bags": (("{He} buys {x} more of these bags.",), ()),
@@ -337,12 +360,14 @@ def _replace(expr, old, new):
 
 # ----------------------------------------------------------------------------------------------------------- reasoning
 
+
 def infix(expr: Expr, *, divide: str) -> str:
     """`expr` on one line, every inner operation in parentheses; `divide` is the sign for division."""
     if isinstance(expr, int):
         return str(expr)
-    left, right = (infix(side, divide=divide) if isinstance(side, int) else f"({infix(side, divide=divide)})"
-                   for side in expr[1:])
+    left, right = (
+        infix(side, divide=divide) if isinstance(side, int) else f"({infix(side, divide=divide)})" for side in expr[1:]
+    )
     return f"{left} {divide if expr[0] == '/' else expr[0]} {right}"
 
 
@@ -400,6 +425,7 @@ def annotate(expr: tuple, rng: random.Random, *, cot: str, annotations: str) -> 
 
 # ------------------------------------------------------------------------------------------------------------- stories
 
+
 class _Teller:
     """Collects the sentences of one story and remembers whether a new phrasing was used."""
 
@@ -410,8 +436,15 @@ class _Teller:
         same, opposite = (MEN, WOMEN) if gender == 0 else (WOMEN, MEN)
         name, third = rng.sample(same, 2)
         items, goods, other = rng.sample(ITEMS, 3)
-        self.words = {"name": name, "friend": rng.choice(opposite), "third": third, "items": items, "goods": goods,
-                      "other": other, **{slot: forms[gender] for slot, forms in PRONOUNS.items()}}
+        self.words = {
+            "name": name,
+            "friend": rng.choice(opposite),
+            "third": third,
+            "items": items,
+            "goods": goods,
+            "other": other,
+            **{slot: forms[gender] for slot, forms in PRONOUNS.items()},
+        }
 
     def say(self, phrase: str, x: int = 0, y: int = 0, z: int = 0, **people: str) -> None:
         known, new = PHRASES[phrase]
@@ -426,8 +459,7 @@ class _Teller:
 
     def distract(self) -> None:
         words = {**self.words, "x": self.rng.randint(MIN_NUMBER, MAX_NUMBER)}
-        self.sentences.insert(self.rng.randint(1, len(self.sentences)),
-                              self.rng.choice(DISTRACTORS).format(**words))
+        self.sentences.insert(self.rng.randint(1, len(self.sentences)), self.rng.choice(DISTRACTORS).format(**words))
 
     def text(self) -> str:
         return " ".join([*self.sentences, self.question])
@@ -508,8 +540,13 @@ def _compare(tell, num_ops):
             return held[-1]
         x = {"times": rng.randint(3, 6), "fewer": _number(rng, now - 1)}.get(relation) or _number(rng)
         tell.say(relation, x, name=people[before], friend=people[index])
-        expr = {"more": ("+", held[before], x), "fewer": ("-", held[before], x), "times": ("*", held[before], x),
-                "twice": ("*", held[before], 2), "half_as_many": ("/", held[before], 2)}[relation]
+        expr = {
+            "more": ("+", held[before], x),
+            "fewer": ("-", held[before], x),
+            "times": ("*", held[before], x),
+            "twice": ("*", held[before], 2),
+            "half_as_many": ("/", held[before], 2),
+        }[relation]
         held.append(expr)
     last = num_related
     if num_asked == 0:
@@ -545,8 +582,9 @@ def _boxes(tell, num_ops):
             x = _number(rng, 12 if grows else each - 1)
             tell.say("fill" if grows else "empty", x)
             each = ("+" if grows else "-", each, x)
-    expr = _events(tell, ("*", boxes, each), num_ops - 1 - num_changes,
-                   one=("gain", "lose", "friend_gives", "friend_takes"))
+    expr = _events(
+        tell, ("*", boxes, each), num_ops - 1 - num_changes, one=("gain", "lose", "friend_gives", "friend_takes")
+    )
     tell.ask("have_now")
     return expr
 
@@ -652,8 +690,14 @@ def _shopping(tell, num_ops):
     return ("/", expr, parts)
 
 
-FAMILIES = {"chain": _chain, "compare": _compare, "boxes": _boxes, "earnings": _earnings, "sharing": _sharing,
-            "shopping": _shopping}
+FAMILIES = {
+    "chain": _chain,
+    "compare": _compare,
+    "boxes": _boxes,
+    "earnings": _earnings,
+    "sharing": _sharing,
+    "shopping": _shopping,
+}
 
 
 def _bare(rng, num_ops):
@@ -691,6 +735,7 @@ def problem(rng: random.Random, *, split: str) -> tuple[str, tuple, dict]:
 
 # -------------------------------------------------------------------------------------------------------------- splits
 
+
 def generate(split: str, num: int, *, seed: int, cot: str, annotations: str) -> tuple[Record, ...]:
     """The first `num` records of a split; a longer call begins with the shorter one's records.
 
@@ -704,8 +749,10 @@ def generate(split: str, num: int, *, seed: int, cot: str, annotations: str) -> 
     if num < 0:
         raise InputError(f"arithmetic: the number of {split} records is {num}; it must be 0 or more")
     if split == "train" and annotations == "corpus":
-        raise InputError("data.annotations: 'corpus' annotates the split 'pretrain'; for 'train' take one of "
-                         f"{', '.join(ANNOTATIONS[:3])}")
+        raise InputError(
+            "data.annotations: 'corpus' annotates the split 'pretrain'; for 'train' take one of "
+            f"{', '.join(ANNOTATIONS[:3])}"
+        )
     seen, records = set(), []
     for index in range(num):
         rng = random.Random(f"{split}/{seed}/{index}")
@@ -733,8 +780,14 @@ def _record(rng, seen, index, *, split, seed, cot, annotations):
         shown = "diverse" if annotations == "corpus" else annotations
         own = random.Random(f"{split}/{seed}/{index}/{cot}/{shown}")
         style, text = annotate(expr, own, cot=cot, annotations=shown)
-    return Record(item_id=f"arithmetic_{split}_{index}", question=question, cot=text, answer=str(value(expr)),
-                  kind=cot, tags={**tags, "style": style})
+    return Record(
+        item_id=f"arithmetic_{split}_{index}",
+        question=question,
+        cot=text,
+        answer=str(value(expr)),
+        kind=cot,
+        tags={**tags, "style": style},
+    )
 
 
 def _corpus_record(rng, seen, item_id):
@@ -757,5 +810,11 @@ def _corpus_record(rng, seen, item_id):
         if style == "nl":
             text = f"{text}{ANSWER_SENTENCE} {value(path)}"
         if len(pieces(text)) <= MAX_RESPONSE["text"]:
-            return Record(item_id=item_id, question=question, cot=text, answer=str(value(expr)), kind="text",
-                          tags={**tags, "style": style, "sloppy": sloppy})
+            return Record(
+                item_id=item_id,
+                question=question,
+                cot=text,
+                answer=str(value(expr)),
+                kind="text",
+                tags={**tags, "style": style, "sloppy": sloppy},
+            )

@@ -6,6 +6,7 @@ it stopped, with nothing repeated, skipped or stored.
 
 Lengths are rounded up to a few buckets, so that each jitted function is compiled once per bucket.
 """
+
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -134,7 +135,9 @@ def _none_fits(too_long, data):
     if prompt > data.max_prompt:
         problems.append(f"the shortest prompt has {prompt} tokens and config.data.max_prompt is {data.max_prompt}")
     if response > data.max_response:
-        problems.append(f"the shortest response has {response} tokens and config.data.max_response is {data.max_response}")
+        problems.append(
+            f"the shortest response has {response} tokens and config.data.max_response is {data.max_response}"
+        )
     if not problems:
         problems.append(
             f"each is over config.data.max_prompt={data.max_prompt} or config.data.max_response={data.max_response}"

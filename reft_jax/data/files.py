@@ -4,6 +4,7 @@ Both forms hold one object per question: the ReFT authors' (`item_id`, `question
 set's own. A file is UTF-8 with or without a byte order mark, with Unix or Windows line ends; its first character says
 which form it is. Unusual: a JSON list is decoded element by element, to know the line at which each record begins.
 """
+
 import json
 import math
 import pathlib
@@ -26,7 +27,9 @@ def read_objects(path) -> list[tuple[str, dict]]:
     text = _read_text(path)
     start = _SPACE.match(text).end()
     if start == len(text):
-        raise InputError(f"{path}:1: the file is empty; a JSON list or JSON lines, one object per question, is expected")
+        raise InputError(
+            f"{path}:1: the file is empty; a JSON list or JSON lines, one object per question, is expected"
+        )
     rows = _list_elements(path, text, start) if text[start] == "[" else _lines(path, text)
     objects = []
     for line, value in rows:
@@ -52,7 +55,9 @@ def authors_records(objects, *, cot: str, split: str, parse_answer: Callable[[st
             item_id = text_field(place, row, "item_id")
         item_id = str(item_id)
         if item_id in places:
-            raise InputError(f"{place}: item_id {item_id!r} stands at {places[item_id]} already; every id must be unique")
+            raise InputError(
+                f"{place}: item_id {item_id!r} stands at {places[item_id]} already; every id must be unique"
+            )
         places[item_id] = place
         question = text_field(place, row, "question")
         answer = parse_answer(place, required(place, row, "answer_value"))
@@ -138,7 +143,9 @@ def _read_text(path: pathlib.Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8 (byte {raw[error.start]:#04x}); convert the file to UTF-8") from error
+        raise InputError(
+            f"{path}:{line}: not UTF-8 (byte {raw[error.start]:#04x}); convert the file to UTF-8"
+        ) from error
 
 
 def _list_elements(path, text: str, start: int) -> Iterator[tuple[int, object]]:

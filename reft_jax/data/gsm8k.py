@@ -3,6 +3,7 @@
 Original: `question` and `answer`, whose lines are the reasoning with calculator marks (`<<48/2=24>>24`) and whose last
 line is `#### 72` (Cobbe et al., arXiv 2110.14168). It holds no programs.
 """
+
 import re
 
 from reft_jax.data import files
@@ -32,7 +33,9 @@ def read(path, *, cot: str, split: str = "train", calculator_marks: str = "strip
     for i, (place, row) in enumerate(objects):
         reasoning, answer = _split_answer(place, files.text_field(place, row, "answer"), calculator_marks)
         if split == "train" and not reasoning:
-            raise InputError(f"{place}: answer has no reasoning before its '####' line; give it some or remove the record")
+            raise InputError(
+                f"{place}: answer has no reasoning before its '####' line; give it some or remove the record"
+            )
         question = files.text_field(place, row, "question")
         records.append(Record(f"gsm8k_{i}", question, reasoning if split == "train" else "", answer, cot))
     return tuple(records)

@@ -3,6 +3,7 @@
 The numeric variant has the same questions without the options: with options, a wrong chain of thought that ends on the
 right letter is paid (ReFT, section on reward hacking).
 """
+
 from reft_jax.data import files
 from reft_jax.data.records import Record
 

@@ -16,6 +16,7 @@ A gold program's own docstring is replaced by the question's (or removed, withou
 target begins with `program_prefix`; of SVAMP's 3,043 programs this changes the 37 whose docstring is a cleaned-up
 question. What the program computes does not change.
 '''
+
 import dataclasses
 import re
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """What a data set is made of: records, and the three splits of them. Host side, strings only."""
+
 import dataclasses
 
 

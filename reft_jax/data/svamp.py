@@ -3,6 +3,7 @@
 The authors' N-CoT texts already end with a sentence of their own ("the answer is <203>."); it is left there, as in
 their training.
 """
+
 from reft_jax.data import files
 from reft_jax.data.records import Record
 

@@ -7,6 +7,7 @@ tokenizers come through the same `load`.
 
 Unusual: text never turns into a special token, even where it spells one ("</s>" in a question is five characters).
 """
+
 import logging
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -91,7 +92,10 @@ def load(directory):
         # Masks say what is padding, so any id would do; one that text never holds is easiest to see in a dump.
         tokenizer.pad_token = tokenizer.eos_token if tokenizer.unk_token is None else tokenizer.unk_token
         logging.getLogger(__name__).info(
-            "the tokenizer in %s has no pad token; %s (id %d) pads", directory, tokenizer.pad_token, tokenizer.pad_token_id
+            "the tokenizer in %s has no pad token; %s (id %d) pads",
+            directory,
+            tokenizer.pad_token,
+            tokenizer.pad_token_id,
         )
     tokenizer.clean_up_tokenization_spaces = False
     for how in ("is_local", "local_files_only"):  # how it was found; `save` would write that into the next directory

@@ -1,4 +1,5 @@
 """Advantage estimators: pure functions of response-aligned arrays. What lies after a response is ignored, NaN included."""
+
 import jax
 import jax.numpy as jnp
 

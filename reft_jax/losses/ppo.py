@@ -2,13 +2,16 @@
 
 Arrays only, no model; every array is response-aligned, [B, R], and what mask excludes may hold NaN.
 """
+
 import jax
 import jax.numpy as jnp
 
 from reft_jax import masked
 
 
-def token_rewards(score: jax.Array, logp: jax.Array, ref_logp: jax.Array, mask: jax.Array, *, kl_coef: float) -> jax.Array:
+def token_rewards(
+    score: jax.Array, logp: jax.Array, ref_logp: jax.Array, mask: jax.Array, *, kl_coef: float
+) -> jax.Array:
     """r_t = score [t is the last response token] - kl_coef (logp_t - ref_logp_t), f32[B, R]; score f32[B]."""
     if not jnp.issubdtype(score.dtype, jnp.floating):
         raise TypeError(f"score has dtype {score.dtype}: a partial reward of 0.1 would become 0 in an integer array")

@@ -1,4 +1,5 @@
 """Supervised fine-tuning: the negative log-likelihood of the target tokens (ReFT, section 3.1). Arrays only, no model."""
+
 import jax
 
 from reft_jax import masked

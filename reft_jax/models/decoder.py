@@ -5,6 +5,7 @@ Modules hold initialisers and logical axis names; `init` splits them once, and e
 it, so that compile time does not grow with depth; decoding unrolls over per-layer cache buffers, because a scan that
 carries the cache as inputs and outputs copies it at every token (4 x slower on CPU).
 """
+
 import dataclasses
 import functools
 import math
@@ -107,7 +108,9 @@ class MLP(nnx.Module):
         arch = model.arch
         self.gate = Linear((arch.dim, arch.ffn_dim), ("embed", "mlp"), arch.init_std, model, rngs=rngs)
         self.up = Linear((arch.dim, arch.ffn_dim), ("embed", "mlp"), arch.init_std, model, rngs=rngs)
-        self.down = Linear((arch.ffn_dim, arch.dim), ("mlp", "embed"), arch.init_std / math.sqrt(2 * arch.num_layers), model, rngs=rngs)
+        self.down = Linear(
+            (arch.ffn_dim, arch.dim), ("mlp", "embed"), arch.init_std / math.sqrt(2 * arch.num_layers), model, rngs=rngs
+        )
 
     def __call__(self, x):
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -176,7 +179,7 @@ def positions_of(mask):
 # ------------------------------------------------------------------ parameters
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _graphs(model: Model):
     """(graphdef of the decoder, graphdef of one block, shapes, logical axis names); nothing is allocated."""
     with nnx.use_eager_sharding(False):
@@ -270,8 +273,12 @@ def unembed(model: Model, params, hidden) -> jax.Array:
     """Logits f32[..., V] of hidden [..., D]."""
     dtype = jnp.dtype(model.compute_dtype)
     if model.arch.tie_embeddings:
-        return jnp.einsum("...d,vd->...v", hidden, params["embed"]["kernel"].astype(dtype), preferred_element_type=jnp.float32)
-    return jnp.einsum("...d,dv->...v", hidden, params["unembed"]["kernel"].astype(dtype), preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "...d,vd->...v", hidden, params["embed"]["kernel"].astype(dtype), preferred_element_type=jnp.float32
+        )
+    return jnp.einsum(
+        "...d,dv->...v", hidden, params["unembed"]["kernel"].astype(dtype), preferred_element_type=jnp.float32
+    )
 
 
 def token_logp(model: Model, params, hidden, tokens):

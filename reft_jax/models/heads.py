@@ -1,4 +1,5 @@
 """Heads on the shared trunk. The value head lives in the same parameter tree, under "value_head"; the decoder ignores it."""
+
 import jax
 import jax.numpy as jnp
 

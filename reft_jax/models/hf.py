@@ -3,6 +3,7 @@
 Every weight of the file must have one place here and every place one weight: what is unmapped, missing or mis-shaped is
 listed together and refused.
 """
+
 import json
 import math
 import pathlib
@@ -32,14 +33,18 @@ def read_config(directory):
 
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
-        raise InputError(f"{directory}: no config.json there; a Hugging Face directory has config.json, *.safetensors and the tokenizer's files")
+        raise InputError(
+            f"{directory}: no config.json there; a Hugging Face directory has config.json, *.safetensors and the tokenizer's files"
+        )
     try:
         model_type = json.loads(path.read_text()).get("model_type")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a JSON object ({error})") from error
     if model_type not in FAMILIES:
         raise InputError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
-    return FAMILIES[model_type].read(transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True), str(path))
+    return FAMILIES[model_type].read(
+        transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True), str(path)
+    )
 
 
 def _shape_there(shape, num_in):
@@ -58,13 +63,19 @@ def load_hf(directory, *, param_dtype="float32", compute_dtype="float32", shardi
     model = decoder.Model(read_config(directory), param_dtype, compute_dtype)
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise InputError(f"{directory}: no *.safetensors there; convert pickled weights with transformers' save_pretrained first")
+        raise InputError(
+            f"{directory}: no *.safetensors there; convert pickled weights with transformers' save_pretrained first"
+        )
     try:
         handles = [safe_open(file, framework="numpy") for file in files]
     except SafetensorError as error:
-        raise InputError(f"{directory}: unreadable safetensors ({error}); the file is damaged or cut short: fetch it again") from error
-    owner = {name: handle for handle in handles for name in handle.keys()}
-    wrong, used = [], set()
+        raise InputError(
+            f"{directory}: unreadable safetensors ({error}); the file is damaged or cut short: fetch it again"
+        ) from error
+    owner, wrong, used = {}, [], set()
+    for file, handle in zip(files, handles, strict=True):
+        wrong += [f"{name} is in {file.name} and in another file" for name in handle.keys() if name in owner]
+        owner |= {name: handle for name in handle.keys()}
 
     def read(name, shape, num_in):
         used.add(name)
@@ -91,7 +102,11 @@ def load_hf(directory, *, param_dtype="float32", compute_dtype="float32", shardi
         node[path[-1]] = jax.device_put(array, sharding)
     wrong += [f"unmapped {name}" for name in owner if name not in used and not name.endswith("rotary_emb.inv_freq")]
     if wrong:
-        raise InputError(f"{directory}: weights do not fit config.json: " + "; ".join(wrong[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""))
+        raise InputError(
+            f"{directory}: weights do not fit config.json: "
+            + "; ".join(wrong[:20])
+            + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
+        )
     return model, params
 
 
@@ -107,7 +122,9 @@ def save_hf(directory, model, params):
         for key in path:
             array = array[key]
         array = np.asarray(array)
-        for layer_name, layer in [(name.format(i), layer) for i, layer in enumerate(array)] if "{}" in name else [(name, array)]:
+        for layer_name, layer in (
+            [(name.format(i), layer) for i, layer in enumerate(array)] if "{}" in name else [(name, array)]
+        ):
             matrix = layer.reshape(_shape_there(shape, num_in)[::-1]).T if num_in else layer
             tensors[layer_name] = np.ascontiguousarray(matrix)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

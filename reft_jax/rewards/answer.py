@@ -5,6 +5,7 @@ is stored, what is voted on and what is compared with the gold answer. So "42", 
 two responses with equal keys are always graded alike. Rules: ReFT (arXiv 2401.08967) section 3, matcher `reft`
 repairing what the authors' code refuses ("1,000", "$5", "5 apples", "50%"), matcher `reft_paper` refusing it too.
 """
+
 import math
 import re
 

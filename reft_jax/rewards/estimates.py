@@ -1,4 +1,5 @@
 """Estimates from counts of right answers: confidence interval, unbiased pass@k, majority vote. Pure Python."""
+
 import collections
 import math
 from collections.abc import Hashable, Sequence

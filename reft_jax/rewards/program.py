@@ -8,6 +8,7 @@ one program is run again, once. Programs are the P-CoT of ReFT (arXiv 2401.08967
 
 What the sandbox does and does not promise is written in `program_server.py`.
 """
+
 import atexit
 import collections
 import dataclasses
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from reft_jax.errors import InputError
+from reft_jax.errors import InputError, RunError
 
 SERVER = pathlib.Path(__file__).with_name("program_server.py")
 START_S = 120.0  # to import sympy on a machine that is busy compiling
@@ -35,7 +36,7 @@ MAX_DEATHS = 8  # servers lost in a row, per worker, before the cause is taken t
 MAX_SOURCE = 1_000_000  # characters
 
 
-class VerifierError(RuntimeError):
+class VerifierError(RunError):
     """Programs cannot be run here for a reason that is not theirs; grading them would score right answers as wrong."""
 
 
@@ -124,13 +125,17 @@ class _Server:
             # in a resumed run. `-s -P` and an environment made here isolate as well.
             environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
             environment |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-            self.process = subprocess.Popen(
-                [sys.executable, "-s", "-P", str(SERVER), kind, *_package_folders("sympy", "mpmath")],
-                stdin=theirs,
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the trainer, which saves first
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-s", "-P", str(SERVER), kind, *_package_folders("sympy", "mpmath")],
+                    stdin=theirs,
+                    stdout=subprocess.DEVNULL,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C is for the trainer, which saves first
+                )
+            except OSError as error:
+                self.socket.close()
+                raise VerifierError(f"a program server could not be started with {sys.executable}: {error}") from error
         self.socket.settimeout(GRACE_S)
         self.received = b""
         self.job: int | None = self.STARTING
@@ -180,14 +185,17 @@ def _run(kind: str, requests: dict[int, dict], workers: int) -> dict[int, Progra
         pool.remove(server)
         deaths += 1
         if deaths >= MAX_DEATHS * workers:
-            command = f"{sys.executable} -s -P {SERVER} {kind} < /dev/null"
-            raise VerifierError(f"{deaths} program servers in a row were lost (last: {reason}); to see why: {command}")
+            raise VerifierError(
+                f"{deaths} program servers in a row were lost, the last because {reason}; what they had to say is on "
+                f"stderr. Look for a lack of memory or processes, or a Python ({sys.executable}) that does not start"
+            )
         if server.job in requests:
             tries[server.job] += 1
             if tries[server.job] < 2:
                 waiting.appendleft(server.job)
             else:
-                results[server.job] = ProgramResult("error", detail=f"verifier: lost two servers ({reason})")
+                detail = f"verifier: lost two servers, the last because {reason}"
+                results[server.job] = ProgramResult("error", detail=detail)
 
     try:
         while len(results) < len(requests):
@@ -201,12 +209,15 @@ def _run(kind: str, requests: dict[int, dict], workers: int) -> dict[int, Progra
                 try:
                     server.send(job, requests[job])
                 except OSError as error:
-                    lost(server, str(error))
+                    # It died while idle: no fault of this program, which keeps both its tries.
+                    waiting.appendleft(job)
+                    server.job = None
+                    lost(server, f"it could not be reached ({error})")
             for server in _ready([s for s in pool if s.job is not None]):
                 try:
                     reply = server.receive()
                 except (OSError, EOFError) as error:
-                    lost(server, str(error))
+                    lost(server, f"its connection broke ({error})")
                     continue
                 if reply is None:
                     continue
@@ -222,7 +233,7 @@ def _run(kind: str, requests: dict[int, dict], workers: int) -> dict[int, Progra
             for server in [s for s in pool if s.job is not None and now > s.deadline]:
                 lost(server, "it did not answer in time")
     finally:
-        # Only an exception (VerifierError, Ctrl-C) leaves busy ones: a late reply must not meet the next call's program.
+        # Only an exception (VerifierError, Ctrl-C) leaves busy ones: no late reply may meet the next call's program.
         for server in [s for s in pool if s.job in requests]:
             _discard(server)
     return results
@@ -249,4 +260,3 @@ def _package_folders(*names: str) -> list[str]:
     """Where the caller finds these packages: a server ignores PYTHONPATH and the user's folders, yet needs the same."""
     specs = [importlib.util.find_spec(name) for name in names]
     return list(dict.fromkeys(str(pathlib.Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin))
-

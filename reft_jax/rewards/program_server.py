@@ -15,6 +15,7 @@ system. Elsewhere than on Linux there is no memory limit, and a killed server ma
 Messages both ways are a 4-byte big-endian length and JSON. Request: source, timeout_s, memory_mb. Reply: status,
 value, detail.
 """
+
 import builtins
 import ctypes
 import functools
@@ -53,8 +54,9 @@ REFUSED_MODULES = frozenset(
 )
 # Calls that raise no event and reach beyond the child (or, as setuid, undo the order to die with the server).
 REFUSED_CALLS = {
-    "os": "mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity sched_setscheduler setuid "
-    "setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups copy_file_range sendfile".split(),
+    "os": "mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity "
+    "sched_setscheduler setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups "
+    "copy_file_range sendfile".split(),
     "signal": ["pidfd_send_signal"],
     "subprocess": ["_fork_exec"],
     "_posixsubprocess": ["fork_exec"],

@@ -5,6 +5,7 @@ answer of the right type, else 0. Unusual: every grade carries a status, so that
 failed and one that was refused are told apart from a wrong answer; and a fault of the verifier itself stops the run
 instead of paying 0.
 """
+
 import collections
 import dataclasses
 from collections.abc import Sequence

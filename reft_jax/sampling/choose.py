@@ -1,4 +1,5 @@
 """From logits to a token: temperature, top-k and top-p, and the log-probability under just that distribution."""
+
 import jax
 import jax.numpy as jnp
 

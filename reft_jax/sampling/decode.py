@@ -3,6 +3,7 @@
 What is sampled for (key, question, k) at response position t depends on nothing else: not on the other rows, nor on how
 long the prompts were padded.
 """
+
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +12,9 @@ from reft_jax.sampling.choose import choose
 from reft_jax.types import Prompts, Sample
 
 
-def sample(model, params, prompts: Prompts, key, *, max_new, temperature, top_k, top_p, eos_ids, pad_id, num_samples=1) -> Sample:
+def sample(
+    model, params, prompts: Prompts, key, *, max_new, temperature, top_k, top_p, eos_ids, pad_id, num_samples=1
+) -> Sample:
     """num_samples responses per prompt: Sample with B * num_samples rows, row i of prompt i // num_samples.
 
     Pure, to be jitted with everything but params, prompts and key static. The prompt is read once and its cache repeated.
@@ -24,11 +27,15 @@ def sample(model, params, prompts: Prompts, key, *, max_new, temperature, top_k,
     logits = models.unembed(model, params, hidden[:, -1])
     if num_samples > 1:
         logits, slots = (jnp.repeat(x, num_samples, axis=0) for x in (logits, slots))
-        cache = cache.replace(k=tuple(jnp.repeat(x, num_samples, axis=0) for x in cache.k),
-                              v=tuple(jnp.repeat(x, num_samples, axis=0) for x in cache.v))
+        cache = cache.replace(
+            k=tuple(jnp.repeat(x, num_samples, axis=0) for x in cache.k),
+            v=tuple(jnp.repeat(x, num_samples, axis=0) for x in cache.v),
+        )
     lengths = jnp.repeat(prompts.mask.sum(axis=1), num_samples)
     which = jnp.tile(jnp.arange(num_samples), batch)
-    keys = jax.vmap(lambda index, k: jax.random.fold_in(jax.random.fold_in(key, index), k))(jnp.repeat(prompts.index, num_samples), which)
+    keys = jax.vmap(lambda index, k: jax.random.fold_in(jax.random.fold_in(key, index), k))(
+        jnp.repeat(prompts.index, num_samples), which
+    )
     ends = jnp.asarray(eos_ids, jnp.int32)
 
     def unfinished(state):
@@ -43,11 +50,16 @@ def sample(model, params, prompts: Prompts, key, *, max_new, temperature, top_k,
         out = Sample(
             tokens=jax.lax.dynamic_update_slice_in_dim(out.tokens, token[:, None], t, axis=1),
             mask=jax.lax.dynamic_update_slice_in_dim(out.mask, ~done[:, None], t, axis=1),
-            logp=jax.lax.dynamic_update_slice_in_dim(out.logp, logp[:, None], t, axis=1))
+            logp=jax.lax.dynamic_update_slice_in_dim(out.logp, logp[:, None], t, axis=1),
+        )
         done = done | (token[:, None] == ends[None]).any(axis=1)
         hidden, cache = models.forward(model, params, token[:, None], (lengths + t)[:, None], slots, cache)
         return t + 1, models.unembed(model, params, hidden[:, 0]), cache, out, done
 
-    out = Sample(jnp.full((rows, max_new), pad_id, jnp.int32), jnp.zeros((rows, max_new), bool), jnp.zeros((rows, max_new), jnp.float32))
+    out = Sample(
+        jnp.full((rows, max_new), pad_id, jnp.int32),
+        jnp.zeros((rows, max_new), bool),
+        jnp.zeros((rows, max_new), jnp.float32),
+    )
     start = (jnp.zeros((), jnp.int32), logits, cache, out, jnp.zeros((rows,), bool))
     return jax.lax.while_loop(unfinished, step, start)[3]

@@ -1,4 +1,5 @@
 """What every stage needs: the run's parts in one record, keys, batches, the starting parameters, and when to stop."""
+
 import dataclasses
 import json
 import math
@@ -7,7 +8,6 @@ import signal
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from reft_jax import checkpoint, models, steps
@@ -67,11 +67,9 @@ class Run:
     def facts(self, stage: str) -> dict:
         return json.loads((self.folder(stage) / "DONE").read_text())
 
-    def stop_if_asked(self, save=None):
-        """Raises Preempted after `save()` if a signal came."""
+    def stop_if_asked(self):
+        """Raises Preempted after a signal; the caller has saved what it has to."""
         if self.stop.requested:
-            if save is not None:
-                save()
             raise Preempted
 
 
@@ -96,15 +94,23 @@ def initial_params(run: Run, source: str) -> dict:
     if source in dict(run.config.stages):
         return _read(run, checkpoint.selected(run.folder(source)), source)
     if (folder := models.resolve(source)) is not None:
-        model, params = models.load_hf(folder, param_dtype=run.model.param_dtype, compute_dtype=run.model.compute_dtype,
-                                       shardings=steps.param_shardings(run.model, models.shapes(run.model)))
+        model, params = models.load_hf(
+            folder,
+            param_dtype=run.model.param_dtype,
+            compute_dtype=run.model.compute_dtype,
+            shardings=steps.param_shardings(run.model, models.shapes(run.model)),
+        )
         if model.arch != run.model.arch:
-            raise InputError(f"init_from={source}: {differing(model.arch, run.model.arch)} between its config.json and config.model")
+            raise InputError(
+                f"init_from={source}: {differing(model.arch, run.model.arch)} between its config.json and config.model"
+            )
         return params
     if (folder := checkpoint.locate(source)) is not None:
         return _read(run, folder, source)
-    raise InputError(f"init_from={source!r}: it is none of: random, a stage ({', '.join(n for n, _ in run.config.stages)}), a Hugging Face directory, "
-                     f"a shipped model ({', '.join(sorted(p.name for p in models.hf.SHIPPED.iterdir() if p.is_dir()))}), a checkpoint directory")
+    raise InputError(
+        f"init_from={source!r}: it is none of: random, a stage ({', '.join(n for n, _ in run.config.stages)}), a Hugging Face directory, "
+        f"a shipped model ({', '.join(sorted(p.name for p in models.hf.SHIPPED.iterdir() if p.is_dir()))}), a checkpoint directory"
+    )
 
 
 def _read(run: Run, folder: pathlib.Path, source: str) -> dict:
@@ -113,14 +119,22 @@ def _read(run: Run, folder: pathlib.Path, source: str) -> dict:
     if "value_head" in stored:
         ours["value_head"] = stored["value_head"]
     if jax.tree.map(lambda x: x.shape, stored) != jax.tree.map(lambda x: x.shape, ours):
-        raise InputError(f"init_from={source}: the parameters in {folder} have other shapes than config.model describes")
+        raise InputError(
+            f"init_from={source}: the parameters in {folder} have other shapes than config.model describes"
+        )
     return checkpoint.read_params(folder, steps.param_shardings(run.model, ours))
 
 
 def differing(a, b) -> str:
     """The fields in which two dataclasses of a kind differ, for messages."""
-    return ", ".join(f"{f.name} ({getattr(a, f.name)!r} and {getattr(b, f.name)!r})" for f in dataclasses.fields(a)
-                     if getattr(a, f.name) != getattr(b, f.name)) + " differ"
+    return (
+        ", ".join(
+            f"{f.name} ({getattr(a, f.name)!r} and {getattr(b, f.name)!r})"
+            for f in dataclasses.fields(a)
+            if getattr(a, f.name) != getattr(b, f.name)
+        )
+        + " differ"
+    )
 
 
 def num_steps(epochs: float, batch_size: int, num_records: int) -> int:
@@ -140,15 +154,12 @@ def check_finite(name: str, step: int, metrics: dict):
     """Stops a run whose loss or gradient is no longer a number, before it is saved."""
     for key in ("sft/loss", "ppo/loss", "grad/norm"):
         if key in metrics and not math.isfinite(metrics[key]):
-            raise RunError(f"{name}: {key} is {metrics[key]} at step {step}; the last checkpoint is from before. "
-                               "Lower optim.lr, or look at the step's samples")
+            raise RunError(
+                f"{name}: {key} is {metrics[key]} at step {step}; the last checkpoint is from before. "
+                "Lower optim.lr, or look at the step's samples"
+            )
 
 
 def host(metrics: dict) -> dict:
     """Device scalars as floats, in one transfer."""
     return {key: float(value) for key, value in jax.device_get(metrics).items()}
-
-
-def memory_copy(params):
-    """A copy that outlives the donation of the original."""
-    return jax.tree.map(jnp.copy, params)

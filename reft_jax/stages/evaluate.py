@@ -3,6 +3,7 @@
 Every response is kept in <label>/predictions.jsonl, every figure in results.json, label by label, so that a killed
 evaluation goes on with the next label.
 """
+
 import json
 
 from reft_jax import evaluation, steps
@@ -21,7 +22,6 @@ def run(name: str, stage: Evaluate, run: common.Run):
             write_json(run.workdir / "results.json", results)
         run.stop_if_asked()
     run.finish(name)
-    print(results_table(read_results(run), stage.num_samples))
 
 
 def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
@@ -32,8 +32,14 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
     facts = run.facts(source) if source in stages else {}
 
     def sampler(sampling, num_samples):
-        return steps.make_sampler(run.model, sampling, max_new=data.max_response, eos_ids=(tokenizer.eos_token_id,),
-                                  pad_id=tokenizer.pad_token_id, num_samples=num_samples)
+        return steps.make_sampler(
+            run.model,
+            sampling,
+            max_new=data.max_response,
+            eos_ids=(tokenizer.eos_token_id,),
+            pad_id=tokenizer.pad_token_id,
+            num_samples=num_samples,
+        )
 
     result, lines = {}, []
     key = common.key_of(run.config.seed, "evaluate", 0, common.SAMPLE)
@@ -49,20 +55,36 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
     if stage.num_samples and run.splits.test:
         k = stage.num_samples
         questions = evaluation.ask(run, run.splits.test, purpose, stage.num_questions)
-        texts, grades = answer_all(run, f"{label}: {k} samples", sampler(stage.sampling, k), params, questions,
-                                   max(stage.batch_size // k, 1), key, k)
+        texts, grades = answer_all(
+            run,
+            f"{label}: {k} samples",
+            sampler(stage.sampling, k),
+            params,
+            questions,
+            max(stage.batch_size // k, 1),
+            key,
+            k,
+        )
         kind = answer_kind(data.name)
 
         def matches(i, vote):
-            return vote is not None and answer.equal(vote, answer.canonical(questions.fitted.records[i].answer, kind=kind), kind=kind)
+            return vote is not None and answer.equal(
+                vote, answer.canonical(questions.fitted.records[i].answer, kind=kind), kind=kind
+            )
 
         result |= evaluation.sampled_summary(questions, grades, matches, k)
         lines += predictions(questions, texts, grades, split="test", mode="sampled")
     folder = run.folder(label)
     folder.mkdir(exist_ok=True)
     write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return {"source": source, **result, "selected_on": facts.get("selected_on"), "step": facts.get("selected_step"),
-            "epoch": facts.get("selected_epoch"), "matcher": data.matcher}
+    return {
+        "source": source,
+        **result,
+        "selected_on": facts.get("selected_on"),
+        "step": facts.get("selected_step"),
+        "epoch": facts.get("selected_epoch"),
+        "matcher": data.matcher,
+    }
 
 
 def answer_all(run, title, sampler, params, questions, batch_size, key, num_samples=1):
@@ -80,33 +102,73 @@ def answer_all(run, title, sampler, params, questions, batch_size, key, num_samp
 
 def predictions(questions, texts, grades, *, split: str, mode: str) -> list[dict]:
     """One line per response, the questions that were too long to ask included."""
-    lines = [{"item_id": record.item_id, "k": k, "response": text, "extracted": grade.extracted, "status": grade.status,
-              "gold": record.answer, "split": split, "mode": mode}
-             for record, row, marks in zip(questions.fitted.records, texts, grades, strict=True)
-             for k, (text, grade) in enumerate(zip(row, marks, strict=True))]
-    return lines + [{"item_id": left.item_id, "k": 0, "response": None, "extracted": None, "status": "too_long", "gold": None, "split": split, "mode": mode}
-                    for left in questions.fitted.too_long]
+    lines = [
+        {
+            "item_id": record.item_id,
+            "k": k,
+            "response": text,
+            "extracted": grade.extracted,
+            "status": grade.status,
+            "gold": record.answer,
+            "split": split,
+            "mode": mode,
+        }
+        for record, row, marks in zip(questions.fitted.records, texts, grades, strict=True)
+        for k, (text, grade) in enumerate(zip(row, marks, strict=True))
+    ]
+    return lines + [
+        {
+            "item_id": left.item_id,
+            "k": 0,
+            "response": None,
+            "extracted": None,
+            "status": "too_long",
+            "gold": None,
+            "split": split,
+            "mode": mode,
+        }
+        for left in questions.fitted.too_long
+    ]
 
 
 def read_results(run: common.Run) -> dict:
     path = run.workdir / "results.json"
-    return json.loads(path.read_text()) if path.exists() else {"seed": run.config.seed, "data": run.config.data.name, "cot": run.config.data.cot, "stages": {}}
+    return (
+        json.loads(path.read_text())
+        if path.exists()
+        else {"seed": run.config.seed, "data": run.config.data.name, "cot": run.config.data.cot, "stages": {}}
+    )
 
 
-def results_table(results: dict, k: int) -> str:
-    """The terminal table: percentages, with 95 % intervals for the greedy accuracies."""
+def results_table(results: dict) -> str:
+    """The terminal tables of results.json, in %: all test questions, then slices of them where the data set has any."""
+    stages = results["stages"]
+    sampled = sorted({key for result in stages.values() for key in result if "@" in key and not key.endswith("_ci95")})
+    header = ["", "test greedy", "95 % interval", "dev", *(key.replace("maj", "vote") for key in sampled), "chosen"]
+    rows = [
+        [label, percent(result), interval(result), percent(result.get("dev", {})), *(percent(result, key) for key in sampled), chosen(result)]
+        for label, result in stages.items()
+    ]
+    out = table(header, rows)
+    slices = sorted({(tag, value) for result in stages.values() for tag, values in result.get("by", {}).items() for value in values})
+    if slices:
+        header = ["test greedy by", *(f"{tag} {value}" for tag, value in slices)]
+        by = {label: [result.get("by", {}).get(tag, {}).get(value, {}) for tag, value in slices] for label, result in stages.items()}
+        rows = [[label, *(f"{percent(part)} ({interval(part)})" for part in parts)] for label, parts in by.items()]
+        out += "\n\n" + table(header, rows)
+    return out
 
-    def percent(result, name):
-        return f"{100 * result[name]:.1f}" if name in result else "-"
 
-    header = ["", "test greedy %", "95 % interval", "dev %", *([f"avg@{k}", f"vote@{k}", f"pass@{k}"] if k else []), "selected", "epoch"]
-    rows = []
-    for label, result in results["stages"].items():
-        low, high = result.get("ci95", (None, None))
-        interval = "-" if low is None else f"{100 * low:.1f}-{100 * high:.1f}"
-        dev = percent(result["dev"], "accuracy") if "dev" in result else "-"
-        sampled = [percent(result, f"{name}@{k}") for name in ("avg", "maj", "pass")] if k else []
-        chosen = f"best on {result['selected_on']}" if result["selected_on"] else "last" if result["step"] is not None else "-"
-        epoch = "-" if result["epoch"] is None else f"{result['epoch']:.1f}"
-        rows.append([label, percent(result, "accuracy"), interval, dev, *sampled, chosen, epoch])
-    return table(header, rows)
+def percent(result: dict, name: str = "accuracy") -> str:
+    return f"{100 * result[name]:.1f}" if name in result else "-"
+
+
+def interval(result: dict) -> str:
+    return "{:.1f}-{:.1f}".format(*(100 * bound for bound in result["ci95"])) if "ci95" in result else "-"
+
+
+def chosen(result: dict) -> str:
+    """Which checkpoint a label's figures are of."""
+    if result["step"] is None:
+        return "-"
+    return f"{'best on ' + result['selected_on'] if result['selected_on'] else 'last'}, epoch {result['epoch']:.1f}"

@@ -1,4 +1,5 @@
 """Writes a checkpoint as a Hugging Face directory, <stage>/hf: config.json, model.safetensors and the tokenizer's files."""
+
 from reft_jax import models
 from reft_jax.config import Export
 from reft_jax.data import tokenizer as tokenizers

@@ -4,6 +4,7 @@ One step, as in the loop below: draw questions -> sample a CoT for each from the
 log-probs and values by the training forward, of the policy and of the frozen warm-up model -> KL-penalised rewards,
 GAE, whitening -> ppo.epochs passes of clipped updates over fresh permutations -> log, check on dev, save.
 """
+
 import time
 
 import jax
@@ -33,15 +34,23 @@ def run(name: str, stage: ReFT, run: common.Run):
     ref_params = {key: params[key] for key in models.shapes(run.model)}  # never donated: the state is a copy
     if "value_head" not in params:
         head_key = common.key_of(seed, name, 0, common.INIT)
-        params = params | {"value_head": models.init_value_head(run.model, head_key, how=ppo.value_init, bias=ppo.value_bias)}
+        params = params | {
+            "value_head": models.init_value_head(run.model, head_key, how=ppo.value_init, bias=ppo.value_bias)
+        }
     state = steps.init_state(run.model, tx, params)
 
     checkpoints = checkpoint.Checkpoints(run.folder(name))
     progress = {"best_step": None, "best_accuracy": -1.0}
     if (start := checkpoints.latest()) is not None:
         state, progress = checkpoints.restore(start, state)
-    sample_fn = steps.make_sampler(run.model, stage.sampling, max_new=data.max_response, eos_ids=(run.tokenizer.eos_token_id,),
-                                   pad_id=run.tokenizer.pad_token_id, num_samples=stage.num_samples)
+    sample_fn = steps.make_sampler(
+        run.model,
+        stage.sampling,
+        max_new=data.max_response,
+        eos_ids=(run.tokenizer.eos_token_id,),
+        pad_id=run.tokenizer.pad_token_id,
+        num_samples=stage.num_samples,
+    )
     score_fn, advantages_fn = steps.make_score(run.model), steps.make_advantages(ppo)
     ppo_step = steps.make_ppo_step(run.model, tx, state.params, ppo)
     check = make_check(run, stage, "reft")
@@ -64,7 +73,8 @@ def run(name: str, stage: ReFT, run: common.Run):
         texts = decode(run, sample)
         clock.append(time.monotonic())
 
-        scored = score_fn(state.params, ref_params, questions, sample.tokens, sample.mask)  # runs while the answers are graded
+        # Dispatched first: the device works on it while the answers are graded.
+        scored = score_fn(state.params, ref_params, questions, sample.tokens, sample.mask)
         grades = grade(run, records, texts)
         score = rewards.score(grades, partial_reward=stage.partial_reward, partial_on=stage.partial_on, task=data.name)
         clock.append(time.monotonic())
@@ -80,13 +90,26 @@ def run(name: str, stage: ReFT, run: common.Run):
                 updates.append(update)
         state = state.replace(step=state.step + 1)
 
-        metrics = common.host(metrics) | update_metrics(jax.device_get(updates)) | sample_metrics(sample, grades, data.max_response)
+        metrics = (
+            common.host(metrics)
+            | update_metrics(jax.device_get(updates))
+            | sample_metrics(sample, grades, data.max_response)
+        )
         clock.append(time.monotonic())
         common.check_finite(name, step, metrics)
         sample_s, reward_s, update_s = np.diff(clock).tolist()
-        metrics |= {"time/sample_s": sample_s, "time/reward_s": reward_s, "time/update_s": update_s,
-                    "rate/sample_tokens_per_s": metrics["sample/length_mean"] * num_rows / sample_s}
-        bar.update(step, accuracy=f"{metrics['reward/accuracy']:.3f}", kl=f"{metrics['kl/mean']:.2f}", length=f"{metrics['sample/length_mean']:.0f}")
+        metrics |= {
+            "time/sample_s": sample_s,
+            "time/reward_s": reward_s,
+            "time/update_s": update_s,
+            "rate/sample_tokens_per_s": metrics["sample/length_mean"] * num_rows / sample_s,
+        }
+        bar.update(
+            step,
+            accuracy=f"{metrics['reward/accuracy']:.3f}",
+            kl=f"{metrics['kl/mean']:.2f}",
+            length=f"{metrics['sample/length_mean']:.0f}",
+        )
 
         last = step == num_steps
         checked = last or common.crossed(step, stage.eval_every, size, num)
@@ -98,7 +121,9 @@ def run(name: str, stage: ReFT, run: common.Run):
             log_samples(sample_lines, run, step, stage.log_samples, records, texts, grades, score, rollout, batch, kl)
         if checked or step % stage.save_every == 0:
             checkpoints.save(step, state, progress)
-        run.stop_if_asked(lambda step=step: checkpoints.save(step, state, progress))
+        if run.stop.requested:
+            checkpoints.save(step, state, progress)
+            run.stop_if_asked()
 
     finish(run, name, stage, checkpoints, progress, num_steps, num_steps * size / num)
     for closable in (bar, metric_lines, sample_lines, checkpoints):
@@ -130,8 +155,15 @@ def decode(run, sample: Sample) -> list[str]:
 def grade(run, records, texts) -> list[rewards.Grade]:
     data, limits = run.config.data, run.config.rewards
     return rewards.grade(
-        data.name, data.cot, [prompts.completed(record, text, data, purpose="reft") for record, text in zip(records, texts, strict=True)],
-        [record.answer for record in records], matcher=data.matcher, timeout_s=limits.timeout_s, memory_mb=limits.memory_mb, workers=limits.workers)
+        data.name,
+        data.cot,
+        [prompts.completed(record, text, data, purpose="reft") for record, text in zip(records, texts, strict=True)],
+        [record.answer for record in records],
+        matcher=data.matcher,
+        timeout_s=limits.timeout_s,
+        memory_mb=limits.memory_mb,
+        workers=limits.workers,
+    )
 
 
 def update_metrics(updates: list[dict]) -> dict:
@@ -144,8 +176,12 @@ def update_metrics(updates: list[dict]) -> dict:
 def sample_metrics(sample: Sample, grades, limit: int) -> dict:
     mask = np.asarray(sample.mask)
     lengths = mask.sum(1)
-    out = {"reward/accuracy": np.mean([g.correct for g in grades]), "sample/length_mean": lengths.mean(), "sample/length_max": lengths.max(),
-           "sample/at_limit": np.mean(lengths == limit)}
+    out = {
+        "reward/accuracy": np.mean([g.correct for g in grades]),
+        "sample/length_mean": lengths.mean(),
+        "sample/length_max": lengths.max(),
+        "sample/at_limit": np.mean(lengths == limit),
+    }
     out |= {f"status/{status}": np.mean([g.status == status for g in grades]) for status in rewards.STATUSES}
     return {key: float(value) for key, value in out.items()}
 
@@ -155,12 +191,34 @@ def log_samples(lines: Lines, run, step, num, records, texts, grades, score, rol
     count = min(num, len(records))
     if not count:
         return
-    arrays = jax.device_get((rollout.sample.tokens[:count], rollout.sample.mask[:count], rollout.logp[:count], rollout.ref_logp[:count],
-                             rollout.values[:count], batch.adv[:count], kl[:count]))
+    arrays = jax.device_get(
+        (
+            rollout.sample.tokens[:count],
+            rollout.sample.mask[:count],
+            rollout.logp[:count],
+            rollout.ref_logp[:count],
+            rollout.values[:count],
+            batch.adv[:count],
+            kl[:count],
+        )
+    )
     tokens, mask, logp, ref_logp, values, adv, kl = arrays
     for i in range(count):
         real = mask[i]
-        lines.write({
-            "step": step, "item_id": records[i].item_id, "question": records[i].question, "response": texts[i], "extracted": grades[i].extracted,
-            "status": grades[i].status, "score": score[i], "kl": kl[i], "tokens": run.tokenizer.convert_ids_to_tokens(tokens[i][real].tolist()),
-            "logp": logp[i][real], "ref_logp": ref_logp[i][real], "value": values[i][real], "adv": adv[i][real]})
+        lines.write(
+            {
+                "step": step,
+                "item_id": records[i].item_id,
+                "question": records[i].question,
+                "response": texts[i],
+                "extracted": grades[i].extracted,
+                "status": grades[i].status,
+                "score": score[i],
+                "kl": kl[i],
+                "tokens": run.tokenizer.convert_ids_to_tokens(tokens[i][real].tolist()),
+                "logp": logp[i][real],
+                "ref_logp": ref_logp[i][real],
+                "value": values[i][real],
+                "adv": adv[i][real],
+            }
+        )

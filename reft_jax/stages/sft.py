@@ -3,6 +3,7 @@
 With `continue_run` the stage goes on with an earlier sft stage's optimizer and data order, so that a warm-up and the
 baseline that continues it are one run: the paper's warm-up is an early checkpoint of the full SFT run.
 """
+
 import time
 
 import numpy as np
@@ -20,7 +21,9 @@ def make_batch(run, encoded, rows) -> SFTBatch:
     """Prompts left-padded and targets right-padded, each to the bucket of its longest."""
     data, pad = run.config.data, run.tokenizer.pad_token_id
     prompts, targets = [encoded[i].prompt for i in rows], [encoded[i].response for i in rows]
-    prompt_tokens, prompt_mask = batching.pad_left(prompts, batching.bucket(max(map(len, prompts)), data.prompt_buckets), pad)
+    prompt_tokens, prompt_mask = batching.pad_left(
+        prompts, batching.bucket(max(map(len, prompts)), data.prompt_buckets), pad
+    )
     tokens, mask = batching.pad_right(targets, batching.bucket(max(map(len, targets)), data.response_buckets), pad)
     return run.layout.batch(SFTBatch(Prompts(prompt_tokens, prompt_mask, np.asarray(rows, np.int32)), tokens, mask))
 
@@ -45,7 +48,9 @@ def run(name: str, stage: SFT, run: common.Run):
         earlier.close()
     else:
         start = 0
-    train_step = steps.make_sft_step(run.model, tx, state.params, dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
+    train_step = steps.make_sft_step(
+        run.model, tx, state.params, dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce
+    )
     check = make_check(run, stage, "evaluate")
 
     lines = Lines(run.folder(name) / "metrics.jsonl", after_step=start)
@@ -53,7 +58,9 @@ def run(name: str, stage: SFT, run: common.Run):
     for step in range(start + 1, num_steps + 1):
         began = time.monotonic()
         rows = batching.batch_indices(seed, step - 1, size, num)
-        state, metrics = train_step(state, make_batch(run, train.encoded, rows), common.key_of(seed, "sft", step, common.DROPOUT))
+        state, metrics = train_step(
+            state, make_batch(run, train.encoded, rows), common.key_of(seed, "sft", step, common.DROPOUT)
+        )
 
         last = step == num_steps
         checked = last or common.crossed(step, stage.eval_every, size, num)
@@ -70,7 +77,9 @@ def run(name: str, stage: SFT, run: common.Run):
             bar.update(step, loss=f"{metrics['sft/loss']:.3f}")
         if saved:
             checkpoints.save(step, state, progress)
-        run.stop_if_asked(lambda step=step: checkpoints.save(step, state, progress))
+        if run.stop.requested:
+            checkpoints.save(step, state, progress)
+            run.stop_if_asked()
 
     finish(run, name, stage, checkpoints, progress, num_steps, num_steps * size / num)
     for closable in (bar, lines, checkpoints):
@@ -86,15 +95,23 @@ def make_check(run, stage, purpose: str):
     if not split:
         return lambda state: {}
     questions = evaluation.ask(run, split, purpose)
-    greedy = steps.make_sampler(run.model, Sampling(0.0, 0, 1.0), max_new=run.config.data.max_response,
-                                eos_ids=(run.tokenizer.eos_token_id,), pad_id=run.tokenizer.pad_token_id)
+    greedy = steps.make_sampler(
+        run.model,
+        Sampling(0.0, 0, 1.0),
+        max_new=run.config.data.max_response,
+        eos_ids=(run.tokenizer.eos_token_id,),
+        pad_id=run.tokenizer.pad_token_id,
+    )
 
     def check(state: TrainState) -> dict:
         began = time.monotonic()
         key = common.key_of(run.config.seed, "check", 0, common.SAMPLE)  # greedy: any key will do
         texts = evaluation.respond(run, greedy, state.params, questions, stage.eval_batch_size, key)
         grades = evaluation.mark(run, questions, texts)
-        return {f"eval/{stage.select_on}_accuracy": evaluation.accuracy(questions, grades), "time/eval_s": time.monotonic() - began}
+        return {
+            f"eval/{stage.select_on}_accuracy": evaluation.accuracy(questions, grades),
+            "time/eval_s": time.monotonic() - began,
+        }
 
     return check
 
@@ -109,5 +126,12 @@ def select(progress: dict, step: int, metrics: dict, stage):
 def finish(run, name, stage, checkpoints, progress, step, epochs):
     best = stage.select == "best" and progress["best_step"] is not None
     chosen = progress["best_step"] if best else step
-    run.finish(name, last_step=step, epochs=epochs, selected_step=chosen, selected_epoch=epochs * chosen / step,
-               selected_on=stage.select_on if best else None, best_accuracy=progress["best_accuracy"] if best else None)
+    run.finish(
+        name,
+        last_step=step,
+        epochs=epochs,
+        selected_step=chosen,
+        selected_epoch=epochs * chosen / step,
+        selected_on=stage.select_on if best else None,
+        best_accuracy=progress["best_accuracy"] if best else None,
+    )

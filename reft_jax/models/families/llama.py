@@ -1,4 +1,5 @@
 """Llama: what its Hugging Face config and weight names mean here (`model_type` "llama")."""
+
 from reft_jax.config import Arch
 from reft_jax.errors import InputError
 
@@ -16,20 +17,42 @@ def read(config, where: str) -> Arch:
         if got != legal:
             raise InputError(f"{where}: {key} is {got!r}; only {legal!r} is supported")
     return Arch(
-        vocab_size=config.vocab_size, dim=config.hidden_size, num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads, num_kv_heads=config.num_key_value_heads, head_dim=config.head_dim,
-        ffn_dim=config.intermediate_size, rope_theta=float(rope["rope_theta"]), norm_eps=config.rms_norm_eps,
-        tie_embeddings=config.tie_word_embeddings, init_std=config.initializer_range)
+        vocab_size=config.vocab_size,
+        dim=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        ffn_dim=config.intermediate_size,
+        rope_theta=float(rope["rope_theta"]),
+        norm_eps=config.rms_norm_eps,
+        tie_embeddings=config.tie_word_embeddings,
+        init_std=config.initializer_range,
+    )
 
 
 def write(arch: Arch, dtype: str) -> dict:
     """The config.json of an Arch."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": arch.vocab_size, "hidden_size": arch.dim,
-        "num_hidden_layers": arch.num_layers, "num_attention_heads": arch.num_heads, "num_key_value_heads": arch.num_kv_heads,
-        "head_dim": arch.head_dim, "intermediate_size": arch.ffn_dim, "rope_theta": arch.rope_theta, "rms_norm_eps": arch.norm_eps,
-        "tie_word_embeddings": arch.tie_embeddings, "initializer_range": arch.init_std, "hidden_act": "silu",
-        "attention_bias": False, "mlp_bias": False, "torch_dtype": dtype, "max_position_embeddings": 4096}
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": arch.vocab_size,
+        "hidden_size": arch.dim,
+        "num_hidden_layers": arch.num_layers,
+        "num_attention_heads": arch.num_heads,
+        "num_key_value_heads": arch.num_kv_heads,
+        "head_dim": arch.head_dim,
+        "intermediate_size": arch.ffn_dim,
+        "rope_theta": arch.rope_theta,
+        "rms_norm_eps": arch.norm_eps,
+        "tie_word_embeddings": arch.tie_embeddings,
+        "initializer_range": arch.init_std,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": dtype,
+        "max_position_embeddings": 4096,
+    }
 
 
 def weights(arch: Arch) -> dict:

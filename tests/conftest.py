@@ -1,0 +1,24 @@
+"""Every test sees 8 CPU devices, strict dtype promotion and no silent rank promotion; warnings are errors (pyproject.toml)."""
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may look anything up
+
+import jax  # noqa: E402  (the devices are counted when JAX is first used)
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    # What a test compiles twice (for instance on two layouts, or with and without padding) is compiled once, also by the next run.
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_compilation_cache_max_size", 200 * 2**20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def eight_devices():
+    assert jax.device_count() == 8 and jax.devices()[0].platform == "cpu"

@@ -1,0 +1,172 @@
+"""Oracles: float64 NumPy, element by element, written from the papers' equations and from nothing else.
+
+Rows are lists of real tokens only: each function first throws away what the mask excludes, so padding cannot matter here.
+"""
+import math
+
+import numpy as np
+
+
+def rows_of(mask):
+    """Per row, the positions that are real."""
+    return [[t for t in range(len(row)) if row[t]] for row in np.asarray(mask)]
+
+
+# ------------------------------------------------------------------ losses
+
+
+def token_rewards(score, logp, ref_logp, mask, *, kl_coef):
+    """r_t = score [t is last] - kl_coef (logp_t - ref_logp_t)."""
+    out = np.zeros(np.shape(mask))
+    for b, real in enumerate(rows_of(mask)):
+        for t in real:
+            out[b, t] = -kl_coef * (float(logp[b][t]) - float(ref_logp[b][t]))
+        if real:
+            out[b, real[-1]] += float(score[b])
+    return out
+
+
+def gae(rewards, values, mask, *, gamma, lam):
+    """A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t, V after the end 0; returns A + V."""
+    adv, returns = np.zeros(np.shape(mask)), np.zeros(np.shape(mask))
+    for b, real in enumerate(rows_of(mask)):
+        v = [float(values[b][t]) for t in real] + [0.0]
+        deltas = [float(rewards[b][t]) + gamma * v[i + 1] - v[i] for i, t in enumerate(real)]
+        for i, t in enumerate(real):
+            adv[b, t] = sum((gamma * lam) ** j * delta for j, delta in enumerate(deltas[i:]))
+            returns[b, t] = adv[b, t] + v[i]
+    return adv, returns
+
+
+def whiten(x, mask):
+    """(x - mean) / sqrt(biased variance + 1e-8) over all real entries."""
+    entries = [float(x[b][t]) for b, real in enumerate(rows_of(mask)) for t in real]
+    out = np.zeros(np.shape(mask))
+    if entries:
+        mean = sum(entries) / len(entries)
+        variance = sum((e - mean) ** 2 for e in entries) / len(entries)
+        for b, real in enumerate(rows_of(mask)):
+            for t in real:
+                out[b, t] = (float(x[b][t]) - mean) / math.sqrt(variance + 1e-8)
+    return out
+
+
+def reduce(x, mask, how):
+    """"token": the mean over all real tokens. "sequence": each response's mean, then the mean over responses that have tokens."""
+    rows = [[float(x[b][t]) for t in real] for b, real in enumerate(rows_of(mask)) if real]
+    if not rows:
+        return 0.0
+    if how == "token":
+        return sum(map(sum, rows)) / sum(map(len, rows))
+    return sum(sum(row) / len(row) for row in rows) / len(rows)
+
+
+def sft_loss(logp, mask, *, reduce):
+    return globals()["reduce"](-np.asarray(logp, np.float64), mask, reduce)
+
+
+def ppo_loss(logp, values, batch, *, clip, value_clip, value_coef, reduce):
+    """(total, policy, value, clip fraction) of the clipped surrogate and the clipped squared error, token by token."""
+    shape = np.shape(batch.mask)
+    policy, value, outside = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for b, real in enumerate(rows_of(batch.mask)):
+        for t in real:
+            ratio = math.exp(float(logp[b][t]) - float(batch.old_logp[b][t]))
+            advantage = float(batch.adv[b][t])
+            policy[b, t] = -min(advantage * ratio, advantage * min(max(ratio, 1 - clip), 1 + clip))
+            new, old, target = float(values[b][t]), float(batch.old_values[b][t]), float(batch.returns[b][t])
+            near = old + min(max(new - old, -value_clip), value_clip)
+            value[b, t] = 0.5 * max((new - target) ** 2, (near - target) ** 2)
+            outside[b, t] = float(abs(ratio - 1) > clip)
+    parts = [globals()["reduce"](x, batch.mask, reduce) for x in (policy, value, outside)]
+    return parts[0] + value_coef * parts[1], *parts
+
+
+def slope(function, x, mask, step=1e-6):
+    """d function / d x by central differences, float64, at the real entries (0 elsewhere)."""
+    x = np.where(mask, np.asarray(x, np.float64), 0.0)
+    out = np.zeros(x.shape)
+    for b, real in enumerate(rows_of(mask)):
+        for t in real:
+            up, down = x.copy(), x.copy()
+            up[b, t] += step
+            down[b, t] -= step
+            out[b, t] = (function(up) - function(down)) / (2 * step)
+    return out
+
+
+# ------------------------------------------------------------------ the decoder
+
+
+def llama_logits(arch, params, tokens):
+    """[T, V] of one unpadded sequence: Llama (arXiv 2302.13971) with grouped queries, one head and one position at a time."""
+    p = {name: value for name, value in params.items()}
+    embed = np.asarray(p["embed"]["kernel"], np.float64)
+
+    def norm(x, scale):
+        return x / np.sqrt(np.mean(x**2) + arch.norm_eps) * np.asarray(scale, np.float64)
+
+    def turn(x, position):
+        half = arch.head_dim // 2
+        out = np.empty(arch.head_dim)
+        for i in range(half):
+            angle = position * arch.rope_theta ** (-2 * i / arch.head_dim)
+            out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+            out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+        return out
+
+    x = [embed[token] for token in tokens]
+    for i in range(arch.num_layers):
+        block = {part: {k: v for k, v in p["blocks"][part].items()} for part in p["blocks"]}
+
+        def kernel(part, name, i=i, block=block):
+            return np.asarray(block[part][name]["kernel"][i], np.float64)
+
+        normed = [norm(h, block["attention_norm"]["scale"][i]) for h in x]
+        keys = [[turn(h @ kernel("attention", "k")[:, g], t) for g in range(arch.num_kv_heads)] for t, h in enumerate(normed)]
+        values = [[h @ kernel("attention", "v")[:, g] for g in range(arch.num_kv_heads)] for h in normed]
+        attended = []
+        for t, h in enumerate(normed):
+            total = np.zeros(arch.dim)
+            for head in range(arch.num_heads):
+                group = head // (arch.num_heads // arch.num_kv_heads)
+                query = turn(h @ kernel("attention", "q")[:, head], t)
+                scores = [query @ keys[s][group] / math.sqrt(arch.head_dim) for s in range(t + 1)]
+                weights = np.exp(np.array(scores) - max(scores))
+                mixed = sum(w * values[s][group] for s, w in enumerate(weights / weights.sum()))
+                total += mixed @ kernel("attention", "o")[head]
+            attended.append(x[t] + total)
+        x = attended
+        for t, h in enumerate(x):
+            n = norm(h, block["mlp_norm"]["scale"][i])
+            gate = n @ kernel("mlp", "gate")
+            x[t] = h + (gate / (1 + np.exp(-gate)) * (n @ kernel("mlp", "up"))) @ kernel("mlp", "down")
+    out = embed.T if arch.tie_embeddings else np.asarray(p["unembed"]["kernel"], np.float64)
+    return np.array([norm(h, p["norm"]["scale"]) @ out for h in x])
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    return x - x.max() - math.log(np.exp(x - x.max()).sum())
+
+
+# ------------------------------------------------------------------ sampling
+
+
+def sampling_probs(logits, *, temperature, top_k, top_p):
+    """The distribution of one row: divide by the temperature, keep the top_k, of these the fewest that hold top_p, renormalise."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    ranked = sorted(range(len(scaled)), key=lambda i: -scaled[i])
+    kept = ranked[:top_k] if top_k else ranked
+    weights = {i: math.exp(scaled[i] - scaled[ranked[0]]) for i in kept}
+    if top_p < 1:
+        mass, nucleus = sum(weights.values()), []
+        for i in kept:
+            nucleus.append(i)
+            if sum(weights[j] for j in nucleus) / mass >= top_p:
+                break
+        weights = {i: weights[i] for i in nucleus}
+    out = np.zeros(len(scaled))
+    for i, weight in weights.items():
+        out[i] = weight / sum(weights.values())
+    return out

@@ -1,0 +1,136 @@
+"""The real command in a process of its own, and the comparison of what two runs wrote.
+
+All runs share a compilation cache, so that a second process of the same config starts in seconds.
+"""
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMOKE = "configs/demo.py:smoke"
+STAGES = ("warmup", "sft", "reft", "evaluate")
+LABELS = ("base", "warmup", "sft", "reft")
+TIMEOUT = 900  # seconds; a hang should fail, a slow machine should not
+
+
+@functools.cache
+def scratch() -> pathlib.Path:
+    """A folder for this test session, removed at its end."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="reft_jax_tests_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def environment(devices: int = 1) -> dict:
+    """This process's environment with so many CPU devices."""
+    cache = dict(
+        JAX_COMPILATION_CACHE_DIR=str(scratch() / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    )
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | cache | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, TF_CPP_MIN_LOG_LEVEL="3")
+
+
+def start(workdir, *overrides: str, spec: str = SMOKE, devices: int = 1) -> subprocess.Popen:
+    """Starts the command; its output goes to <workdir>.log, which lies beside the workdir."""
+    command = [sys.executable, "-m", "reft_jax.main", f"--config={spec}", f"--workdir={workdir}", *overrides]
+    log = pathlib.Path(f"{workdir}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=file, stderr=file)
+
+
+def log(workdir) -> str:
+    return pathlib.Path(f"{workdir}.log").read_text()
+
+
+def run(workdir, *overrides: str, spec: str = SMOKE, devices: int = 1, code: int = 0) -> pathlib.Path:
+    """Runs the command to its end and expects that exit code; gives the workdir."""
+    process = start(workdir, *overrides, spec=spec, devices=devices)
+    try:
+        assert process.wait(TIMEOUT) == code, log(workdir)[-4000:]
+    finally:
+        end(process)
+    return pathlib.Path(workdir)
+
+
+def end(process: subprocess.Popen):
+    """Kills the process if it still runs."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(process: subprocess.Popen, condition, workdir):
+    """Polls until condition() holds; fails if the process ends before, or after TIMEOUT."""
+    limit = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} before it came to that\n{log(workdir)[-4000:]}"
+        assert time.monotonic() < limit, f"never came to that\n{log(workdir)[-4000:]}"
+        time.sleep(0.001)
+
+
+@functools.cache
+def unbroken() -> pathlib.Path:
+    """The workdir of the smoke run on one device, made once a session; only to be read."""
+    return run(scratch() / "unbroken")
+
+
+# ------------------------------------------------------------------ what a run wrote
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def timeless(records: list[dict]) -> list[dict]:
+    """Metric lines without what depends on the clock."""
+    return [{k: v for k, v in r.items() if k != "time" and not k.startswith(("time/", "rate/"))} for r in records]
+
+
+def params(folder) -> dict:
+    """{path: array} of the parameters that `load_params` reads."""
+    import jax
+
+    from reft_jax import checkpoint
+
+    tree = jax.tree_util.tree_leaves_with_path(checkpoint.load_params(folder))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in tree}
+
+
+def assert_same_params(a, b):
+    """The last checkpoints of two stage folders hold the same bits."""
+    a, b = params(a), params(b)
+    assert a.keys() == b.keys()
+    for path, leaf in a.items():
+        assert leaf.dtype == b[path].dtype and leaf.tobytes() == b[path].tobytes(), path
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path):
+    """Two finished smoke runs are equal, bit for bit, in all but their clocks."""
+    for stage in STAGES[:3]:
+        assert_same_params(a / stage, b / stage)
+        assert timeless(lines(a / stage / "metrics.jsonl")) == timeless(lines(b / stage / "metrics.jsonl")), stage
+        assert (a / stage / "DONE").read_text() == (b / stage / "DONE").read_text(), stage
+    for name in ("reft/samples.jsonl", "results.json", *(f"{label}/predictions.jsonl" for label in LABELS)):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def contents(folder) -> dict:
+    """{path: (size, time of last change)} of everything below a folder, to see whether anything was written."""
+    return {
+        path: (path.lstat().st_size if path.is_file() else None, path.lstat().st_mtime_ns)
+        for path in sorted(pathlib.Path(folder).rglob("*"))
+    }

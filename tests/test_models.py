@@ -1,0 +1,374 @@
+"""The decoder against a float64 loop and against transformers; padding, cache, chunks, precision, layouts, and files in and out."""
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reft_jax import models, steps
+from reft_jax.errors import InputError
+from tests import reference, tiny
+
+VARIANTS = {
+    "tied": tiny.ARCH,
+    "untied": dataclasses.replace(tiny.ARCH, tie_embeddings=False),
+    "all-heads": dataclasses.replace(tiny.ARCH, num_kv_heads=4, head_dim=4),
+    "one-kv-head": dataclasses.replace(tiny.ARCH, num_kv_heads=1, head_dim=8, num_layers=3, norm_eps=1e-3, rope_theta=10000.0),
+}
+TOKENS = np.random.default_rng(0).integers(0, tiny.VOCAB, (3, 9)).astype(np.int32)
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request):
+    """(model, params) without a layout."""
+    model = tiny.model(None, VARIANTS[request.param])
+    return model, tiny.params(model)
+
+
+# ------------------------------------------------------------------ the forward
+
+
+def test_logits_match_the_float64_loop(variant):
+    model, params = variant
+    got = models.logits(model, params, TOKENS)
+    assert got.shape == (3, 9, tiny.VOCAB) and got.dtype == jnp.float32
+    expected = np.array([reference.llama_logits(model.arch, params, row) for row in TOKENS])
+    assert expected.std() > 0.5  # else closeness would say nothing
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_logits_match_transformers(variant, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model, params = variant
+    models.save_hf(tmp_path, model, params)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(models.logits(model, params, TOKENS), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_a_directory_written_by_transformers_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=tiny.VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+                                      num_key_value_heads=2, rope_theta=500.0, initializer_range=0.3, tie_word_embeddings=False)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    model, params = models.load_hf(tmp_path)
+    assert model.arch.rope_theta == 500.0 and not model.arch.tie_embeddings
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(models.logits(model, params, TOKENS), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_padded_batch_equals_each_row_alone(variant, left):
+    model, params = variant
+    mask = tiny.lengths_mask([9, 5, 1], 9, left=left)
+    got = np.asarray(models.logits(model, params, TOKENS, mask))
+    assert np.isfinite(got).all()
+    for row in range(3):
+        alone = models.logits(model, params, TOKENS[row: row + 1, mask[row]])
+        np.testing.assert_allclose(got[row, mask[row]], alone[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_what_stands_in_the_padding_changes_nothing(left):
+    model = tiny.model(None)
+    params, mask = tiny.params(model), tiny.lengths_mask([9, 5, 1], 9, left=left)
+    other = np.where(mask, TOKENS, (TOKENS + 7) % tiny.VOCAB)
+    a, b = (np.asarray(models.logits(model, params, tokens, mask))[mask] for tokens in (TOKENS, other))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_token_sees_nothing_after_itself():
+    model = tiny.model(None)
+    params, changed = tiny.params(model), TOKENS.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % tiny.VOCAB
+    a, b = (np.asarray(models.logits(model, params, tokens)) for tokens in (TOKENS, changed))
+    np.testing.assert_array_equal(a[:, :5], b[:, :5])
+    assert (np.abs(a[:, 5:] - b[:, 5:]).max(-1) > 1e-3).all()
+
+
+def cached_logits(model, params, tokens, mask, cuts):
+    """Logits of the tokens read in pieces [0, cuts[0]), [cuts[0], cuts[1]), ... through the cache."""
+    positions, out = models.positions_of(mask), []
+    cache = models.empty_cache(model, tokens.shape[0], tokens.shape[1] + 2)
+    slots = jnp.concatenate([mask, jnp.ones((tokens.shape[0], 2), bool)], axis=1)
+    for start, stop in zip([0, *cuts], [*cuts, tokens.shape[1]], strict=True):
+        hidden, cache = models.forward(model, params, tokens[:, start:stop], positions[:, start:stop], slots, cache)
+        out.append(models.unembed(model, params, hidden))
+    return jnp.concatenate(out, axis=1), cache.length
+
+
+@pytest.mark.parametrize("cuts", [(4, 5, 6, 7, 8), (1, 3)], ids=["token by token", "in pieces"])
+def test_cached_decode_equals_the_full_forward(variant, cuts):
+    model, params = variant
+    mask = tiny.lengths_mask([9, 5, 8], 9, left=True)
+    got, length = jax.jit(functools.partial(cached_logits, model, cuts=cuts))(params, TOKENS, mask)
+    assert length == 9
+    expected = models.logits(model, params, TOKENS, mask)
+    np.testing.assert_allclose(np.asarray(got)[mask], np.asarray(expected)[mask], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 8, 9])
+def test_token_logp_in_chunks_equals_unchunked_with_its_gradients(size):
+    whole = tiny.model(None)
+    params, hidden = tiny.params(whole), jnp.asarray(np.random.default_rng(1).normal(size=(3, 8, 16)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 8)), jnp.float32)
+
+    def both(model):
+        def total(params, hidden):
+            logp, entropy = models.token_logp(model, params, hidden, TOKENS[:, :8])
+            return (weights * jnp.stack([logp, entropy])).sum(), (logp, entropy)
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, hidden)
+
+    tiny.assert_trees_close(both(dataclasses.replace(whole, logits_chunk=size)), both(whole), rtol=1e-5, atol=1e-5)
+
+
+def test_token_logp_and_entropy_are_those_of_the_softmax():
+    model = tiny.model(None, logits_chunk=3)
+    params, hidden = tiny.params(model), np.random.default_rng(1).normal(size=(2, 4, 16)).astype(np.float32)
+    logp, entropy = models.token_logp(model, params, hidden, TOKENS[:2, :4])
+    table = np.asarray(params["embed"]["kernel"], np.float64)
+    for b in range(2):
+        for t in range(4):
+            expected = reference.log_softmax(table @ hidden[b, t].astype(np.float64))
+            np.testing.assert_allclose(logp[b, t], expected[TOKENS[b, t]], rtol=1e-5)
+            np.testing.assert_allclose(entropy[b, t], -(np.exp(expected) * expected).sum(), rtol=1e-4, atol=1e-6)
+
+
+def loss_and_grads(model, params, tokens):
+    def loss(params):
+        hidden, _ = models.forward(model, params, tokens, models.positions_of(tokens >= 0), tokens >= 0)
+        return -models.token_logp(model, params, hidden[:, :-1], tokens[:, 1:])[0].mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_remat_changes_no_number():
+    plain, remat = tiny.model(None), tiny.model(None, remat="block")
+    params = tiny.params(plain)
+    tiny.assert_trees_close(loss_and_grads(plain, params, TOKENS), loss_and_grads(remat, params, TOKENS), rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_needs_its_rate_and_scales_what_it_keeps():
+    model = tiny.model(None)
+    params = tiny.params(model)
+    mask = np.ones(TOKENS.shape, bool)
+
+    def hidden(rate, seed):
+        return np.asarray(models.forward(model, params, TOKENS, models.positions_of(mask), mask, rate=rate, key=jax.random.key(seed))[0])
+
+    np.testing.assert_array_equal(hidden(0.0, 0), hidden(0.0, 1))
+    np.testing.assert_array_equal(hidden(0.5, 0), hidden(0.5, 0))
+    assert np.abs(hidden(0.5, 0) - hidden(0.5, 1)).max() > 0.1
+    kept = np.asarray(models.decoder.dropout(jnp.ones((100, 100)), 0.25, jax.random.key(0), 0))
+    assert set(np.unique(kept).round(4)) == {0.0, np.float32(1 / 0.75).round(4)} and abs(kept.mean() - 1.0) < 0.02
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_bfloat16_compute_is_near_and_keeps_its_float32_islands(param_dtype):
+    exact, model = tiny.model(None), tiny.model(None, param_dtype=param_dtype, compute_dtype="bfloat16")
+    params = jax.tree.map(lambda x: x.astype(param_dtype), tiny.params(exact))
+    got = models.logits(model, params, TOKENS)
+    assert got.dtype == jnp.float32
+    expected = np.asarray(models.logits(exact, tiny.params(exact), TOKENS))
+    error = np.abs(np.asarray(got) - expected)
+    assert 1e-4 < error.mean() < 0.05 * expected.std() and error.max() < 0.5 * expected.std()
+    loss, grads = loss_and_grads(model, params, TOKENS)
+    assert loss.dtype == jnp.float32 and all(g.dtype == param_dtype and bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+    cache = models.empty_cache(model, 2, 4)
+    assert all(buffer.dtype == jnp.bfloat16 for buffer in cache.k + cache.v)
+
+
+# ------------------------------------------------------------------ parameters and heads
+
+
+def test_shapes_axes_and_init_agree():
+    model = tiny.model(None, VARIANTS["untied"])
+    params, shapes, axes = models.init(model, jax.random.key(0)), models.shapes(model), models.axes(model)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
+    jax.tree.map(lambda x, names: None if len(names) == x.ndim else pytest.fail(f"{names} for {x.shape}"), params, axes)
+    assert axes["blocks"]["attention"]["q"]["kernel"] == ("layers", "embed", "heads", "head_dim")
+    assert models.shapes(dataclasses.replace(model, param_dtype="bfloat16"))["norm"]["scale"].dtype == jnp.bfloat16
+
+
+def test_init_has_the_stated_spread_and_layers_of_their_own():
+    arch = dataclasses.replace(tiny.ARCH, dim=64, ffn_dim=128, init_std=0.02)
+    params = models.init(models.Model(arch), jax.random.key(0))
+    np.testing.assert_allclose(params["blocks"]["mlp"]["up"]["kernel"].std(), 0.02, rtol=0.05)
+    np.testing.assert_allclose(params["blocks"]["mlp"]["down"]["kernel"].std(), 0.02 / 2, rtol=0.05)  # / sqrt(2 layers)
+    first, second = params["blocks"]["attention"]["q"]["kernel"]
+    assert not np.allclose(first, second)
+    assert (params["norm"]["scale"] == 1).all()
+
+
+def test_init_on_eight_devices_equals_init_on_one():
+    one = models.init(tiny.model("one"), jax.random.key(3))
+    for where, shard in {"fsdp": (2, 2, 24), "mixed": (2, 8, 12)}.items():
+        many = models.init(tiny.model(where), jax.random.key(3))
+        tiny.assert_trees_equal(one, many)
+        kernel = many["blocks"]["mlp"]["up"]["kernel"]  # ("layers", "embed", "mlp") of shape (2, 16, 24)
+        assert kernel.addressable_shards[0].data.shape == shard and len(kernel.sharding.device_set) == 8
+
+
+@pytest.mark.parametrize("where", ["data", "fsdp", "mixed"])
+def test_logits_on_eight_devices_equal_those_on_one(where):
+    tokens = np.tile(TOKENS, (3, 1))[:8]
+    a, b = (models.logits(tiny.model(name), tiny.params(tiny.model(name)), tokens) for name in ("one", where))
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_size_that_the_mesh_does_not_divide_is_replicated():
+    layout = tiny.layout("fsdp")
+    assert layout.sharding(("embed",), (12,)).shard_shape((12,)) == (12,)
+    assert layout.sharding(("embed",), (16,)).shard_shape((16,)) == (2,)
+    assert layout.sharding(("embed", "embed"), (16, 16)).shard_shape((16, 16)) == (2, 16)  # a mesh axis is used once
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_value_head_is_a_float32_line_through_the_state(bias):
+    model = tiny.model(None, compute_dtype="bfloat16")
+    head = models.init_value_head(model, jax.random.key(0), how="normal", bias=bias)
+    assert set(head) == ({"kernel", "bias"} if bias else {"kernel"}) and head["kernel"].shape == (16,) and head["kernel"].dtype == jnp.float32
+    assert 0.1 < float(head["kernel"].std()) < 0.6  # init_std is 0.3
+    if bias:
+        head["bias"] = head["bias"] + 0.5
+    hidden = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+    got = models.values({"value_head": head}, jnp.asarray(hidden, jnp.bfloat16))
+    expected = np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float64) @ np.asarray(head["kernel"], np.float64) + 0.5 * bias
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_value_head_of_zeros_is_zero_and_the_decoder_ignores_heads():
+    model = tiny.model(None)
+    params = tiny.params(model)
+    headed = params | {"value_head": models.init_value_head(model, jax.random.key(0), how="zeros", bias=True)}
+    assert not jnp.any(models.values(headed, jnp.ones((1, 2, 16))))
+    np.testing.assert_array_equal(models.logits(model, params, TOKENS), models.logits(model, headed, TOKENS))
+
+
+# ------------------------------------------------------------------ Hugging Face directories
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_save_and_load_give_back_every_bit(variant, dtype, tmp_path):
+    model, params = variant
+    model = dataclasses.replace(model, param_dtype=dtype)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    models.save_hf(tmp_path / "new" / "folder", model, params)
+    loaded_model, loaded = models.load_hf(tmp_path / "new" / "folder", param_dtype=dtype)
+    assert loaded_model.arch == model.arch and loaded_model.param_dtype == dtype
+    tiny.assert_trees_equal(loaded, params)
+
+
+def test_load_places_weights_where_it_is_told(tmp_path):
+    model = tiny.model("mixed")
+    params = tiny.params(model)
+    models.save_hf(tmp_path, model, params)
+    shardings = steps.param_shardings(model, models.shapes(model))
+    _, loaded = models.load_hf(tmp_path, shardings=shardings)
+    assert jax.tree.map(lambda x: x.sharding, loaded) == shardings
+    tiny.assert_trees_equal(loaded, params)
+
+
+def test_a_value_head_is_left_out_of_the_directory(tmp_path):
+    model = tiny.model(None)
+    models.save_hf(tmp_path, model, tiny.params(model, value_head=True))
+    tiny.assert_trees_equal(models.load_hf(tmp_path)[1], tiny.params(model))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A good directory to spoil: (folder, tensors by name, write(tensors))."""
+    from safetensors.numpy import load_file, save_file
+
+    model = tiny.model(None)
+    models.save_hf(tmp_path, model, tiny.params(model))
+    file = tmp_path / "model.safetensors"
+    return tmp_path, load_file(file), lambda tensors, name="model.safetensors": save_file(tensors, tmp_path / name)
+
+
+def refused(folder, *parts):
+    with pytest.raises(InputError) as caught:
+        models.load_hf(folder)
+    for part in (str(folder), *parts):
+        assert part in str(caught.value)
+
+
+def test_wrong_weights_are_all_named(saved):
+    folder, tensors, write = saved
+    del tensors["model.norm.weight"]
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].T.copy()
+    tensors["model.layers.7.extra.weight"] = np.zeros(3, np.float32)
+    write(tensors)
+    refused(folder, "missing model.norm.weight", "model.layers.1.mlp.up_proj.weight has shape (16, 24), not (24, 16)",
+            "unmapped model.layers.7.extra.weight")
+
+
+def test_weights_in_several_files_are_put_together(saved):
+    folder, tensors, write = saved
+    names = sorted(tensors)
+    write({name: tensors[name] for name in names[:5]}, "model-00001-of-00002.safetensors")
+    write({name: tensors[name] for name in names[5:]}, "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors").unlink()
+    tiny.assert_trees_equal(models.load_hf(folder)[1], tiny.params(tiny.model(None)))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused(folder, "missing")
+
+
+def test_a_weight_in_two_files_is_refused(saved):
+    folder, tensors, write = saved
+    write({"model.norm.weight": 2 * tensors["model.norm.weight"]}, "another.safetensors")
+    refused(folder, "model.norm.weight", "another.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1], ids=["empty", "half a length", "half a header", "one byte short"])
+def test_a_truncated_file_is_refused(saved, keep):
+    folder, _, _ = saved
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(folder, "safetensors")
+
+
+def test_a_directory_without_weights_or_config_is_refused(saved):
+    folder, _, _ = saved
+    (folder / "model.safetensors").unlink()
+    refused(folder, "no *.safetensors")
+    (folder / "config.json").unlink()
+    refused(folder, "no config.json")
+    refused(folder / "absent", "no config.json")
+
+
+@pytest.mark.parametrize("key, value, said", [
+    ("model_type", "gpt2", "'gpt2' is not supported; supported are llama"), ("hidden_act", "gelu", "hidden_act is 'gelu'"),
+    ("attention_bias", True, "attention_bias is True"),
+    ("rope_scaling", {"rope_type": "linear", "factor": 2.0}, "rope_type is 'linear'")])
+def test_a_model_that_the_decoder_is_not_is_refused(saved, key, value, said):
+    folder, _, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    refused(folder, said)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}"])
+def test_a_config_that_is_none_is_refused(saved, text):
+    folder, _, _ = saved
+    (folder / "config.json").write_text(text)
+    refused(folder, "config.json")
+
+
+def test_resolve_finds_directories_only(saved, tmp_path):
+    folder, _, _ = saved
+    assert models.resolve(str(folder)) == folder
+    assert models.resolve("") is None and models.resolve("random") is None and models.resolve(str(folder / "absent")) is None
+    (folder / "results.json").write_text("{}")
+    assert models.resolve(str(folder)) is None  # a workdir's config.json is no model's
