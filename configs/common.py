@@ -96,9 +96,9 @@ def arithmetic(cot="program", annotations="diverse", *, seed=0, num_train=1000, 
         matcher="reft",
         tokenizer="word",
         vocab_size=300,
-        max_prompt=56,
+        max_prompt=50,
         max_response=response,
-        prompt_buckets=(56,),
+        prompt_buckets=(50,),
         response_buckets=(response,),
     )
 

@@ -94,7 +94,7 @@ def _apply(tx, state: TrainState, grads, metrics):
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix types
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = metrics | {"grad/norm": optax.global_norm(grads), "params/norm": optax.global_norm(params)}
+        metrics = metrics | {"grad/norm": optax.tree.norm(grads), "params/norm": optax.tree.norm(params)}
     return state.replace(params=params, opt_state=opt_state), metrics
 
 

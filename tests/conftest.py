@@ -10,6 +10,7 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # of the machine code: compiling is what these tests cost
 
 
 def pytest_configure(config):

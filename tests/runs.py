@@ -44,16 +44,21 @@ def environment(devices: int = 1) -> dict:
 
 
 def start(workdir, *overrides: str, spec: str = SMOKE, devices: int = 1) -> subprocess.Popen:
-    """Starts the command; its output goes to <workdir>.log, which lies beside the workdir."""
+    """Starts the command; `log(workdir)` is what it prints."""
     command = [sys.executable, "-m", "reft_jax.main", f"--config={spec}", f"--workdir={workdir}", *overrides]
-    log = pathlib.Path(f"{workdir}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
+    with open(_log_path(workdir), "a") as file:
         return subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=file, stderr=file)
 
 
+def _log_path(workdir) -> pathlib.Path:
+    folder = scratch() / "logs"  # not beside the workdir, whose disk may be full
+    folder.mkdir(exist_ok=True)
+    return folder / str(workdir).replace("/", "_")
+
+
 def log(workdir) -> str:
-    return pathlib.Path(f"{workdir}.log").read_text()
+    """What all the commands on that workdir printed."""
+    return _log_path(workdir).read_text()
 
 
 def run(workdir, *overrides: str, spec: str = SMOKE, devices: int = 1, code: int = 0) -> pathlib.Path:

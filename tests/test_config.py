@@ -249,7 +249,7 @@ def test_rules_hold_tuples_of_mesh_axes(axes):
     assert message.startswith("config.mesh.rules.embed") and "data, fsdp, tensor" in message
 
 
-def test_a_new_model_can_have_no_value_of_another_type():
+def test_a_model_is_either_read_or_new():
     tree = demo_tree()
     tree["model"]["directory"] = ""
     assert "config.model" in refused(tree)  # neither a directory nor an architecture
@@ -324,6 +324,9 @@ def test_two_evaluations_cannot_share_a_label():
 # ------------------------------------------------------------------ overrides
 
 
+LONGEST = demo_tree()["data"]["max_prompt"]
+
+
 def overridden(path, text):
     return config_lib.load(spec("demo", smoke=True), [(path, text)])
 
@@ -338,8 +341,8 @@ def overridden(path, text):
     ("stages.reft.epochs", "3", 3.0),
     ("stages.reft.optim.lr", "1e-4", 1e-4),
     ("stages.reft.save_every", "5", 5),
-    ("data.prompt_buckets", "(32, 56)", (32, 56)),
-    ("data.prompt_buckets", "[32,56]", (32, 56)),
+    ("data.prompt_buckets", f"(8, {LONGEST})", (8, LONGEST)),
+    ("data.prompt_buckets", f"[8,{LONGEST}]", (8, LONGEST)),
     ("data.train_file", "", ""),
     ("data.train_file", "True", "True"),
     ("data.train_file", "3", "3"),

@@ -328,7 +328,7 @@ def test_weights_in_several_files_are_put_together(saved):
 def test_a_weight_in_two_files_is_refused(saved):
     folder, tensors, write = saved
     write({"model.norm.weight": 2 * tensors["model.norm.weight"]}, "another.safetensors")
-    refused(folder, "model.norm.weight", "another.safetensors")
+    refused(folder, "model.norm.weight is in model.safetensors and in another file")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1], ids=["empty", "half a length", "half a header", "one byte short"])

@@ -1,0 +1,198 @@
+"""Checkpoints: every bit back, on another layout too; which are kept; what a folder means; errors."""
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reft_jax import checkpoint, steps
+from reft_jax.checkpoint import Checkpoints
+from reft_jax.errors import InputError, RunError
+from reft_jax.optim import make_optimizer
+from tests import tiny
+
+TX = make_optimizer(tiny.optim(weight_decay=0.1), 10)
+
+
+def state_on(where, seed=0, step=3):
+    """A TrainState with nothing in it zero."""
+    model = tiny.model(where)
+    state = steps.init_state(model, TX, tiny.params(model, seed, value_head=True))
+    moments = jax.tree.map(lambda x: x + 0.1 if x.dtype == jnp.float32 else x + 5, state.opt_state)
+    return state.replace(step=state.step + step, opt_state=moments)
+
+
+def progress(best_step=None, **more):
+    return {"best_step": best_step, "best_accuracy": 0.25, **more}
+
+
+@pytest.fixture(scope="module")
+def state():
+    return state_on("one")
+
+
+@pytest.fixture
+def open_checkpoints(tmp_path):
+    """Opens tmp_path/stage as Checkpoints, as often as asked, and closes all."""
+    opened = []
+
+    def open_again():
+        opened.append(Checkpoints(tmp_path / "stage"))
+        return opened[-1]
+
+    yield open_again
+    for checkpoints in opened:
+        checkpoints.close()
+
+
+def kept(tmp_path):
+    return sorted(int(path.name) for path in (tmp_path / "stage" / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_restore_gives_back_every_bit_and_the_progress(state, open_checkpoints):
+    open_checkpoints().save(7, state, progress(7, note="é"))
+    again = open_checkpoints()
+    assert again.latest() == 7
+    restored, facts = again.restore(7, jax.tree.map(jnp.zeros_like, state))
+    tiny.assert_trees_equal(restored, state)
+    assert facts == progress(7, note="é")
+
+
+def test_bfloat16_parameters_survive(open_checkpoints):
+    model = tiny.model("one", param_dtype="bfloat16")
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params(model))
+    state = steps.init_state(model, TX, params)
+    checkpoints = open_checkpoints()
+    checkpoints.save(1, state, progress())
+    tiny.assert_trees_equal(checkpoints.restore(1, state)[0], state)
+    tiny.assert_trees_equal(checkpoint.read_params(checkpoints.folder / "1"), params)
+
+
+def test_nothing_saved_is_no_step(open_checkpoints):
+    assert open_checkpoints().latest() is None
+
+
+def test_the_last_two_and_the_best_are_kept(state, open_checkpoints, tmp_path):
+    checkpoints = open_checkpoints()
+    for step, best in [(1, None), (2, 2), (3, 2), (4, 2), (5, 2)]:
+        checkpoints.save(step, state, progress(best))
+    assert kept(tmp_path) == [2, 4, 5]
+    again = open_checkpoints()  # a resumed run knows the best from the progress that it restores
+    again.restore(5, state)
+    again.save(6, state, progress(2))
+    assert kept(tmp_path) == [2, 5, 6]
+    again.save(7, state, progress(7))
+    again.save(8, state, progress(7))
+    again.save(9, state, progress(7))
+    assert kept(tmp_path) == [7, 8, 9]
+
+
+def test_saving_the_same_step_again_leaves_it_as_it_is(state, open_checkpoints):
+    checkpoints = open_checkpoints()
+    checkpoints.save(4, state, progress(4))
+    checkpoints.save(4, state.replace(step=state.step + 1), progress(None))
+    restored, facts = checkpoints.restore(4, state)
+    assert restored.step == state.step and facts == progress(4)
+
+
+@pytest.mark.parametrize("there, here", [("mixed", "one"), ("one", "fsdp")])
+def test_restore_onto_another_layout(there, here, open_checkpoints):
+    written, like = state_on(there), state_on(here, seed=5, step=0)
+    checkpoints = open_checkpoints()
+    checkpoints.save(1, written, progress())
+    restored, _ = checkpoints.restore(1, like)
+    tiny.assert_trees_equal(restored, written)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, like)
+
+
+def test_read_params_places_what_it_reads(state, open_checkpoints):
+    checkpoints, model = open_checkpoints(), tiny.model("mixed")
+    checkpoints.save(1, state, progress())
+    shapes = checkpoint.shapes(checkpoints.folder / "1")
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), state.params)
+    places = steps.param_shardings(model, shapes)
+    read = checkpoint.read_params(checkpoints.folder / "1", places)
+    tiny.assert_trees_equal(read, state.params)
+    assert jax.tree.map(lambda x: x.sharding, read) == places
+
+
+def test_load_params_of_a_stage_is_its_last_checkpoint_and_of_a_checkpoint_itself(state, open_checkpoints, tmp_path):
+    checkpoints = open_checkpoints()
+    doubled = state.replace(params=jax.tree.map(lambda x: 2 * x, state.params))
+    checkpoints.save(9, state, progress(9))
+    checkpoints.save(10, doubled, progress(9))  # as numbers: "10" comes after "9"
+    loaded = checkpoint.load_params(tmp_path / "stage")
+    tiny.assert_trees_equal(loaded, doubled.params)
+    assert type(loaded) is dict and type(loaded["blocks"]) is dict and isinstance(loaded["norm"]["scale"], jax.Array)
+    tiny.assert_trees_equal(checkpoint.load_params(str(tmp_path / "stage" / "checkpoints" / "9")), state.params)
+    tiny.assert_trees_equal(checkpoint.load_params(checkpoint.locate(tmp_path / "stage")), doubled.params)
+
+
+def test_a_relative_path_is_fine(state, open_checkpoints, tmp_path, monkeypatch):
+    open_checkpoints().save(1, state, progress())
+    monkeypatch.chdir(tmp_path)
+    tiny.assert_trees_equal(checkpoint.load_params("stage"), state.params)
+
+
+def test_a_half_written_checkpoint_is_not_seen(state, open_checkpoints, tmp_path):
+    open_checkpoints().save(1, state, progress())
+    folder = tmp_path / "stage" / "checkpoints"
+    (folder / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    tiny.assert_trees_equal(checkpoint.load_params(tmp_path / "stage"), state.params)
+    again = open_checkpoints()
+    assert again.latest() == 1
+    again.save(2, state, progress())
+    assert again.latest() == 2
+
+
+def test_load_params_of_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match="no complete checkpoint") as caught:
+            checkpoint.load_params(folder)
+        assert str(folder) in str(caught.value)
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert checkpoint.locate(tmp_path) is None
+
+
+def test_selected_is_what_the_finished_stage_named(tmp_path):
+    (tmp_path / "DONE").write_text(json.dumps({"selected_step": 12}))
+    assert checkpoint.selected(tmp_path) == tmp_path / "checkpoints" / "12"
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(state, open_checkpoints, monkeypatch):
+    checkpoints = open_checkpoints()
+    checkpoints.save(1, state, progress())
+
+    def full(*args, **kwargs):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise ValueError("write failed") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(RunError, match="disk is full.*checkpoint 2 was not written; the last complete one is 1"):
+            checkpoints.save(2, state, progress())
+    tiny.assert_trees_equal(checkpoints.restore(1, state)[0], state)
+
+
+def test_another_failure_is_not_taken_for_a_full_disk(state, open_checkpoints, monkeypatch):
+    checkpoints = open_checkpoints()
+
+    def broken(*args, **kwargs):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(checkpoints._manager, "save", broken)
+    with pytest.raises(PermissionError):
+        checkpoints.save(2, state, progress())
+
+
+def test_parameters_can_be_read_without_the_optimizer(state, open_checkpoints):
+    checkpoints = open_checkpoints()
+    checkpoints.save(1, state, progress())
+    for path in sorted((checkpoints.folder / "1" / "opt").rglob("*"), reverse=True):
+        pathlib.Path.rmdir(path) if path.is_dir() else path.unlink()
+    tiny.assert_trees_equal(checkpoint.read_params(checkpoints.folder / "1"), state.params)
+    assert np.isfinite(checkpoint.read_params(checkpoints.folder / "1")["norm"]["scale"]).all()

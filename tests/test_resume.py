@@ -1,0 +1,119 @@
+"""Runs that are killed, stopped and started again end exactly as one that nothing happened to."""
+
+import random
+import signal
+
+import pytest
+
+from tests import runs
+
+
+def half_written(workdir, stage):
+    """A condition: Orbax is writing a checkpoint of that stage (it renames the folder when it is whole)."""
+    return lambda: any((workdir / stage / "checkpoints").glob("*tmp*"))
+
+
+def logged(workdir, name, count):
+    """A condition: that file of JSON lines has so many."""
+    path = workdir / name
+    return lambda: path.exists() and path.read_bytes().count(b"\n") >= count
+
+
+def begun(workdir, name):
+    return lambda: (workdir / name).exists()
+
+
+def stop(workdir, condition, number) -> int:
+    """Starts the command, sends it the signal once condition() holds, and gives its exit code."""
+    process = runs.start(workdir)
+    try:
+        runs.wait_until(process, condition, workdir)
+        process.send_signal(number)
+        return process.wait(runs.TIMEOUT)
+    finally:
+        runs.end(process)
+
+
+def kill_in_a_save(workdir, stage) -> bool:
+    """Kills the command while it saves; False if the save was over before the signal came."""
+    assert stop(workdir, half_written(workdir, stage), signal.SIGKILL) == -signal.SIGKILL
+    return half_written(workdir, stage)()
+
+
+def steps(workdir, stage):
+    return sorted(int(path.name) for path in (workdir / stage / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_a_kill_and_a_stop_leave_no_trace(tmp_path):
+    """kill -9 in the middle of a save, then SIGTERM in ReFT: the third start ends as an unbroken run."""
+    workdir = tmp_path / "run"
+    kill_in_a_save(workdir, "warmup")
+    assert not (workdir / "warmup" / "DONE").exists()
+    assert stop(workdir, logged(workdir, "reft/metrics.jsonl", 2), signal.SIGTERM) == 75
+    last = runs.lines(workdir / "reft" / "metrics.jsonl")[-1]["step"]
+    assert steps(workdir, "reft")[-1] == last and "run the same command again" in runs.log(workdir)
+    assert "Traceback" not in runs.log(workdir)
+    runs.run(workdir)
+    runs.assert_same_run(runs.unbroken(), workdir)
+    assert not half_written(workdir, "warmup")()
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path):
+    """kill -9 at ten moments across the stages, three of them during a save; then the command runs to its end."""
+    workdir, rng, in_saves = tmp_path / "run", random.Random(0), 0
+    moments = [
+        begun(workdir, "config.json"),
+        "warmup",
+        logged(workdir, "warmup/metrics.jsonl", rng.randint(1, 3)),
+        begun(workdir, "warmup/DONE"),
+        logged(workdir, "sft/metrics.jsonl", rng.randint(1, 3)),
+        "sft",
+        begun(workdir, "reft/checkpoints"),
+        logged(workdir, "reft/metrics.jsonl", rng.randint(2, 3)),
+        "reft",
+        begun(workdir, "evaluate"),
+        logged(workdir, f"{rng.choice(runs.LABELS[:3])}/predictions.jsonl", 1),
+    ]
+    for moment in moments:
+        if isinstance(moment, str):
+            in_saves += kill_in_a_save(workdir, moment)
+        else:
+            assert stop(workdir, moment, signal.SIGKILL) == -signal.SIGKILL
+    assert in_saves >= 1, "no kill hit a save"
+    runs.run(workdir)
+    runs.assert_same_run(runs.unbroken(), workdir)
+    assert not list(workdir.rglob("*tmp*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_stops_in_every_stage(tmp_path, number):
+    """Each stop saves first and exits with 75, wherever it comes; the last start ends as an unbroken run."""
+    workdir = tmp_path / "run"
+    for stage, condition in (
+        ("warmup", logged(workdir, "warmup/metrics.jsonl", 1)),
+        ("sft", logged(workdir, "sft/metrics.jsonl", 1)),
+        ("reft", logged(workdir, "reft/metrics.jsonl", 3)),
+        ("evaluate", logged(workdir, "base/predictions.jsonl", 1)),
+    ):
+        assert stop(workdir, condition, number) == 75, runs.log(workdir)[-3000:]
+        assert not (workdir / stage / "DONE").exists()
+        if stage != "evaluate":
+            assert steps(workdir, stage)[-1] >= runs.lines(workdir / stage / "metrics.jsonl")[-1]["step"]
+    assert "Traceback" not in runs.log(workdir)
+    runs.run(workdir)
+    runs.assert_same_run(runs.unbroken(), workdir)
+
+
+@pytest.mark.slow
+def test_a_second_run_is_equal(tmp_path):
+    runs.assert_same_run(runs.unbroken(), runs.run(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_another_seed_is_another_run(tmp_path):
+    """What the equality above is worth: it does not hold for anything else."""
+    other = runs.run(tmp_path / "run", "--config.seed=1")
+    with pytest.raises(AssertionError):
+        runs.assert_same_run(runs.unbroken(), other)

@@ -1,0 +1,265 @@
+"""`generate` and what it is made of: exact log-probs, independence of rows, endings, greedy decoding, top-k and top-p."""
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reft_jax import config as config_lib
+from reft_jax import models, steps
+from reft_jax.sampling import choose, generate
+from reft_jax.types import Sample
+from tests import reference, tiny
+
+PROMPTS = [[5, 6, 7], [8], [3, 4, 9, 10, 11, 12, 2], [20, 21]]
+NEVER = 10**6  # an end-of-sequence id that is no token
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.model(None)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return tiny.params(model)
+
+
+def lengths(sample):
+    """How long each response is; the mask must be True up to there and False after."""
+    mask = np.asarray(sample.mask)
+    np.testing.assert_array_equal(mask, np.sort(mask, axis=1)[:, ::-1])
+    return mask.sum(1)
+
+
+def next_logits(model, params, tokens):
+    """f32[T, V] of one sequence by the full forward, right-padded to one length for one compilation."""
+    padded = np.zeros((1, 24), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(models.logits(model, params, padded, np.arange(24)[None] < len(tokens))[0, : len(tokens)])
+
+
+def scored(model, params, prompt, tokens):
+    """Log-probs f64 of a response's tokens by one forward over prompt and response."""
+    rows = next_logits(model, params, [*prompt, *tokens])[len(prompt) - 1:]
+    return np.array([reference.log_softmax(rows[t])[token] for t, token in enumerate(tokens)])
+
+
+# ------------------------------------------------------------------ log-probs
+
+
+@pytest.mark.parametrize("arch", [tiny.ARCH, dataclasses.replace(tiny.ARCH, tie_embeddings=False, num_kv_heads=4)], ids=["tied", "untied"])
+def test_sampler_logp_is_the_models_logp(arch):
+    model = tiny.model(None, arch)
+    params = tiny.params(model)
+    sample = generate(model, params, PROMPTS, KEY, max_new=8, eos_id=tiny.EOS, num_samples=3)
+    assert isinstance(sample, Sample)
+    assert sample.tokens.shape == sample.mask.shape == sample.logp.shape == (12, 8)
+    assert (sample.tokens.dtype, sample.mask.dtype, sample.logp.dtype) == (jnp.int32, bool, jnp.float32)
+    for row, length in enumerate(lengths(sample)):
+        expected = scored(model, params, PROMPTS[row // 3], np.asarray(sample.tokens[row, :length]))
+        np.testing.assert_allclose(sample.logp[row, :length], expected, rtol=1e-5, atol=2e-5)
+        assert not np.any(sample.logp[row, length:])
+
+
+def test_sampler_logp_equals_scorer_logp():
+    model = tiny.model("one")
+    params = tiny.params(model, value_head=True)
+    prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6)
+    sampler = steps.make_sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2), pad_id=tiny.PAD)
+    sample = sampler(params, prompts, KEY)
+    assert 1 < lengths(sample).min() < 7 or lengths(sample).min() != lengths(sample).max()  # ragged
+    logp, ref_logp, _, _ = steps.make_score(model)(params, params, prompts, sample.tokens, sample.mask)
+    np.testing.assert_allclose(np.asarray(logp)[sample.mask], np.asarray(sample.logp)[sample.mask], rtol=1e-5, atol=2e-5)
+    np.testing.assert_array_equal(logp, ref_logp)
+
+
+# ------------------------------------------------------------------ a row is a function of (key, i, k) and its prompt
+
+
+def test_a_sample_depends_neither_on_neighbours_nor_on_padding(model, params):
+    run = functools.partial(generate, model, params, key=KEY, max_new=6, eos_id=tiny.EOS)
+    together = run(PROMPTS)
+    shorter = run(PROMPTS[:2])
+    np.testing.assert_array_equal(together.tokens[:2], shorter.tokens)
+    np.testing.assert_allclose(together.logp[:2], shorter.logp, rtol=1e-5, atol=1e-5)
+    other = run([PROMPTS[0], [9] * 20, [4], [2, 2]])  # one neighbour is so long that all prompts are padded further
+    np.testing.assert_array_equal(together.tokens[0], other.tokens[0])
+    np.testing.assert_allclose(together.logp[0], other.logp[0], rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(together.tokens[1], other.tokens[1])
+
+
+def test_rows_are_grouped_by_prompt_and_sample_k_is_the_same_for_any_number_of_samples(model, params):
+    run = functools.partial(generate, model, params, PROMPTS, KEY, max_new=6, eos_id=NEVER)
+    one, two, three = (np.asarray(run(num_samples=n).tokens) for n in (1, 2, 3))
+    assert one.shape == (4, 6) and three.shape == (12, 6)
+    np.testing.assert_array_equal(three[0::3], one)
+    np.testing.assert_array_equal(three.reshape(4, 3, 6)[:, :2].reshape(8, 6), two)
+    assert all(len({tuple(row) for row in three[3 * i: 3 * i + 3]}) == 3 for i in range(4))  # of 24^6 sequences
+
+
+def test_equal_prompts_in_one_batch_are_sampled_apart_and_keys_matter(model, params):
+    run = functools.partial(generate, model, params, [[5, 6]] * 4, max_new=6, eos_id=NEVER)
+    first = np.asarray(run(key=KEY).tokens)
+    assert len({tuple(row) for row in first}) == 4
+    np.testing.assert_array_equal(first, run(key=KEY).tokens)
+    assert not np.array_equal(first, run(key=jax.random.key(8)).tokens)
+
+
+def test_the_questions_index_and_not_its_row_decides_what_is_drawn():
+    model = tiny.model("one")
+    params = tiny.params(model)
+    sampler = steps.make_sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=6, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
+    prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6).replace(index=np.array([7, 30, 2, 9], np.int32))
+    order = np.array([2, 0, 3, 1])
+    a, b = sampler(params, prompts, KEY), sampler(params, jax.tree.map(lambda x: x[order], prompts), KEY)
+    np.testing.assert_array_equal(np.asarray(a.tokens)[order], b.tokens)
+
+
+# ------------------------------------------------------------------ endings
+
+
+def ended_early(sample, ids):
+    """Checks each row: no end before its last token; shorter than the limit only if that last token is an end."""
+    tokens, limit = np.asarray(sample.tokens), sample.tokens.shape[1]
+    for row, length in enumerate(lengths(sample)):
+        assert length >= 1
+        assert not set(tokens[row, : length - 1]) & set(ids)
+        assert length == limit or tokens[row, length - 1] in ids
+        assert not tokens[row, length:].any()  # pad id 0
+
+
+@pytest.mark.parametrize("ids", [1, [1], (1, 5, 9, 14), np.array([3, 17])], ids=["an int", "a list", "several", "an array"])
+def test_a_response_ends_with_the_first_end_which_its_mask_includes(model, params, ids):
+    sample = generate(model, params, PROMPTS, KEY, max_new=12, eos_id=ids, num_samples=4)
+    ended_early(sample, np.atleast_1d(ids).tolist())
+    assert lengths(sample).min() < 12
+
+
+def test_an_end_only_cuts_what_is_drawn_without_it(model, params):
+    free = generate(model, params, PROMPTS, KEY, max_new=8, eos_id=NEVER)
+    assert (lengths(free) == 8).all()
+    cut = generate(model, params, PROMPTS, KEY, max_new=8, eos_id=int(free.tokens[2, 3]))
+    for row, length in enumerate(lengths(cut)):
+        np.testing.assert_array_equal(cut.tokens[row, :length], free.tokens[row, :length])
+        np.testing.assert_allclose(cut.logp[row, :length], free.logp[row, :length], rtol=1e-5, atol=1e-5)
+    assert lengths(cut)[2] <= 4
+
+
+def test_an_end_as_the_first_token_is_a_response_of_one_token(model, params):
+    first = generate(model, params, PROMPTS[:1], KEY, max_new=1, eos_id=NEVER)
+    sample = generate(model, params, PROMPTS[:1], KEY, max_new=5, eos_id=int(first.tokens[0, 0]))
+    np.testing.assert_array_equal(sample.mask, [[True, False, False, False, False]])
+    np.testing.assert_allclose(sample.logp[0, 0], scored(model, params, PROMPTS[0], first.tokens[0])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_one_new_token(model, params):
+    sample = generate(model, params, PROMPTS, KEY, max_new=1, eos_id=tiny.EOS)
+    assert sample.mask.shape == (4, 1) and sample.mask.all()
+
+
+def test_decoding_stops_when_every_response_has_ended(model, params):
+    # Compiled for 100,000 tokens, this would take minutes if it went on after the end.
+    everything = tuple(range(tiny.VOCAB))
+    sample = generate(model, params, PROMPTS[:1], KEY, max_new=100_000, eos_id=everything)
+    assert lengths(sample).tolist() == [1]
+
+
+def test_prompts_that_are_empty_are_refused(model, params):
+    for prompts in ([], [[]], [[1], []]):
+        with pytest.raises(ValueError, match="at least one token"):
+            generate(model, params, prompts, KEY, max_new=2, eos_id=tiny.EOS)
+
+
+# ------------------------------------------------------------------ greedy
+
+
+def greedy_by_hand(model, params, prompt, num):
+    tokens = list(prompt)
+    for _ in range(num):
+        tokens.append(int(np.argmax(next_logits(model, params, tokens)[-1])))
+    return tokens[len(prompt):]
+
+
+def test_temperature_zero_is_the_argmax_chain(model, params):
+    sample = generate(model, params, PROMPTS, KEY, max_new=5, temperature=0, eos_id=NEVER)
+    for row, prompt in enumerate(PROMPTS):
+        assert sample.tokens[row].tolist() == greedy_by_hand(model, params, prompt, 5)
+        np.testing.assert_allclose(sample.logp[row], scored(model, params, prompt, np.asarray(sample.tokens[row])), rtol=1e-5, atol=2e-5)
+    np.testing.assert_array_equal(sample.tokens, generate(model, params, PROMPTS, jax.random.key(1), max_new=5, temperature=0, eos_id=NEVER).tokens)
+
+
+def test_greedy_equals_transformers_generate(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = tiny.model(None, dataclasses.replace(tiny.ARCH, tie_embeddings=False))
+    params = tiny.params(model)
+    models.save_hf(tmp_path, model, params)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).eval()
+    sample = generate(model, params, PROMPTS, KEY, max_new=10, temperature=0.0, eos_id=[4, 13])
+    config = transformers.GenerationConfig(do_sample=False, max_new_tokens=10, eos_token_id=[4, 13], pad_token_id=0, bos_token_id=2)
+    for row, prompt in enumerate(PROMPTS):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            out = theirs.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt):].tolist()
+        assert sample.tokens[row][sample.mask[row]].tolist() == out
+
+
+# ------------------------------------------------------------------ temperature, top-k, top-p
+
+SETTINGS = [dict(temperature=t, top_k=k, top_p=p) for t, k, p in [
+    (1.0, 0, 1.0), (0.7, 0, 1.0), (2.0, 5, 1.0), (1.0, 1, 1.0), (1.0, 0, 0.6), (1.3, 0, 0.05), (0.8, 6, 0.7), (1.0, 100, 0.999)]]
+
+
+def logits_rows():
+    rng = np.random.default_rng(0)
+    return np.stack([rng.normal(0, scale, 12) for scale in (0.3, 1.0, 3.0, 8.0)] + [np.linspace(0, 1, 12)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_sampling_distribution_matches_the_oracle(settings):
+    got = np.asarray(jax.jit(functools.partial(choose.sampling_logp, **settings))(logits_rows()))
+    for row, logits in zip(got, logits_rows(), strict=True):
+        expected = reference.sampling_probs(logits, **settings)
+        np.testing.assert_array_equal(np.exp(row) > 0, expected > 0)
+        np.testing.assert_allclose(np.exp(row), expected, rtol=1e-4, atol=1e-7)
+    assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[i] for i in (0, 1, 2, 4, 6)], ids=str)
+def test_tokens_are_drawn_with_these_frequencies(settings):
+    num, logits = 4000, np.random.default_rng(1).normal(0, 1.5, 8).astype(np.float32)
+    token, logp = jax.jit(functools.partial(choose.choose, **settings))(np.tile(logits, (num, 1)), jax.random.split(jax.random.key(5), num))
+    expected = reference.sampling_probs(logits, **settings)
+    np.testing.assert_allclose(np.exp(logp), expected[np.asarray(token)], rtol=1e-4)
+    counts = np.bincount(token, minlength=8)
+    assert not counts[expected == 0].any()
+    possible = expected > 0
+    chi2 = ((counts - num * expected)[possible] ** 2 / (num * expected[possible])).sum()
+    degrees = possible.sum() - 1
+    assert chi2 < degrees + 4 * np.sqrt(2 * degrees) + 1  # four sigmas; the seed is fixed
+
+
+def test_generate_passes_its_settings_on(model, params):
+    settings = dict(temperature=1.7, top_k=3, top_p=0.9)
+    sample = generate(model, params, PROMPTS, KEY, max_new=5, eos_id=NEVER, num_samples=2, **settings)
+    for row in range(8):
+        prompt, tokens = PROMPTS[row // 2], np.asarray(sample.tokens[row])
+        rows = next_logits(model, params, [*prompt, *tokens])[len(prompt) - 1:]
+        expected = [reference.sampling_probs(rows[t], **settings)[token] for t, token in enumerate(tokens)]
+        np.testing.assert_allclose(np.exp(sample.logp[row]), expected, rtol=1e-4)
+
+
+def test_padding_up_to_sixteen_costs_no_new_compilation(model, params):
+    from reft_jax import sampling
+
+    run = functools.partial(generate, model, params, key=KEY, max_new=3, eos_id=tiny.EOS)
+    run([[1], [2, 3]])
+    size = sampling._sample._cache_size()
+    run([[1] * 9, [2] * 16])
+    assert sampling._sample._cache_size() == size
+    run([[1] * 17, [2] * 16])
+    assert sampling._sample._cache_size() == size + 1
