@@ -54,7 +54,7 @@ def arch(dim, num_layers, num_heads, ffn_dim, *, num_kv_heads=None, rope_theta=1
 
 PRESETS = {
     "demo": arch(128, 2, 4, 352, rope_theta=1000.0),  # 0.4M parameters: the base model that the demo starts from
-    "tiny": arch(192, 4, 6, 512, num_kv_heads=2),  # 2M with a vocabulary of 1,000: real text in minutes on two cores
+    "tiny": arch(128, 2, 4, 352, num_kv_heads=2),  # 0.5M with a vocabulary of 1,000: real text in minutes on two cores
     "small": arch(512, 8, 8, 1408, num_kv_heads=4),
 }
 
@@ -103,7 +103,20 @@ def arithmetic(cot="program", annotations="diverse", *, seed=0, num_train=1000, 
     )
 
 
-def files(name, cot, train_file, test_file, *, dev_size, max_prompt=300, max_response=400, num_train=0, num_test=0):
+def files(
+    name,
+    cot,
+    train_file,
+    test_file,
+    *,
+    dev_size,
+    max_prompt=300,
+    max_response=400,
+    prompt_buckets=(64, 128, 192, 300),
+    response_buckets=(64, 128, 192, 400),
+    num_train=0,
+    num_test=0,
+):
     """A data set in the ReFT authors' JSON form, or GSM8K's JSONL. Lengths: the paper's 300 for the prompt, 700 in all."""
     return dict(
         name=name,
@@ -124,8 +137,8 @@ def files(name, cot, train_file, test_file, *, dev_size, max_prompt=300, max_res
         vocab_size=1000,
         max_prompt=max_prompt,
         max_response=max_response,
-        prompt_buckets=tuple(b for b in (64, 128, 192) if b < max_prompt) + (max_prompt,),
-        response_buckets=tuple(b for b in (64, 128, 192) if b < max_response) + (max_response,),
+        prompt_buckets=prompt_buckets,
+        response_buckets=response_buckets,
     )
 
 

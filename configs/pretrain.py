@@ -16,7 +16,17 @@ def get_config(arg=""):
     rate = common.optim(2e-3, warmup=0.02, hold=0.5, final=0.05, weight_decay=0.01, b2=0.98)
     # Most problems are much shorter than the longest: with buckets a step costs little more than half.
     buckets = dict(prompt_buckets=(32, 40, 50), response_buckets=(16, 24, 36))
-    pretrain = common.sft("random", 1, rate, batch_size=32, eval_every=0.25, eval_batch_size=rows, select="last", log_every=50, save_every=500)
+    pretrain = common.sft(
+        "random",
+        1,
+        rate,
+        batch_size=32,
+        eval_every=0.25,
+        eval_batch_size=rows,
+        select="last",
+        log_every=50,
+        save_every=500,
+    )
     return common.config(
         seed=arg.seed,
         model=common.model("demo"),

@@ -30,8 +30,8 @@ def get_config(arg=""):
 
 ARGS = dict(data="svamp", cot="program", model="tiny", train_file="", test_file="", seed=42, smoke=False)
 
-# Epochs of the full SFT run, of the warm-up (its early checkpoint) and of ReFT; the paper's figures, for pretrained models.
-EPOCHS = {
+# Epochs of the full SFT run, of the warm-up (its early checkpoint) and of ReFT. The paper's, for pretrained models:
+PAPER = {
     ("gsm8k", "program"): (40, 2, 300),
     ("gsm8k", "nl"): (40, 2, 300),
     ("svamp", "program"): (40, 2, 300),
@@ -43,39 +43,52 @@ EPOCHS = {
     ("arithmetic", "program"): (20, 4, 15),
     ("arithmetic", "nl"): (20, 4, 15),
 }
+# A preset knows no language when it begins; these are enough to see every stage work, not to be good at it.
+SCRATCH = {
+    "gsm8k": (4, 2, 1),
+    "svamp": (10, 5, 2),
+    "mathqa": (4, 2, 1),
+    "mathqa-numeric": (4, 2, 1),
+    "arithmetic": (20, 4, 15),
+}
 
 
 def settings(arg):
-    """The numbers that depend on the arguments. A preset is trained from scratch: higher rates and a longer warm-up than the
-    paper's, which fine-tunes models that know language; a directory is fine-tuned with the paper's."""
-    epochs, warmup, reft_epochs = common.one_of("data,cot", (arg.data, arg.cot), EPOCHS)
-    scratch = arg.model in common.PRESETS
-    if scratch:
-        warmup, reft_epochs = 10, 20
-    out = dict(
-        scratch=scratch,
-        epochs=epochs,
-        warmup=warmup,
-        reft_epochs=reft_epochs,
-        sft_lr=1e-3 if scratch else 1e-5,
-        reft_lr=1e-4 if scratch else 3e-7,
-        sft_batch=48,
-        reft_batch=64 if scratch else 32,
-        dropout=0.1 if scratch else 0.0,
-        weight_decay=0.1 if scratch else 0.0,
-        eval_every=4.0 if scratch else 1.0,
-        eval_rows=64,
-        votes=16 if scratch else 100,
-        num_sampled=200 if scratch else 0,
-    )
+    """The numbers that depend on the arguments: the paper's for a pretrained model (a directory), others from scratch (a preset)."""
+    epochs = common.one_of("data,cot", (arg.data, arg.cot), PAPER)
+    out = dict(scratch=arg.model in common.PRESETS, sft_batch=48)
+    if out["scratch"]:
+        epochs = SCRATCH[arg.data]
+        out |= dict(
+            sft_lr=1e-3,
+            dropout=0.1,
+            weight_decay=0.1,
+            reft_lr=1e-4,
+            reft_batch=64,
+            eval_every=2.0,
+            votes=16,
+            num_sampled=100,
+        )
+    else:
+        out |= dict(
+            sft_lr=1e-5,
+            dropout=0.0,
+            weight_decay=0.0,
+            reft_lr=3e-7,
+            reft_batch=32,
+            eval_every=1.0,
+            votes=100,
+            num_sampled=0,
+        )
+    out |= dict(zip(("epochs", "warmup", "reft_epochs"), epochs, strict=True), eval_rows=64)
     if arg.smoke:
         out |= dict(
-            epochs=4,
-            warmup=2,
-            reft_epochs=2,
+            epochs=2,
+            warmup=1,
+            reft_epochs=1,
             sft_batch=16,
             reft_batch=16,
-            eval_every=2.0,
+            eval_every=1.0,
             eval_rows=16,
             votes=4,
             num_sampled=16,
@@ -84,13 +97,16 @@ def settings(arg):
 
 
 def data(arg, setting):
-    """The data fragment; the paper's lengths (prompt 300, 700 in all) for pretrained models, shorter from scratch."""
+    """The data fragment; the paper's lengths (prompt 300, 700 in all) for pretrained models, shorter ones from scratch."""
     if arg.data == "arithmetic":
-        sizes = dict(num_train=64, dev_size=16, num_test=32) if arg.smoke else {}
-        return common.arithmetic(arg.cot, seed=arg.seed, **sizes)
+        return common.arithmetic(
+            arg.cot, seed=arg.seed, **(dict(num_train=64, dev_size=16, num_test=32) if arg.smoke else {})
+        )
     sizes = dict(dev_size=16, num_train=64, num_test=32) if arg.smoke else dict(dev_size=200)
     if setting.scratch:
-        sizes |= dict(max_prompt=256, max_response=128 if arg.smoke else 256)
+        sizes |= dict(max_prompt=256, max_response=256, prompt_buckets=(128, 256), response_buckets=(128, 256))
+    if arg.smoke:
+        sizes |= dict(max_prompt=256, max_response=160, prompt_buckets=(256,), response_buckets=(160,))
     return common.files(arg.data, arg.cot, arg.train_file, arg.test_file, **sizes)
 
 

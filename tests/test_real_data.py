@@ -12,14 +12,25 @@ from tests import runs
 from tests.tiny import shared_data
 
 LABELS = ("warmup", "sft", "reft")
-SHORT = (
-    "--config.data.num_train=32",
-    "--config.data.dev_size=8",
-    "--config.data.num_test=16",
-    "--config.stages.warmup.epochs=1.0",
-    "--config.stages.sft.epochs=2.0",
-    "--config.stages.reft.epochs=1.0",
-    "--config.stages.evaluate.num_questions=4",
+# A small model, one length bucket (so that each function is compiled once) and few steps: seconds instead of a minute.
+SHORT = tuple(
+    f"--config.{setting}"
+    for setting in (
+        "data.num_train=32",
+        "data.dev_size=8",
+        "data.num_test=16",
+        "data.max_prompt=224",
+        "data.prompt_buckets=(224,)",
+        "data.max_response=96",
+        "data.response_buckets=(96,)",
+        "model.arch.dim=64",
+        "model.arch.num_layers=2",
+        "model.arch.ffn_dim=128",
+        "stages.warmup.epochs=1.0",
+        "stages.sft.epochs=2.0",
+        "stages.reft.epochs=1.0",
+        "stages.evaluate.num_questions=4",
+    )
 )
 
 

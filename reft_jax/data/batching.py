@@ -68,7 +68,9 @@ def grouped_batches(seed: int, batch_size: int, groups: Sequence[int]):
             rows = rows[np.argsort(groups[rows], kind="stable")]
             batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
             shuffled = [batches[i] for i in order(seed + start + 1, epoch, len(batches))]
-            parts += sorted(shuffled, key=lambda batch: len(batch) < batch_size)  # a short batch last: the others stay whole
+            parts += sorted(
+                shuffled, key=lambda batch: len(batch) < batch_size
+            )  # a short batch last: the others stay whole
         return np.concatenate(parts)
 
     def batch(step):

@@ -146,14 +146,26 @@ def results_table(results: dict) -> str:
     sampled = sorted({key for result in stages.values() for key in result if "@" in key and not key.endswith("_ci95")})
     header = ["", "test greedy", "95 % interval", "dev", *(key.replace("maj", "vote") for key in sampled), "chosen"]
     rows = [
-        [label, percent(result), interval(result), percent(result.get("dev", {})), *(percent(result, key) for key in sampled), chosen(result)]
+        [
+            label,
+            percent(result),
+            interval(result),
+            percent(result.get("dev", {})),
+            *(percent(result, key) for key in sampled),
+            chosen(result),
+        ]
         for label, result in stages.items()
     ]
     out = table(header, rows)
-    slices = sorted({(tag, value) for result in stages.values() for tag, values in result.get("by", {}).items() for value in values})
+    slices = sorted(
+        {(tag, value) for result in stages.values() for tag, values in result.get("by", {}).items() for value in values}
+    )
     if slices:
         header = ["test greedy by", *(f"{tag} {value}" for tag, value in slices)]
-        by = {label: [result.get("by", {}).get(tag, {}).get(value, {}) for tag, value in slices] for label, result in stages.items()}
+        by = {
+            label: [result.get("by", {}).get(tag, {}).get(value, {}) for tag, value in slices]
+            for label, result in stages.items()
+        }
         rows = [[label, *(f"{percent(part)} ({interval(part)})" for part in parts)] for label, parts in by.items()]
         out += "\n\n" + table(header, rows)
     return out

@@ -49,7 +49,10 @@ def run(name: str, stage: SFT, run: common.Run):
     else:
         start = 0
     # Batches of one length bucket each: padding is most of the work otherwise.
-    lengths = [(batching.bucket(len(e.response), data.response_buckets), batching.bucket(len(e.prompt), data.prompt_buckets)) for e in train.encoded]
+    lengths = [
+        (batching.bucket(len(e.response), data.response_buckets), batching.bucket(len(e.prompt), data.prompt_buckets))
+        for e in train.encoded
+    ]
     ids = {pair: i for i, pair in enumerate(sorted(set(lengths)))}
     batch_of = batching.grouped_batches(seed, size, [ids[pair] for pair in lengths])
     train_step = steps.make_sft_step(
