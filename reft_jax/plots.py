@@ -109,10 +109,17 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def accuracy_figure(metrics: dict[str, list[dict]]) -> Figure | None:
-    """Greedy dev accuracy of each stage over its epochs, and as a thin line the accuracy of ReFT's own samples."""
+    """Greedy dev accuracy of each stage over its epochs, and as a thin line the accuracy of ReFT's own samples.
+
+    ReFT counts its own epochs; it is drawn from where the warm-up, which it starts from, ended.
+    """
     curves = {stage: series(rows, "epoch", "eval/dev_accuracy") for stage, rows in metrics.items()}
+    warmup_end = max((row.get("epoch", 0.0) for row in metrics.get("warmup", [])), default=0.0)
+    if "reft" in curves:
+        curves["reft"] = (curves["reft"][0] + warmup_end, curves["reft"][1])
     curves = {stage: curve for stage, curve in curves.items() if len(curve[0])}
     sampled_x, sampled_y = series(metrics.get("reft", []), "epoch", "reward/accuracy")
+    sampled_x = sampled_x + warmup_end
     if not curves and not len(sampled_x):
         return None
     figure = _figure(7.2, 4.2)

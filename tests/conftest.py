@@ -1,4 +1,5 @@
 """Every test sees 8 CPU devices, strict dtype promotion and no silent rank promotion; warnings are errors (pyproject.toml)."""
+
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"

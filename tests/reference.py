@@ -2,6 +2,7 @@
 
 Rows are lists of real tokens only: each function first throws away what the mask excludes, so padding cannot matter here.
 """
+
 import math
 
 import numpy as np
@@ -52,7 +53,7 @@ def whiten(x, mask):
 
 
 def reduce(x, mask, how):
-    """"token": the mean over all real tokens. "sequence": each response's mean, then the mean over responses that have tokens."""
+    """ "token": the mean over all real tokens. "sequence": each response's mean, then the mean over responses that have tokens."""
     rows = [[float(x[b][t]) for t in real] for b, real in enumerate(rows_of(mask)) if real]
     if not rows:
         return 0.0
@@ -123,7 +124,10 @@ def llama_logits(arch, params, tokens):
             return np.asarray(block[part][name]["kernel"][i], np.float64)
 
         normed = [norm(h, block["attention_norm"]["scale"][i]) for h in x]
-        keys = [[turn(h @ kernel("attention", "k")[:, g], t) for g in range(arch.num_kv_heads)] for t, h in enumerate(normed)]
+        keys = [
+            [turn(h @ kernel("attention", "k")[:, g], t) for g in range(arch.num_kv_heads)]
+            for t, h in enumerate(normed)
+        ]
         values = [[h @ kernel("attention", "v")[:, g] for g in range(arch.num_kv_heads)] for h in normed]
         attended = []
         for t, h in enumerate(normed):

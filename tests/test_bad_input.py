@@ -176,7 +176,10 @@ def test_a_record_without_a_field(refused, tmp_path, field):
 
 
 def test_values_of_the_wrong_kind(refused, tmp_path):
-    path = write(tmp_path / "train.jsonl", "\n".join(map(json.dumps, records(39) + records(1, item_id="last", answer_value="six"))))
+    path = write(
+        tmp_path / "train.jsonl",
+        "\n".join(map(json.dumps, records(39) + records(1, item_id="last", answer_value="six"))),
+    )
     message = refused(svamp(path))
     assert f"{path}:40: answer_value is" in message and "six" in message and "number" in message
     path = write(tmp_path / "nl.jsonl", "\n".join(map(json.dumps, records(answer_cot="3 * 2 = 6"))))
@@ -195,13 +198,22 @@ def test_too_few_records_for_a_dev_split(refused, tmp_path):
 
 def test_real_text_that_is_all_too_long(refused, tmp_path):
     path = write(tmp_path / "train.json", [row | dict(question=row["question"] * 20) for row in records()])
-    message = refused(svamp(path), "--config.data.docstring=False", "--config.data.max_prompt=30", "--config.data.prompt_buckets=(30,)")
+    message = refused(
+        svamp(path),
+        "--config.data.docstring=False",
+        "--config.data.max_prompt=30",
+        "--config.data.prompt_buckets=(30,)",
+    )
     assert "none of 24 records fits" in message and "config.data.max_prompt is 30" in message
 
 
 def test_gold_answers_that_do_not_grade_as_correct(refused, tmp_path):
     message = refused(svamp(write(tmp_path / "train.json", records(answer_value="7"))))
-    assert "24 of 24 gold answers do not grade as correct" in message and "q_" in message and "max_gold_failures" in message
+    assert (
+        "24 of 24 gold answers do not grade as correct" in message
+        and "q_" in message
+        and "max_gold_failures" in message
+    )
 
 
 def test_gsm8k_lines_hold_no_programs(refused, tmp_path):
@@ -213,7 +225,9 @@ def test_gsm8k_lines_hold_no_programs(refused, tmp_path):
 def test_tokenizers_that_do_not_belong_to_the_data(refused, tmp_path):
     path = write(tmp_path / "train.json", records())
     assert "config.data.tokenizer" in refused(svamp(path), "--config.data.tokenizer=word")
-    assert "config.data.vocab_size" in refused(svamp(path), "--config.data.vocab_size=256", "--config.data.tokenizer=bpe")
+    assert "config.data.vocab_size" in refused(
+        svamp(path), "--config.data.vocab_size=256", "--config.data.tokenizer=bpe"
+    )
 
 
 # ------------------------------------------------------------------ the workdir
@@ -253,7 +267,9 @@ def mounted(tmp_path):
     def mount(options):
         folder = tmp_path / f"mount{len(folders)}"
         folder.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             pytest.skip(f"mount is not permitted here: {done.stderr.strip()}")
         folders.append(folder)
@@ -285,7 +301,9 @@ def test_a_folder_of_something_else(refused, tmp_path):
 @pytest.fixture
 def begun(tmp_path) -> pathlib.Path:
     """A copy of a finished smoke run, without its checkpoints."""
-    return pathlib.Path(shutil.copytree(runs.unbroken(), tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    return pathlib.Path(
+        shutil.copytree(runs.unbroken(), tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    )
 
 
 @pytest.mark.parametrize("override, parts", [
@@ -309,7 +327,14 @@ def test_a_workdir_of_another_experiment(refused, begun, tmp_path):
 
 
 def test_changes_that_corrupt_nothing_are_allowed(begun, capfd):
-    changes = ["stages.reft.save_every=5", "stages.warmup.log_every=7", "stages.reft.log_samples=1", "rewards.workers=1", "mesh.data=2", "mesh.fsdp=4"]
+    changes = [
+        "stages.reft.save_every=5",
+        "stages.warmup.log_every=7",
+        "stages.reft.log_samples=1",
+        "rewards.workers=1",
+        "mesh.data=2",
+        "mesh.fsdp=4",
+    ]
     before = {stage: runs.contents(begun / stage) for stage in runs.STAGES}
     assert main_lib.main([DEMO, f"--workdir={begun}", *(f"--config.{change}" for change in changes)]) == 0
     assert "evaluate: done before" in capfd.readouterr().out

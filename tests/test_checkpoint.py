@@ -1,4 +1,5 @@
 """Checkpoints: every bit back, on another layout too; which are kept; what a folder means; errors."""
+
 import json
 import pathlib
 
@@ -111,7 +112,9 @@ def test_read_params_places_what_it_reads(state, open_checkpoints):
     checkpoints, model = open_checkpoints(), tiny.model("mixed")
     checkpoints.save(1, state, progress())
     shapes = checkpoint.shapes(checkpoints.folder / "1")
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), state.params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state.params
+    )
     places = steps.param_shardings(model, shapes)
     read = checkpoint.read_params(checkpoints.folder / "1", places)
     tiny.assert_trees_equal(read, state.params)

@@ -1,4 +1,5 @@
 """Config files and flags: every legal combination builds, and everything else is refused with the key and what is legal."""
+
 import copy
 import dataclasses
 import difflib
@@ -14,13 +15,20 @@ from reft_jax.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 FILES = dict(train_file=["train.json"], test_file=["", "test.json"])
-REAL = dict(data=["svamp", "gsm8k", "mathqa", "mathqa-numeric"], cot=["program", "nl"], model=["tiny", "small", "demo", "some/directory"],
-            smoke=[False, True], **FILES)
+REAL = dict(
+    data=["svamp", "gsm8k", "mathqa", "mathqa-numeric"],
+    cot=["program", "nl"],
+    model=["tiny", "small", "demo", "some/directory"],
+    smoke=[False, True],
+    **FILES,
+)
 GENERATED = REAL | dict(data=["arithmetic"], train_file=[""], test_file=[""])
 # What each config file can be asked for: a list of grids of legal arguments. A new file must be added here.
 ARGUMENTS = {
     "common": [],
-    "demo": [dict(annotations=["diverse", "canonical", "worked"], cot=["program", "nl"], seed=[0, 3], smoke=[False, True])],
+    "demo": [
+        dict(annotations=["diverse", "canonical", "worked"], cot=["program", "nl"], seed=[0, 3], smoke=[False, True])
+    ],
     "pretrain": [dict(seed=[0, 1], num_train=[1000, 120_000], smoke=[False, True])],
     "sft": [REAL, GENERATED],
     "reft": [REAL, GENERATED],
@@ -71,19 +79,22 @@ def test_smoke_alone_means_true():
     assert config_lib.load(f"{CONFIGS / 'demo.py'}:smoke")[0] != config_lib.load(f"{CONFIGS / 'demo.py'}")[0]
 
 
-@pytest.mark.parametrize("name, argument, parts", [
-    ("demo", "sead=1", ["sead", "seed", "annotations"]),
-    ("demo", "seed=one", ["seed", "'one'", "int"]),
-    ("demo", "seed", ["seed", "int"]),
-    ("demo", "smoke=maybe", ["smoke", "'maybe'", "True or False"]),
-    ("demo", "cot=prose", ["cot", "'prose'", "program", "nl"]),
-    ("demo", "annotations=messy", ["annotations", "'messy'", "diverse", "canonical", "worked"]),
-    ("demo", "seed=-1", ["seed", "-1", ">= 0"]),
-    ("reft", "data=gsm9k", ["gsm9k", "gsm8k", "svamp", "mathqa-numeric"]),
-    ("reft", "data=svamp,cot=prose,train_file=t.json", ["prose", "program", "nl"]),
-    ("reft", "data=svamp", ["train_file"]),
-    ("sft", "model=,train_file=t.json", ["model"]),
-])
+@pytest.mark.parametrize(
+    "name, argument, parts",
+    [
+        ("demo", "sead=1", ["sead", "seed", "annotations"]),
+        ("demo", "seed=one", ["seed", "'one'", "int"]),
+        ("demo", "seed", ["seed", "int"]),
+        ("demo", "smoke=maybe", ["smoke", "'maybe'", "True or False"]),
+        ("demo", "cot=prose", ["cot", "'prose'", "program", "nl"]),
+        ("demo", "annotations=messy", ["annotations", "'messy'", "diverse", "canonical", "worked"]),
+        ("demo", "seed=-1", ["seed", "-1", ">= 0"]),
+        ("reft", "data=gsm9k", ["gsm9k", "gsm8k", "svamp", "mathqa-numeric"]),
+        ("reft", "data=svamp,cot=prose,train_file=t.json", ["prose", "program", "nl"]),
+        ("reft", "data=svamp", ["train_file"]),
+        ("sft", "model=,train_file=t.json", ["model"]),
+    ],
+)
 def test_wrong_arguments_say_what_is_legal(name, argument, parts):
     with pytest.raises(InputError) as caught:
         config_lib.load(f"{CONFIGS / name}.py:{argument}")
@@ -91,16 +102,25 @@ def test_wrong_arguments_say_what_is_legal(name, argument, parts):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("text, parts", [
-    (None, ["no file", "x.py"]),
-    ("def get_config(arg=''):\n    return 1 +\n", ["invalid syntax", "line 2"]),
-    ("value = 1\n", ["get_config"]),
-    ("import no_such_module\n", ["no_such_module"]),
-    ("from configs import common\n\n\ndef get_config(arg=''):\n    return common.arithmetik(arg)\n", ["arithmetik"]),
-    ("from configs import common\n\n\ndef get_config(arg=''):\n    return common.config(seed=0, model=common.PRESETS['tinny'])\n", ["tinny"]),
-    ("def get_config(arg=''):\n    return None\n", ["ConfigDict"]),
-    ("def get_config(arg=''):\n    return 1 / 0\n", ["division by zero"]),
-])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        (None, ["no file", "x.py"]),
+        ("def get_config(arg=''):\n    return 1 +\n", ["invalid syntax", "line 2"]),
+        ("value = 1\n", ["get_config"]),
+        ("import no_such_module\n", ["no_such_module"]),
+        (
+            "from configs import common\n\n\ndef get_config(arg=''):\n    return common.arithmetik(arg)\n",
+            ["arithmetik"],
+        ),
+        (
+            "from configs import common\n\n\ndef get_config(arg=''):\n    return common.config(seed=0, model=common.PRESETS['tinny'])\n",
+            ["tinny"],
+        ),
+        ("def get_config(arg=''):\n    return None\n", ["ConfigDict"]),
+        ("def get_config(arg=''):\n    return 1 / 0\n", ["division by zero"]),
+    ],
+)
 def test_config_files_that_cannot_be_used(tmp_path, text, parts):
     path = tmp_path / "x.py"
     if text is not None:
@@ -113,8 +133,10 @@ def test_config_files_that_cannot_be_used(tmp_path, text, parts):
 
 def test_a_users_config_with_sorted_keys_is_told_why(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("import ml_collections\nfrom configs import demo\n\n\ndef get_config(arg=''):\n"
-                    "    return ml_collections.ConfigDict(demo.get_config('smoke').to_dict())\n")
+    path.write_text(
+        "import ml_collections\nfrom configs import demo\n\n\ndef get_config(arg=''):\n"
+        "    return ml_collections.ConfigDict(demo.get_config('smoke').to_dict())\n"
+    )
     with pytest.raises(InputError) as caught:
         config_lib.load(str(path))
     message = str(caught.value)
@@ -189,8 +211,14 @@ def leaves(tree):
                 yield path, field.name, hints[field.name], field.metadata
 
 
-LEAVES = sorted({(path, key): (path, key, kind, meta) for tree in (real_tree(), demo_tree())
-                 for path, key, kind, meta in leaves(tree)}.values(), key=lambda leaf: leaf[:2])
+LEAVES = sorted(
+    {
+        (path, key): (path, key, kind, meta)
+        for tree in (real_tree(), demo_tree())
+        for path, key, kind, meta in leaves(tree)
+    }.values(),
+    key=lambda leaf: leaf[:2],
+)
 
 
 def broken(path, key, value):
@@ -202,8 +230,13 @@ def broken(path, key, value):
 
 @pytest.mark.parametrize("path, key, kind, meta", LEAVES, ids=[f"{path}.{key}" for path, key, _, _ in LEAVES])
 def test_wrong_types_and_ranges_name_the_key_and_the_value(path, key, kind, meta):
-    wrong = {int: ["7", 1.5, True, None, {}], float: ["7", True, None, float("nan"), float("inf")], str: [1, None, True],
-             bool: [1, 0, "True", None], tuple[int, ...]: [8, "8", (), (8.0,), ("8",), None]}[kind]
+    wrong = {
+        int: ["7", 1.5, True, None, {}],
+        float: ["7", True, None, float("nan"), float("inf")],
+        str: [1, None, True],
+        bool: [1, 0, "True", None],
+        tuple[int, ...]: [8, "8", (), (8.0,), ("8",), None],
+    }[kind]
     if meta["low"] is not None:
         wrong.append((meta["low"] - 1,) if kind == tuple[int, ...] else kind(meta["low"] - 1))
     if meta["high"] is not None:
@@ -235,8 +268,17 @@ def test_integers_serve_as_floats():
 
 
 @pytest.mark.parametrize("value", [5, "x", None, []])
-@pytest.mark.parametrize("path", ["config.data", "config.mesh.rules", "config.stages", "config.stages.reft", "config.stages.reft.ppo",
-                                  "config.stages.evaluate.checkpoints"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "config.data",
+        "config.mesh.rules",
+        "config.stages",
+        "config.stages.reft",
+        "config.stages.reft.ppo",
+        "config.stages.evaluate.checkpoints",
+    ],
+)
 def test_a_value_in_place_of_a_group(path, value):
     parent, _, key = path.rpartition(".")
     message = broken(parent, key, value)
@@ -261,31 +303,34 @@ def test_a_model_is_either_read_or_new():
 # ------------------------------------------------------------------ what must fit together
 
 
-@pytest.mark.parametrize("path, value, parts", [
-    ("stages.reft.ppo.minibatch_size", 7, ["7", "divide", "64"]),
-    ("stages.reft.ppo.accumulate", 7, ["7", "divide"]),
-    ("stages.sft.accumulate", 7, ["7", "divide", "48"]),
-    ("stages.warmup.init_from", "sft", ["'sft'", "stages run in order", "sort_keys=False"]),
-    ("stages.warmup.init_from", "warmup", ["'warmup'", "comes no earlier"]),
-    ("stages.reft.init_from", "evaluate", ["'evaluate'", "comes no earlier"]),
-    ("stages.evaluate.checkpoints", {"itself": "evaluate"}, ["evaluate.itself", "comes no earlier"]),
-    ("stages.sft.init_from", "random", ["continue_run", "earlier sft stage"]),
-    ("stages.warmup.continue_run", True, ["continue_run", "'random'"]),
-    ("stages.reft.sampling.temperature", 0.7, ["sampling", "temperature 1"]),
-    ("stages.reft.sampling.top_k", 5, ["sampling", "top_k 0"]),
-    ("stages.reft.optim.warmup", 0.5, ["optim.hold", "warmup = 0.5"]),
-    ("stages.sft.optim.schedule_epochs", 1.0, ["schedule_epochs", "epochs = 40"]),
-    ("data.dev_size", 0, ["select_on", "dev_size"]),
-    ("data.source", "generated", ["config.data.source", "'svamp'"]),
-    ("data.prompt_buckets", (64, 32, 256), ["prompt_buckets", "rise"]),
-    ("data.response_buckets", (64, 128), ["response_buckets", "max_response = 256"]),
-    ("data.response_buckets", (64, 64, 256), ["response_buckets", "rise"]),
-    ("mesh.data", 0, ["config.mesh", "data=0"]),
-    ("mesh.fsdp", -1, ["config.mesh", "at most one is -1"]),
-    ("model.arch.num_kv_heads", 4, ["num_kv_heads", "divide num_heads = 6"]),
-    ("model.arch.head_dim", 31, ["head_dim", "even"]),
-    ("seed", 2**31, ["config.seed", "2147483647"]),
-])
+@pytest.mark.parametrize(
+    "path, value, parts",
+    [
+        ("stages.reft.ppo.minibatch_size", 7, ["7", "divide batch_size x num_samples = "]),
+        ("stages.reft.ppo.accumulate", 7, ["7", "divide"]),
+        ("stages.sft.accumulate", 7, ["7", "divide batch_size = "]),
+        ("stages.warmup.init_from", "sft", ["'sft'", "stages run in order", "sort_keys=False"]),
+        ("stages.warmup.init_from", "warmup", ["'warmup'", "comes no earlier"]),
+        ("stages.reft.init_from", "evaluate", ["'evaluate'", "comes no earlier"]),
+        ("stages.evaluate.checkpoints", {"itself": "evaluate"}, ["evaluate.itself", "comes no earlier"]),
+        ("stages.sft.init_from", "random", ["continue_run", "earlier sft stage"]),
+        ("stages.warmup.continue_run", True, ["continue_run", "'random'"]),
+        ("stages.reft.sampling.temperature", 0.7, ["sampling", "temperature 1"]),
+        ("stages.reft.sampling.top_k", 5, ["sampling", "top_k 0"]),
+        ("stages.reft.optim.warmup", 0.5, ["optim.hold", "warmup = 0.5"]),
+        ("stages.sft.optim.schedule_epochs", 1.0, ["schedule_epochs", "it must cover epochs = "]),
+        ("data.dev_size", 0, ["select_on", "dev_size"]),
+        ("data.source", "generated", ["config.data.source", "'svamp'"]),
+        ("data.prompt_buckets", (64, 32, 256), ["prompt_buckets", "rise"]),
+        ("data.response_buckets", (64, 128), ["response_buckets", "max_response = 256"]),
+        ("data.response_buckets", (64, 64, 256), ["response_buckets", "rise"]),
+        ("mesh.data", 0, ["config.mesh", "data=0"]),
+        ("mesh.fsdp", -1, ["config.mesh", "at most one is -1"]),
+        ("model.arch.num_kv_heads", 7, ["num_kv_heads", "divide num_heads"]),
+        ("model.arch.head_dim", 31, ["head_dim", "even"]),
+        ("seed", 2**31, ["config.seed", "2147483647"]),
+    ],
+)
 def test_settings_that_do_not_fit_together(path, value, parts):
     parent, _, key = path.rpartition(".")
     message = broken(f"config.{parent}".rstrip("."), key, value)
@@ -331,28 +376,33 @@ def overridden(path, text):
     return config_lib.load(spec("demo", smoke=True), [(path, text)])
 
 
-@pytest.mark.parametrize("path, text, expected", [
-    ("seed", "7", 7),
-    ("data.docstring", "True", True),
-    ("data.docstring", "true", True),
-    ("data.docstring", "0", False),
-    ("data.num_train", "128", 128),
-    ("stages.reft.epochs", "7.68", 7.68),
-    ("stages.reft.epochs", "3", 3.0),
-    ("stages.reft.optim.lr", "1e-4", 1e-4),
-    ("stages.reft.save_every", "5", 5),
-    ("data.prompt_buckets", f"(8, {LONGEST})", (8, LONGEST)),
-    ("data.prompt_buckets", f"[8,{LONGEST}]", (8, LONGEST)),
-    ("data.train_file", "", ""),
-    ("data.train_file", "True", "True"),
-    ("data.train_file", "3", "3"),
-    ("stages.evaluate.checkpoints.base", "random", "random"),
-    ("mesh.data", "-1", -1),
-])
+@pytest.mark.parametrize(
+    "path, text, expected",
+    [
+        ("seed", "7", 7),
+        ("data.docstring", "True", True),
+        ("data.docstring", "true", True),
+        ("data.docstring", "0", False),
+        ("data.num_train", "128", 128),
+        ("stages.reft.epochs", "7.68", 7.68),
+        ("stages.reft.epochs", "3", 3.0),
+        ("stages.reft.optim.lr", "1e-4", 1e-4),
+        ("stages.reft.save_every", "5", 5),
+        ("data.prompt_buckets", f"(8, {LONGEST})", (8, LONGEST)),
+        ("data.prompt_buckets", f"[8,{LONGEST}]", (8, LONGEST)),
+        ("data.train_file", "", ""),
+        ("data.train_file", "True", "True"),
+        ("data.train_file", "3", "3"),
+        ("stages.evaluate.checkpoints.base", "random", "random"),
+        ("mesh.data", "-1", -1),
+    ],
+)
 def test_overrides_take_the_type_of_the_key(path, text, expected):
     record, tree = overridden(path, text)
     value = at(tree, f"config.{path}")
-    assert (tuple(value) if isinstance(value, list) else value) == expected and isinstance(value, bool) == isinstance(expected, bool)
+    assert (tuple(value) if isinstance(value, list) else value) == expected and isinstance(value, bool) == isinstance(
+        expected, bool
+    )
     node = record
     for key in path.split("."):
         node = dict(node)[key] if isinstance(node, tuple) else getattr(node, key)
@@ -366,28 +416,31 @@ def test_a_key_that_is_none_takes_none():
         config_lib.load(spec("demo"), [("model.arch", "5")])
 
 
-@pytest.mark.parametrize("path, text, parts", [
-    ("sede", "1", ["config.sede", "did you mean 'seed'?"]),
-    ("stages.reft.optim.lrr", "1", ["config.stages.reft.optim.lrr", "did you mean 'lr'?"]),
-    ("stages.ref.epochs", "1", ["config.stages.ref", "did you mean 'reft'?"]),
-    ("stages.reft.epochs.x", "1", ["config.stages.reft.epochs.x", "unknown"]),
-    ("stages.reft.ppo", "1", ["config.stages.reft.ppo", "group", "minibatch_size"]),
-    ("stages.reft", "None", ["config.stages.reft", "group"]),
-    ("seed", "one", ["config.seed", "'one'", "int"]),
-    ("seed", "1.5", ["config.seed", "'1.5'", "int"]),
-    ("seed", "True", ["config.seed", "'True'", "int"]),
-    ("seed", "None", ["config.seed", "'None'", "int"]),
-    ("stages.reft.epochs", "True", ["config.stages.reft.epochs", "'True'", "float"]),
-    ("stages.reft.epochs", "1e999", ["config.stages.reft.epochs"]),
-    ("stages.reft.epochs", "nan", ["config.stages.reft.epochs", "nan"]),
-    ("stages.reft.epochs", "1+1", ["config.stages.reft.epochs", "1+1"]),
-    ("stages.reft.epochs", "(1", ["config.stages.reft.epochs", "(1"]),
-    ("data.docstring", "yes", ["config.data.docstring", "'yes'", "True or False"]),
-    ("data.prompt_buckets", "56", ["config.data.prompt_buckets", "'56'", "tuple"]),
-    ("data.prompt_buckets", "(56.0,)", ["config.data.prompt_buckets", "56.0", "int"]),
-    ("stages.reft.batch_size", "0", ["config.stages.reft.batch_size", ">= 1"]),
-    ("", "1", ["config."]),
-])
+@pytest.mark.parametrize(
+    "path, text, parts",
+    [
+        ("sede", "1", ["config.sede", "did you mean 'seed'?"]),
+        ("stages.reft.optim.lrr", "1", ["config.stages.reft.optim.lrr", "did you mean 'lr'?"]),
+        ("stages.ref.epochs", "1", ["config.stages.ref", "did you mean 'reft'?"]),
+        ("stages.reft.epochs.x", "1", ["config.stages.reft.epochs.x", "unknown"]),
+        ("stages.reft.ppo", "1", ["config.stages.reft.ppo", "group", "minibatch_size"]),
+        ("stages.reft", "None", ["config.stages.reft", "group"]),
+        ("seed", "one", ["config.seed", "'one'", "int"]),
+        ("seed", "1.5", ["config.seed", "'1.5'", "int"]),
+        ("seed", "True", ["config.seed", "'True'", "int"]),
+        ("seed", "None", ["config.seed", "'None'", "int"]),
+        ("stages.reft.epochs", "True", ["config.stages.reft.epochs", "'True'", "float"]),
+        ("stages.reft.epochs", "1e999", ["config.stages.reft.epochs"]),
+        ("stages.reft.epochs", "nan", ["config.stages.reft.epochs", "nan"]),
+        ("stages.reft.epochs", "1+1", ["config.stages.reft.epochs", "1+1"]),
+        ("stages.reft.epochs", "(1", ["config.stages.reft.epochs", "(1"]),
+        ("data.docstring", "yes", ["config.data.docstring", "'yes'", "True or False"]),
+        ("data.prompt_buckets", "56", ["config.data.prompt_buckets", "'56'", "tuple"]),
+        ("data.prompt_buckets", "(56.0,)", ["config.data.prompt_buckets", "56.0", "int"]),
+        ("stages.reft.batch_size", "0", ["config.stages.reft.batch_size", ">= 1"]),
+        ("", "1", ["config."]),
+    ],
+)
 def test_wrong_overrides(path, text, parts):
     with pytest.raises(InputError) as caught:
         overridden(path, text)

@@ -21,7 +21,9 @@ def test_thirty_steps_of_reft_raise_the_sampled_accuracy(tmp_path):
     accuracies = [line["reward/accuracy"] for line in lines if line["step"] > 0]
     assert len(accuracies) == 30
     first, last = sum(accuracies[:5]) / 5, sum(accuracies[-5:]) / 5
-    print(f"sampled accuracy: first five steps {first:.3f}, last five {last:.3f}; dev {[line.get('eval/dev_accuracy') for line in lines]}")
+    print(
+        f"sampled accuracy: first five steps {first:.3f}, last five {last:.3f}; dev {[line.get('eval/dev_accuracy') for line in lines]}"
+    )
     assert last >= 0.70 and last >= first + 0.08, (first, last)
     assert max(line["ppo/first_ratio_error"] for line in lines[1:]) < 1e-4
     assert 0 < lines[-1]["kl/mean"] < 10

@@ -1,4 +1,5 @@
 """Statistics over masks against float64 loops; what is masked out is NaN and inf throughout."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,8 +57,15 @@ def test_whiten_of_equal_entries_is_zero():
 @pytest.mark.parametrize("name", ["mean", "var", "whiten"])
 def test_gradients_are_finite_and_zero_at_the_padding(name):
     weights = np.random.default_rng(1).normal(size=MASK.shape).astype(np.float32)
-    grad = jax.jit(jax.grad(lambda x: jnp.sum(jnp.full(MASK.shape, getattr(masked, name)(x, MASK)) * weights) if name != "whiten"
-                            else jnp.sum(masked.whiten(x, MASK) * weights)))(numbers())
+    grad = jax.jit(
+        jax.grad(
+            lambda x: (
+                jnp.sum(jnp.full(MASK.shape, getattr(masked, name)(x, MASK)) * weights)
+                if name != "whiten"
+                else jnp.sum(masked.whiten(x, MASK) * weights)
+            )
+        )
+    )(numbers())
     assert finite_everywhere(grad)
     np.testing.assert_array_equal(np.asarray(grad)[~MASK], 0.0)
     assert np.abs(np.asarray(grad)[MASK]).max() > 1e-4
@@ -73,6 +81,8 @@ def test_last_marks_the_last_real_entry_of_each_row():
 @pytest.mark.parametrize("how", ["sequence", "token"])
 def test_reduce_matches_the_oracle_and_the_two_differ(how):
     x = numbers()
-    np.testing.assert_allclose(jax.jit(masked.reduce, static_argnums=2)(x, MASK, how), reference.reduce(x, MASK, how), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(masked.reduce, static_argnums=2)(x, MASK, how), reference.reduce(x, MASK, how), rtol=1e-5
+    )
     other = reference.reduce(x, MASK, {"sequence": "token", "token": "sequence"}[how])
     assert abs(float(masked.reduce(x, MASK, how)) - other) > 1e-2

@@ -1,4 +1,5 @@
 """The decoder against a float64 loop and against transformers; padding, cache, chunks, precision, layouts, and files in and out."""
+
 import dataclasses
 import functools
 import json
@@ -16,7 +17,9 @@ VARIANTS = {
     "tied": tiny.ARCH,
     "untied": dataclasses.replace(tiny.ARCH, tie_embeddings=False),
     "all-heads": dataclasses.replace(tiny.ARCH, num_kv_heads=4, head_dim=4),
-    "one-kv-head": dataclasses.replace(tiny.ARCH, num_kv_heads=1, head_dim=8, num_layers=3, norm_eps=1e-3, rope_theta=10000.0),
+    "one-kv-head": dataclasses.replace(
+        tiny.ARCH, num_kv_heads=1, head_dim=8, num_layers=3, norm_eps=1e-3, rope_theta=10000.0
+    ),
 }
 TOKENS = np.random.default_rng(0).integers(0, tiny.VOCAB, (3, 9)).astype(np.int32)
 
@@ -55,8 +58,17 @@ def test_a_directory_written_by_transformers_is_read(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=tiny.VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-                                      num_key_value_heads=2, rope_theta=500.0, initializer_range=0.3, tie_word_embeddings=False)
+    config = transformers.LlamaConfig(
+        vocab_size=tiny.VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_theta=500.0,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+    )
     theirs = transformers.LlamaForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path)
     model, params = models.load_hf(tmp_path)
@@ -73,7 +85,7 @@ def test_a_padded_batch_equals_each_row_alone(variant, left):
     got = np.asarray(models.logits(model, params, TOKENS, mask))
     assert np.isfinite(got).all()
     for row in range(3):
-        alone = models.logits(model, params, TOKENS[row: row + 1, mask[row]])
+        alone = models.logits(model, params, TOKENS[row : row + 1, mask[row]])
         np.testing.assert_allclose(got[row, mask[row]], alone[0], rtol=1e-5, atol=1e-5)
 
 
@@ -155,7 +167,9 @@ def loss_and_grads(model, params, tokens):
 def test_remat_changes_no_number():
     plain, remat = tiny.model(None), tiny.model(None, remat="block")
     params = tiny.params(plain)
-    tiny.assert_trees_close(loss_and_grads(plain, params, TOKENS), loss_and_grads(remat, params, TOKENS), rtol=1e-5, atol=1e-6)
+    tiny.assert_trees_close(
+        loss_and_grads(plain, params, TOKENS), loss_and_grads(remat, params, TOKENS), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_dropout_needs_its_rate_and_scales_what_it_keeps():
@@ -164,7 +178,11 @@ def test_dropout_needs_its_rate_and_scales_what_it_keeps():
     mask = np.ones(TOKENS.shape, bool)
 
     def hidden(rate, seed):
-        return np.asarray(models.forward(model, params, TOKENS, models.positions_of(mask), mask, rate=rate, key=jax.random.key(seed))[0])
+        return np.asarray(
+            models.forward(model, params, TOKENS, models.positions_of(mask), mask, rate=rate, key=jax.random.key(seed))[
+                0
+            ]
+        )
 
     np.testing.assert_array_equal(hidden(0.0, 0), hidden(0.0, 1))
     np.testing.assert_array_equal(hidden(0.5, 0), hidden(0.5, 0))
@@ -183,7 +201,9 @@ def test_bfloat16_compute_is_near_and_keeps_its_float32_islands(param_dtype):
     error = np.abs(np.asarray(got) - expected)
     assert 1e-4 < error.mean() < 0.05 * expected.std() and error.max() < 0.5 * expected.std()
     loss, grads = loss_and_grads(model, params, TOKENS)
-    assert loss.dtype == jnp.float32 and all(g.dtype == param_dtype and bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+    assert loss.dtype == jnp.float32 and all(
+        g.dtype == param_dtype and bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads)
+    )
     cache = models.empty_cache(model, 2, 4)
     assert all(buffer.dtype == jnp.bfloat16 for buffer in cache.k + cache.v)
 
@@ -237,13 +257,19 @@ def test_a_size_that_the_mesh_does_not_divide_is_replicated():
 def test_value_head_is_a_float32_line_through_the_state(bias):
     model = tiny.model(None, compute_dtype="bfloat16")
     head = models.init_value_head(model, jax.random.key(0), how="normal", bias=bias)
-    assert set(head) == ({"kernel", "bias"} if bias else {"kernel"}) and head["kernel"].shape == (16,) and head["kernel"].dtype == jnp.float32
+    assert (
+        set(head) == ({"kernel", "bias"} if bias else {"kernel"})
+        and head["kernel"].shape == (16,)
+        and head["kernel"].dtype == jnp.float32
+    )
     assert 0.1 < float(head["kernel"].std()) < 0.6  # init_std is 0.3
     if bias:
         head["bias"] = head["bias"] + 0.5
     hidden = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
     got = models.values({"value_head": head}, jnp.asarray(hidden, jnp.bfloat16))
-    expected = np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float64) @ np.asarray(head["kernel"], np.float64) + 0.5 * bias
+    expected = (
+        np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float64) @ np.asarray(head["kernel"], np.float64) + 0.5 * bias
+    )
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -310,8 +336,12 @@ def test_wrong_weights_are_all_named(saved):
     tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].T.copy()
     tensors["model.layers.7.extra.weight"] = np.zeros(3, np.float32)
     write(tensors)
-    refused(folder, "missing model.norm.weight", "model.layers.1.mlp.up_proj.weight has shape (16, 24), not (24, 16)",
-            "unmapped model.layers.7.extra.weight")
+    refused(
+        folder,
+        "missing model.norm.weight",
+        "model.layers.1.mlp.up_proj.weight has shape (16, 24), not (24, 16)",
+        "unmapped model.layers.7.extra.weight",
+    )
 
 
 def test_weights_in_several_files_are_put_together(saved):
@@ -348,10 +378,15 @@ def test_a_directory_without_weights_or_config_is_refused(saved):
     refused(folder / "absent", "no config.json")
 
 
-@pytest.mark.parametrize("key, value, said", [
-    ("model_type", "gpt2", "'gpt2' is not supported; supported are llama"), ("hidden_act", "gelu", "hidden_act is 'gelu'"),
-    ("attention_bias", True, "attention_bias is True"),
-    ("rope_scaling", {"rope_type": "linear", "factor": 2.0}, "rope_type is 'linear'")])
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("model_type", "gpt2", "'gpt2' is not supported; supported are llama"),
+        ("hidden_act", "gelu", "hidden_act is 'gelu'"),
+        ("attention_bias", True, "attention_bias is True"),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0}, "rope_type is 'linear'"),
+    ],
+)
 def test_a_model_that_the_decoder_is_not_is_refused(saved, key, value, said):
     folder, _, _ = saved
     config = json.loads((folder / "config.json").read_text())
@@ -369,6 +404,10 @@ def test_a_config_that_is_none_is_refused(saved, text):
 def test_resolve_finds_directories_only(saved, tmp_path):
     folder, _, _ = saved
     assert models.resolve(str(folder)) == folder
-    assert models.resolve("") is None and models.resolve("random") is None and models.resolve(str(folder / "absent")) is None
+    assert (
+        models.resolve("") is None
+        and models.resolve("random") is None
+        and models.resolve(str(folder / "absent")) is None
+    )
     (folder / "results.json").write_text("{}")
     assert models.resolve(str(folder)) is None  # a workdir's config.json is no model's

@@ -69,7 +69,9 @@ def check(workdir, config):
         text = prompts.prompt(record) + prompts.target(record, docstring=config.data.docstring)
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
     assert len(splits.train) == config.data.num_train
-    assert f"gold check: {len(splits.train)} of {len(splits.train)} training answers grade as correct" in runs.log(workdir)
+    assert f"gold check: {len(splits.train)} of {len(splits.train)} training answers grade as correct" in runs.log(
+        workdir
+    )
     assert "Traceback" not in runs.log(workdir)
 
 

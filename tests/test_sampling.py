@@ -1,4 +1,5 @@
 """`generate` and what it is made of: exact log-probs, independence of rows, endings, greedy decoding, top-k and top-p."""
+
 import dataclasses
 import functools
 
@@ -44,14 +45,16 @@ def next_logits(model, params, tokens):
 
 def scored(model, params, prompt, tokens):
     """Log-probs f64 of a response's tokens by one forward over prompt and response."""
-    rows = next_logits(model, params, [*prompt, *tokens])[len(prompt) - 1:]
+    rows = next_logits(model, params, [*prompt, *tokens])[len(prompt) - 1 :]
     return np.array([reference.log_softmax(rows[t])[token] for t, token in enumerate(tokens)])
 
 
 # ------------------------------------------------------------------ log-probs
 
 
-@pytest.mark.parametrize("arch", [tiny.ARCH, dataclasses.replace(tiny.ARCH, tie_embeddings=False, num_kv_heads=4)], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "arch", [tiny.ARCH, dataclasses.replace(tiny.ARCH, tie_embeddings=False, num_kv_heads=4)], ids=["tied", "untied"]
+)
 def test_sampler_logp_is_the_models_logp(arch):
     model = tiny.model(None, arch)
     params = tiny.params(model)
@@ -69,11 +72,15 @@ def test_sampler_logp_equals_scorer_logp():
     model = tiny.model("one")
     params = tiny.params(model, value_head=True)
     prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6)
-    sampler = steps.make_sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2), pad_id=tiny.PAD)
+    sampler = steps.make_sampler(
+        model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2), pad_id=tiny.PAD
+    )
     sample = sampler(params, prompts, KEY)
     assert 1 < lengths(sample).min() < 7 or lengths(sample).min() != lengths(sample).max()  # ragged
     logp, ref_logp, _, _ = steps.make_score(model)(params, params, prompts, sample.tokens, sample.mask)
-    np.testing.assert_allclose(np.asarray(logp)[sample.mask], np.asarray(sample.logp)[sample.mask], rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        np.asarray(logp)[sample.mask], np.asarray(sample.logp)[sample.mask], rtol=1e-5, atol=2e-5
+    )
     np.testing.assert_array_equal(logp, ref_logp)
 
 
@@ -98,7 +105,7 @@ def test_rows_are_grouped_by_prompt_and_sample_k_is_the_same_for_any_number_of_s
     assert one.shape == (4, 6) and three.shape == (12, 6)
     np.testing.assert_array_equal(three[0::3], one)
     np.testing.assert_array_equal(three.reshape(4, 3, 6)[:, :2].reshape(8, 6), two)
-    assert all(len({tuple(row) for row in three[3 * i: 3 * i + 3]}) == 3 for i in range(4))  # of 24^6 sequences
+    assert all(len({tuple(row) for row in three[3 * i : 3 * i + 3]}) == 3 for i in range(4))  # of 24^6 sequences
 
 
 def test_equal_prompts_in_one_batch_are_sampled_apart_and_keys_matter(model, params):
@@ -112,8 +119,12 @@ def test_equal_prompts_in_one_batch_are_sampled_apart_and_keys_matter(model, par
 def test_the_questions_index_and_not_its_row_decides_what_is_drawn():
     model = tiny.model("one")
     params = tiny.params(model)
-    sampler = steps.make_sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=6, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
-    prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6).replace(index=np.array([7, 30, 2, 9], np.int32))
+    sampler = steps.make_sampler(
+        model, config_lib.Sampling(1.0, 0, 1.0), max_new=6, eos_ids=(tiny.EOS,), pad_id=tiny.PAD
+    )
+    prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6).replace(
+        index=np.array([7, 30, 2, 9], np.int32)
+    )
     order = np.array([2, 0, 3, 1])
     a, b = sampler(params, prompts, KEY), sampler(params, jax.tree.map(lambda x: x[order], prompts), KEY)
     np.testing.assert_array_equal(np.asarray(a.tokens)[order], b.tokens)
@@ -132,7 +143,9 @@ def ended_early(sample, ids):
         assert not tokens[row, length:].any()  # pad id 0
 
 
-@pytest.mark.parametrize("ids", [1, [1], (1, 5, 9, 14), np.array([3, 17])], ids=["an int", "a list", "several", "an array"])
+@pytest.mark.parametrize(
+    "ids", [1, [1], (1, 5, 9, 14), np.array([3, 17])], ids=["an int", "a list", "several", "an array"]
+)
 def test_a_response_ends_with_the_first_end_which_its_mask_includes(model, params, ids):
     sample = generate(model, params, PROMPTS, KEY, max_new=12, eos_id=ids, num_samples=4)
     ended_early(sample, np.atleast_1d(ids).tolist())
@@ -153,7 +166,9 @@ def test_an_end_as_the_first_token_is_a_response_of_one_token(model, params):
     first = generate(model, params, PROMPTS[:1], KEY, max_new=1, eos_id=NEVER)
     sample = generate(model, params, PROMPTS[:1], KEY, max_new=5, eos_id=int(first.tokens[0, 0]))
     np.testing.assert_array_equal(sample.mask, [[True, False, False, False, False]])
-    np.testing.assert_allclose(sample.logp[0, 0], scored(model, params, PROMPTS[0], first.tokens[0])[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        sample.logp[0, 0], scored(model, params, PROMPTS[0], first.tokens[0])[0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_one_new_token(model, params):
@@ -181,15 +196,20 @@ def greedy_by_hand(model, params, prompt, num):
     tokens = list(prompt)
     for _ in range(num):
         tokens.append(int(np.argmax(next_logits(model, params, tokens)[-1])))
-    return tokens[len(prompt):]
+    return tokens[len(prompt) :]
 
 
 def test_temperature_zero_is_the_argmax_chain(model, params):
     sample = generate(model, params, PROMPTS, KEY, max_new=5, temperature=0, eos_id=NEVER)
     for row, prompt in enumerate(PROMPTS):
         assert sample.tokens[row].tolist() == greedy_by_hand(model, params, prompt, 5)
-        np.testing.assert_allclose(sample.logp[row], scored(model, params, prompt, np.asarray(sample.tokens[row])), rtol=1e-5, atol=2e-5)
-    np.testing.assert_array_equal(sample.tokens, generate(model, params, PROMPTS, jax.random.key(1), max_new=5, temperature=0, eos_id=NEVER).tokens)
+        np.testing.assert_allclose(
+            sample.logp[row], scored(model, params, prompt, np.asarray(sample.tokens[row])), rtol=1e-5, atol=2e-5
+        )
+    np.testing.assert_array_equal(
+        sample.tokens,
+        generate(model, params, PROMPTS, jax.random.key(1), max_new=5, temperature=0, eos_id=NEVER).tokens,
+    )
 
 
 def test_greedy_equals_transformers_generate(tmp_path):
@@ -200,23 +220,40 @@ def test_greedy_equals_transformers_generate(tmp_path):
     models.save_hf(tmp_path, model, params)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).eval()
     sample = generate(model, params, PROMPTS, KEY, max_new=10, temperature=0.0, eos_id=[4, 13])
-    config = transformers.GenerationConfig(do_sample=False, max_new_tokens=10, eos_token_id=[4, 13], pad_token_id=0, bos_token_id=2)
+    config = transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=10, eos_token_id=[4, 13], pad_token_id=0, bos_token_id=2
+    )
     for row, prompt in enumerate(PROMPTS):
         ids = torch.tensor([prompt])
         with torch.no_grad():
-            out = theirs.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt):].tolist()
+            out = theirs.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[
+                0, len(prompt) :
+            ].tolist()
         assert sample.tokens[row][sample.mask[row]].tolist() == out
 
 
 # ------------------------------------------------------------------ temperature, top-k, top-p
 
-SETTINGS = [dict(temperature=t, top_k=k, top_p=p) for t, k, p in [
-    (1.0, 0, 1.0), (0.7, 0, 1.0), (2.0, 5, 1.0), (1.0, 1, 1.0), (1.0, 0, 0.6), (1.3, 0, 0.05), (0.8, 6, 0.7), (1.0, 100, 0.999)]]
+SETTINGS = [
+    dict(temperature=t, top_k=k, top_p=p)
+    for t, k, p in [
+        (1.0, 0, 1.0),
+        (0.7, 0, 1.0),
+        (2.0, 5, 1.0),
+        (1.0, 1, 1.0),
+        (1.0, 0, 0.6),
+        (1.3, 0, 0.05),
+        (0.8, 6, 0.7),
+        (1.0, 100, 0.999),
+    ]
+]
 
 
 def logits_rows():
     rng = np.random.default_rng(0)
-    return np.stack([rng.normal(0, scale, 12) for scale in (0.3, 1.0, 3.0, 8.0)] + [np.linspace(0, 1, 12)]).astype(np.float32)
+    return np.stack([rng.normal(0, scale, 12) for scale in (0.3, 1.0, 3.0, 8.0)] + [np.linspace(0, 1, 12)]).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -232,7 +269,9 @@ def test_the_sampling_distribution_matches_the_oracle(settings):
 @pytest.mark.parametrize("settings", [SETTINGS[i] for i in (0, 1, 2, 4, 6)], ids=str)
 def test_tokens_are_drawn_with_these_frequencies(settings):
     num, logits = 4000, np.random.default_rng(1).normal(0, 1.5, 8).astype(np.float32)
-    token, logp = jax.jit(functools.partial(choose.choose, **settings))(np.tile(logits, (num, 1)), jax.random.split(jax.random.key(5), num))
+    token, logp = jax.jit(functools.partial(choose.choose, **settings))(
+        np.tile(logits, (num, 1)), jax.random.split(jax.random.key(5), num)
+    )
     expected = reference.sampling_probs(logits, **settings)
     np.testing.assert_allclose(np.exp(logp), expected[np.asarray(token)], rtol=1e-4)
     counts = np.bincount(token, minlength=8)
@@ -248,7 +287,7 @@ def test_generate_passes_its_settings_on(model, params):
     sample = generate(model, params, PROMPTS, KEY, max_new=5, eos_id=NEVER, num_samples=2, **settings)
     for row in range(8):
         prompt, tokens = PROMPTS[row // 2], np.asarray(sample.tokens[row])
-        rows = next_logits(model, params, [*prompt, *tokens])[len(prompt) - 1:]
+        rows = next_logits(model, params, [*prompt, *tokens])[len(prompt) - 1 :]
         expected = [reference.sampling_probs(rows[t], **settings)[token] for t, token in enumerate(tokens)]
         np.testing.assert_allclose(np.exp(sample.logp[row]), expected, rtol=1e-4)
 

@@ -15,7 +15,20 @@ REFT_METRICS = {
     "ppo/first_ratio_error", "ppo/explained_variance", "grad/norm", "params/norm", "sample/length_mean", "sample/length_max",
     "time/sample_s", "time/reward_s", "time/update_s", "rate/sample_tokens_per_s",
 }  # fmt: skip
-SAMPLE_FIELDS = {"step", "item_id", "question", "response", "extracted", "status", "score", "kl", "logp", "ref_logp", "value", "adv"}
+SAMPLE_FIELDS = {
+    "step",
+    "item_id",
+    "question",
+    "response",
+    "extracted",
+    "status",
+    "score",
+    "kl",
+    "logp",
+    "ref_logp",
+    "value",
+    "adv",
+}
 PREDICTION_FIELDS = {"item_id", "k", "response", "extracted", "status", "gold"}
 NUM_STEPS = {"warmup": 8, "sft": 16, "reft": 4}  # 64 questions: 2 and 4 epochs by 16, 2 epochs by 32
 K = 4
@@ -111,8 +124,12 @@ def test_samples_hold_the_numbers_of_every_token(workdir):
         assert SAMPLE_FIELDS <= line.keys()
         length = len(line["logp"])
         assert length >= 1 and all(len(line[key]) == length for key in ("tokens", "ref_logp", "value", "adv"))
-        assert max(line["logp"]) <= 0 and math.isclose(line["kl"], sum(line["logp"]) - sum(line["ref_logp"]), abs_tol=1e-3)
-        assert line["score"] == (1.0 if line["status"] == "correct" else pytest.approx(0.1) if line["extracted"] is not None else 0.0)
+        assert max(line["logp"]) <= 0 and math.isclose(
+            line["kl"], sum(line["logp"]) - sum(line["ref_logp"]), abs_tol=1e-3
+        )
+        assert line["score"] == (
+            1.0 if line["status"] == "correct" else pytest.approx(0.1) if line["extracted"] is not None else 0.0
+        )
         assert "".join(token for token in line["tokens"] if token != "<eos>") == line["response"]
 
 
@@ -132,7 +149,9 @@ def test_results_can_be_recomputed_from_the_predictions(workdir):
         low, high = result["ci95"]
         assert 0 <= low <= result["accuracy"] <= high <= 1 and low < high
         for line in greedy:  # the marks themselves: the extracted number is the gold one
-            assert (line["status"] == "correct") == (line["extracted"] is not None and float(line["extracted"]) == float(line["gold"]))
+            assert (line["status"] == "correct") == (
+                line["extracted"] is not None and float(line["extracted"]) == float(line["gold"])
+            )
         dev = [line["status"] == "correct" for line in lines if line["split"] == "dev"]
         assert result["dev"]["accuracy"] == sum(dev) / len(dev) and len(dev) == 32
         slices = [part for part in result["by"]["num_ops"].values()]
@@ -147,7 +166,9 @@ def test_results_can_be_recomputed_from_the_predictions(workdir):
         assert set(rows) <= {line["item_id"] for line in greedy}
         passed = [any(line["status"] == "correct" for line in row) for row in rows.values()]
         shares = [sum(line["status"] == "correct" for line in row) / K for row in rows.values()]
-        assert result[f"pass@{K}"] == pytest.approx(sum(passed) / 16) and result[f"avg@{K}"] == pytest.approx(sum(shares) / 16)
+        assert result[f"pass@{K}"] == pytest.approx(sum(passed) / 16) and result[f"avg@{K}"] == pytest.approx(
+            sum(shares) / 16
+        )
         assert result[f"maj@{K}"] == pytest.approx(sum(map(voted, rows.values())) / 16)
         assert result["matcher"] == "reft"
     assert stages["reft"]["selected_on"] == "dev" and stages["warmup"]["selected_on"] is None
@@ -164,7 +185,9 @@ def voted(row) -> bool:
 def test_dev_accuracies_of_training_and_evaluation_agree(workdir):
     stages = json.loads((workdir / "results.json").read_text())["stages"]
     for stage in NUM_STEPS:
-        by_step = {line["step"]: line.get("eval/dev_accuracy") for line in runs.lines(workdir / stage / "metrics.jsonl")}
+        by_step = {
+            line["step"]: line.get("eval/dev_accuracy") for line in runs.lines(workdir / stage / "metrics.jsonl")
+        }
         assert by_step[stages[stage]["step"]] == stages[stage]["dev"]["accuracy"]
 
 
@@ -172,7 +195,9 @@ def test_stored_responses_are_graded_as_they_stand(workdir):
     lines = [line for line in runs.lines(workdir / "sft" / "predictions.jsonl") if line["mode"] == "greedy"][:20]
     texts = ["def solution():\n" + line["response"] for line in lines]
     grades = score.grade("arithmetic", "program", texts, [line["gold"] for line in lines])
-    assert [(grade.status, grade.extracted) for grade in grades] == [(line["status"], line["extracted"]) for line in lines]
+    assert [(grade.status, grade.extracted) for grade in grades] == [
+        (line["status"], line["extracted"]) for line in lines
+    ]
 
 
 # ------------------------------------------------------------------ again, elsewhere, in one piece
@@ -189,21 +214,31 @@ def test_run_again_finds_everything_done(workdir):
 
 
 @pytest.mark.parametrize(
-    "sizes", [dict(data=2, fsdp=4), pytest.param(dict(data=8, fsdp=1), marks=pytest.mark.slow)], ids=["data2_fsdp4", "data8"]
+    "sizes",
+    [dict(data=2, fsdp=4), pytest.param(dict(data=8, fsdp=1), marks=pytest.mark.slow)],
+    ids=["data2_fsdp4", "data8"],
 )
 def test_eight_devices_compute_the_same(workdir, tmp_path, sizes):
     overrides = [f"--config.mesh.{axis}={size}" for axis, size in sizes.items()]
     other = runs.run(tmp_path / "run", *overrides, devices=8)
     assert json.loads((other / "config.json").read_text())["mesh"] == sizes | {"tensor": 1}
+    apart = []
     for stage in NUM_STEPS:
         ours, theirs = (runs.timeless(runs.lines(folder / stage / "metrics.jsonl")) for folder in (workdir, other))
-        assert len(ours) == len(theirs)
+        assert [line.keys() for line in ours] == [line.keys() for line in theirs]
         for a, b in zip(ours, theirs, strict=True):
-            assert a.keys() == b.keys()
-            for key, value in a.items():
-                assert math.isclose(value, b[key], rel_tol=1e-5, abs_tol=1e-5), (stage, a["step"], key, value, b[key])
+            # An extreme: one token's exp(change of log-prob) after several updates, where every rounding has grown.
+            close = {key: 1e-4 if key == "ppo/ratio_error_max" else 1e-5 for key in a}
+            apart += [
+                (stage, a["step"], key, a[key], b[key])
+                for key in a
+                if not math.isclose(a[key], b[key], rel_tol=close[key], abs_tol=close[key])
+            ]
+    assert not apart
     ours, theirs = (json.loads((folder / "results.json").read_text())["stages"] for folder in (workdir, other))
-    assert {label: result["accuracy"] for label, result in ours.items()} == {label: result["accuracy"] for label, result in theirs.items()}
+    assert {label: result["accuracy"] for label, result in ours.items()} == {
+        label: result["accuracy"] for label, result in theirs.items()
+    }
 
 
 def test_warmup_and_continuation_are_one_run(workdir, tmp_path):
@@ -227,4 +262,11 @@ def test_warmup_and_continuation_are_one_run(workdir, tmp_path):
 
 def test_the_recipe_has_the_papers_numbers():
     ppo = dict(load(str(runs.ROOT / "configs/reft.py") + ":train_file=t.json")[0].stages)["reft"].ppo
-    assert isinstance(ppo, PPO) and (ppo.clip, ppo.value_clip, ppo.gamma, ppo.lam, ppo.epochs, ppo.value_coef) == (0.2, 0.2, 1.0, 0.95, 2, 5.0)
+    assert isinstance(ppo, PPO) and (ppo.clip, ppo.value_clip, ppo.gamma, ppo.lam, ppo.epochs, ppo.value_coef) == (
+        0.2,
+        0.2,
+        1.0,
+        0.95,
+        2,
+        5.0,
+    )

@@ -1,4 +1,5 @@
 """The jitted steps: alignment, accumulation, donation, one trace per shape, layouts, the optimizer, and learning in a bandit."""
+
 import dataclasses
 import functools
 
@@ -74,7 +75,9 @@ def test_score_tells_policy_and_reference_apart():
     batch = sft_batch()
     score = steps.make_score(model)
     logp, ref_logp, _, _ = score(params, other, batch.prompts, batch.tokens, batch.mask)
-    swapped, _, _, _ = score(other | {"value_head": params["value_head"]}, other, batch.prompts, batch.tokens, batch.mask)
+    swapped, _, _, _ = score(
+        other | {"value_head": params["value_head"]}, other, batch.prompts, batch.tokens, batch.mask
+    )
     np.testing.assert_allclose(np.asarray(ref_logp)[batch.mask], np.asarray(swapped)[batch.mask], rtol=1e-6, atol=1e-6)
     assert np.abs(np.asarray(logp - ref_logp)[batch.mask]).max() > 0.5
 
@@ -95,12 +98,21 @@ def test_ppo_metrics_are_those_of_the_oracle(reduce):
     logp, _, values, _ = steps.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
     rows = np.array([5, 0, 3, 6], np.int32)
     some = jax.tree.map(lambda x: x[rows], batch)
-    total, policy, value, outside = reference.ppo_loss(np.asarray(logp)[rows], np.asarray(values)[rows], some, clip=ppo.clip,
-                                                       value_clip=ppo.value_clip, value_coef=ppo.value_coef, reduce=reduce)
+    total, policy, value, outside = reference.ppo_loss(
+        np.asarray(logp)[rows],
+        np.asarray(values)[rows],
+        some,
+        clip=ppo.clip,
+        value_clip=ppo.value_clip,
+        value_coef=ppo.value_coef,
+        reduce=reduce,
+    )
     state, metrics = steps.make_ppo_step(model, TX, params, ppo)(state, batch, rows)
     for key, expected in {"loss": total, "policy_loss": policy, "value_loss": value, "clip_fraction": outside}.items():
         np.testing.assert_allclose(metrics[f"ppo/{key}"], expected, rtol=1e-4, atol=1e-6)
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((state, metrics)))  # NaN in the padding stays there
+    assert all(
+        bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((state, metrics))
+    )  # NaN in the padding stays there
 
 
 # ------------------------------------------------------------------ accumulation
@@ -116,7 +128,11 @@ class Quadratic:
         from reft_jax import masked
 
         del part
-        loss = masked.reduce(jnp.einsum("brd,d->br", batch.x, w) + jnp.square(jnp.einsum("brd,d->br", batch.y, w)), batch.mask, self.reduce)
+        loss = masked.reduce(
+            jnp.einsum("brd,d->br", batch.x, w) + jnp.square(jnp.einsum("brd,d->br", batch.y, w)),
+            batch.mask,
+            self.reduce,
+        )
         return loss, {"toy/loss": loss, "ppo/ratio_error": jnp.max(jnp.abs(batch.x))}
 
 
@@ -132,9 +148,14 @@ def test_accumulated_gradients_equal_the_full_batch_for_any_split(reduce, num_pa
 
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(12, 5, 3)).astype(np.float32) for _ in range(2))
-    batch = Batch(x, y, tiny.lengths_mask([5, 0, 1, 2, 5, 3, 0, 0, 4, 1, 0, 0], 5, left=False))  # some parts are padding altogether
+    batch = Batch(
+        x, y, tiny.lengths_mask([5, 0, 1, 2, 5, 3, 0, 0, 4, 1, 0, 0], 5, left=False)
+    )  # some parts are padding altogether
     w = jnp.asarray(rng.normal(size=3), jnp.float32)
-    split, whole = (jax.jit(functools.partial(steps.accumulated_grads, Quadratic(reduce), num_parts=n, reduce=reduce))(w, batch) for n in (num_parts, 1))
+    split, whole = (
+        jax.jit(functools.partial(steps.accumulated_grads, Quadratic(reduce), num_parts=n, reduce=reduce))(w, batch)
+        for n in (num_parts, 1)
+    )
     tiny.assert_trees_close(split, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -142,7 +163,12 @@ def test_accumulated_gradients_equal_the_full_batch_for_any_split(reduce, num_pa
 def test_sft_step_in_parts_equals_the_whole(reduce):
     model, params, _ = make()
     batch = sft_batch(empty_row=True)
-    out = [sft_step(model, DESCENT, params, accumulate=n, reduce=reduce)(steps.init_state(model, DESCENT, params), batch, KEY) for n in (1, 4)]
+    out = [
+        sft_step(model, DESCENT, params, accumulate=n, reduce=reduce)(
+            steps.init_state(model, DESCENT, params), batch, KEY
+        )
+        for n in (1, 4)
+    ]
     tiny.assert_trees_close(*out, rtol=1e-5, atol=1e-5)
 
 
@@ -150,8 +176,12 @@ def test_sft_step_in_parts_equals_the_whole(reduce):
 def test_ppo_step_in_parts_equals_the_whole(reduce):
     model, params, _ = make()
     batch = ppo_batch()
-    out = [steps.make_ppo_step(model, DESCENT, params, tiny.ppo(accumulate=n, reduce=reduce))(steps.init_state(model, DESCENT, params), batch, ROWS)
-           for n in (1, 4)]
+    out = [
+        steps.make_ppo_step(model, DESCENT, params, tiny.ppo(accumulate=n, reduce=reduce))(
+            steps.init_state(model, DESCENT, params), batch, ROWS
+        )
+        for n in (1, 4)
+    ]
     tiny.assert_trees_close(*out, rtol=1e-5, atol=1e-5)
 
 
@@ -192,16 +222,21 @@ def test_parts_of_a_batch_drop_different_things():
         return step(steps.init_state(model, DESCENT, params), batch, KEY)[0].params["norm"]["scale"]
 
     one_mask_for_all = sft_step(model, DESCENT, params, dropout=0.3)(
-        steps.init_state(model, DESCENT, params), jax.tree.map(lambda x: x[:1], batch), KEY)[0].params["norm"]["scale"]
+        steps.init_state(model, DESCENT, params), jax.tree.map(lambda x: x[:1], batch), KEY
+    )[0].params["norm"]["scale"]
     assert np.abs(np.asarray(grads(8) - one_mask_for_all)).max() > 1e-3
 
 
 def start_of_ppo(model, params, ppo, *, score=None, ref_params=None):
     """(rollout, ppo batch, metrics) of a sample of the policy itself."""
     prompts = on(model, tiny.random_prompts(np.random.default_rng(3), PROMPT_LENGTHS, 6))
-    sampler = steps.make_sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2, 3), pad_id=tiny.PAD)
+    sampler = steps.make_sampler(
+        model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2, 3), pad_id=tiny.PAD
+    )
     sample = sampler(params, prompts, KEY)
-    logp, ref_logp, values, entropy = steps.make_score(model)(params, params if ref_params is None else ref_params, prompts, sample.tokens, sample.mask)
+    logp, ref_logp, values, entropy = steps.make_score(model)(
+        params, params if ref_params is None else ref_params, prompts, sample.tokens, sample.mask
+    )
     score = np.array([1, 0.1, 0, 0.1, 1, 0, 0, 1], np.float32) if score is None else score
     rollout = Rollout(prompts, sample, logp, ref_logp, values, entropy, on(model, score))
     batch, metrics, kl = steps.make_advantages(ppo)(rollout)
@@ -231,7 +266,12 @@ def test_advantages_match_the_oracles():
     adv, returns = reference.gae(rewards, rollout.values, mask, gamma=0.9, lam=0.8)
     np.testing.assert_allclose(batch.adv, reference.whiten(adv, mask), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(batch.returns, returns, rtol=1e-4, atol=1e-5)
-    for name, expected in {"old_logp": rollout.logp, "old_values": rollout.values, "tokens": rollout.sample.tokens, "mask": mask}.items():
+    for name, expected in {
+        "old_logp": rollout.logp,
+        "old_values": rollout.values,
+        "tokens": rollout.sample.tokens,
+        "mask": mask,
+    }.items():
         np.testing.assert_array_equal(getattr(batch, name), expected)
     gaps = [sum(float(rollout.logp[b, t] - rollout.ref_logp[b, t]) for t in range(mask[b].sum())) for b in range(8)]
     np.testing.assert_allclose(kl, gaps, rtol=1e-4, atol=1e-5)
@@ -275,22 +315,33 @@ def test_each_function_is_traced_once(where, tmp_path):
 
     model, params, state = make(where)
     ppo = tiny.ppo(minibatch_size=4)
-    sampler = steps.make_sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
-    score_fn, advantages, ppo_step = steps.make_score(model), steps.make_advantages(ppo), steps.make_ppo_step(model, TX, params, ppo)
+    sampler = steps.make_sampler(
+        model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS,), pad_id=tiny.PAD
+    )
+    score_fn, advantages, ppo_step = (
+        steps.make_score(model),
+        steps.make_advantages(ppo),
+        steps.make_ppo_step(model, TX, params, ppo),
+    )
     checkpoints = Checkpoints(tmp_path)
     for step in range(2):
         key = jax.random.fold_in(KEY, step)
         prompts = on(model, tiny.random_prompts(np.random.default_rng(step), PROMPT_LENGTHS, 6))
         sample = sampler(state.params, prompts, key)
         logp, ref_logp, values, entropy = score_fn(state.params, params, prompts, sample.tokens, sample.mask)
-        batch, _, _ = advantages(Rollout(prompts, sample, logp, ref_logp, values, entropy, on(model, np.full(8, 0.1, np.float32))))
+        batch, _, _ = advantages(
+            Rollout(prompts, sample, logp, ref_logp, values, entropy, on(model, np.full(8, 0.1, np.float32)))
+        )
         for rows in jax.random.permutation(key, 8).reshape(-1, 4):
             state, _ = ppo_step(state, batch, rows)
         state = state.replace(step=state.step + 1)
         checkpoints.save(step, state, {"best_step": None})
         state, _ = checkpoints.restore(step, state)  # as a resumed run goes on
     checkpoints.close()
-    sizes = {name: f._cache_size() for name, f in dict(sampler=sampler, score=score_fn, advantages=advantages, ppo=ppo_step).items()}
+    sizes = {
+        name: f._cache_size()
+        for name, f in dict(sampler=sampler, score=score_fn, advantages=advantages, ppo=ppo_step).items()
+    }
     assert sizes == dict.fromkeys(sizes, 1)
 
 
@@ -313,8 +364,12 @@ def everything(where):
     batch = on(model, sft_batch())
     trained, sft_metrics = sft_step(model, TX, params, dropout=0.1)(state, batch, KEY)
     scored = steps.make_score(model)(params, tiny.params(model, seed=1), batch.prompts, batch.tokens, batch.mask)
-    updated, ppo_metrics = steps.make_ppo_step(model, TX, params, tiny.ppo(accumulate=1))(steps.init_state(model, TX, params), on(model, ppo_batch()), ROWS)
-    sampler = steps.make_sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=5, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=2)
+    updated, ppo_metrics = steps.make_ppo_step(model, TX, params, tiny.ppo(accumulate=1))(
+        steps.init_state(model, TX, params), on(model, ppo_batch()), ROWS
+    )
+    sampler = steps.make_sampler(
+        model, config_lib.Sampling(1.0, 0, 1.0), max_new=5, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=2
+    )
     sample = sampler(params, batch.prompts, KEY)
     assert sample.tokens.shape == (16, 5)
     out = {"sft": (trained, sft_metrics), "score": scored, "ppo": (updated, ppo_metrics), "sample": sample}
@@ -344,16 +399,22 @@ def test_moments_lie_where_their_parameters_do(where):
 # ------------------------------------------------------------------ the optimizer
 
 
-@pytest.mark.parametrize("settings, table", [
-    (dict(), {0: 1.0, 5: 1.0, 10: 1.0}),  # constant
-    (dict(warmup=0.4, hold=0.4, final=0.0), {0: 0.0, 1: 0.25, 2: 0.5, 4: 1.0, 7: 0.5, 10: 0.0}),  # up, then down
-    (dict(hold=0.5, final=0.0), {0: 1.0, 5: 1.0, 6: 0.8, 9: 0.2, 10: 0.0}),  # flat, then down
-    (dict(warmup=0.2, hold=0.6, final=0.5), {0: 0.0, 1: 0.5, 2: 1.0, 5: 1.0, 6: 1.0, 8: 0.75, 10: 0.5, 12: 0.5}),
-    (dict(final=0.1), {0: 1.0, 5: 0.55, 10: 0.1})])
+@pytest.mark.parametrize(
+    "settings, table",
+    [
+        (dict(), {0: 1.0, 5: 1.0, 10: 1.0}),  # constant
+        (dict(warmup=0.4, hold=0.4, final=0.0), {0: 0.0, 1: 0.25, 2: 0.5, 4: 1.0, 7: 0.5, 10: 0.0}),  # up, then down
+        (dict(hold=0.5, final=0.0), {0: 1.0, 5: 1.0, 6: 0.8, 9: 0.2, 10: 0.0}),  # flat, then down
+        (dict(warmup=0.2, hold=0.6, final=0.5), {0: 0.0, 1: 0.5, 2: 1.0, 5: 1.0, 6: 1.0, 8: 0.75, 10: 0.5, 12: 0.5}),
+        (dict(final=0.1), {0: 1.0, 5: 0.55, 10: 0.1}),
+    ],
+)
 def test_the_schedule_has_the_stated_shape(settings, table):
     rate = optim.schedule(tiny.optim(0.02, **settings), 10)
     with jax.numpy_dtype_promotion("standard"):
-        np.testing.assert_allclose([rate(step) for step in table], [0.02 * share for share in table.values()], rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(
+            [rate(step) for step in table], [0.02 * share for share in table.values()], rtol=1e-5, atol=1e-9
+        )
 
 
 def one_update(settings, grads, params):
@@ -363,8 +424,12 @@ def one_update(settings, grads, params):
 
 
 def test_the_first_update_is_adamws_and_decay_pulls_on_matrices_only():
-    params = {"embed": {"kernel": jnp.full((2, 3), 4.0)}, "norm": {"scale": jnp.full(3, 4.0)}, "value_head": {"kernel": jnp.full(3, 4.0), "bias": jnp.float32(4)},
-              "blocks": {"norm": {"scale": jnp.full((2, 3), 4.0)}}}
+    params = {
+        "embed": {"kernel": jnp.full((2, 3), 4.0)},
+        "norm": {"scale": jnp.full(3, 4.0)},
+        "value_head": {"kernel": jnp.full(3, 4.0), "bias": jnp.float32(4)},
+        "blocks": {"norm": {"scale": jnp.full((2, 3), 4.0)}},
+    }
     grads = jax.tree.map(lambda p: jnp.full(p.shape, -0.001), params)
     updates = one_update(tiny.optim(0.1, weight_decay=0.5), grads, params)
     plain = 0.1 * 0.001 / (0.001 + 1e-8)
@@ -380,7 +445,9 @@ def test_gradients_are_clipped_to_their_global_norm():
     tx = optim.make_optimizer(tiny.optim(1.0, max_grad_norm=1.0), 10)
     with jax.numpy_dtype_promotion("standard"):
         _, state = tx.update(grads, tx.init(params), params)
-        _, free = (other := optim.make_optimizer(tiny.optim(1.0, max_grad_norm=0.0), 10)).update(grads, other.init(params), params)
+        _, free = (other := optim.make_optimizer(tiny.optim(1.0, max_grad_norm=0.0), 10)).update(
+            grads, other.init(params), params
+        )
     moments = [np.asarray(leaf) for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
     np.testing.assert_allclose(moments[0], 0.1 * np.array([0.6, 0.0]), rtol=1e-5)  # (1 - b1) g / 5
     moments = [np.asarray(leaf) for leaf in jax.tree.leaves(free) if leaf.shape == (2,)]
@@ -394,7 +461,8 @@ def test_the_reported_gradient_norm_is_the_unclipped_one():
     gradient = jax.tree.map(lambda before, after: np.asarray(before - after, np.float64), params, descended.params)
     norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
     _, metrics = sft_step(model, optim.make_optimizer(tiny.optim(max_grad_norm=1e-3), 10), params)(
-        steps.init_state(model, optim.make_optimizer(tiny.optim(max_grad_norm=1e-3), 10), params), batch, KEY)
+        steps.init_state(model, optim.make_optimizer(tiny.optim(max_grad_norm=1e-3), 10), params), batch, KEY
+    )
     np.testing.assert_allclose(metrics["grad/norm"], norm, rtol=1e-4)
 
 
@@ -408,8 +476,14 @@ def test_reft_without_text_raises_the_chance_of_the_rewarded_token():
     tx = optim.make_optimizer(tiny.optim(0.02), 100)
     params = tiny.params(model, value_head=True)
     state = steps.init_state(model, tx, params)
-    sampler = steps.make_sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
-    score_fn, advantages, ppo_step = steps.make_score(model), steps.make_advantages(ppo), steps.make_ppo_step(model, tx, params, ppo)
+    sampler = steps.make_sampler(
+        model, config_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD
+    )
+    score_fn, advantages, ppo_step = (
+        steps.make_score(model),
+        steps.make_advantages(ppo),
+        steps.make_ppo_step(model, tx, params, ppo),
+    )
     prompts = Prompts(np.full((32, 2), 5, np.int32), np.ones((32, 2), bool), np.arange(32, dtype=np.int32))
     accuracy = []
     for step in range(12):
@@ -434,7 +508,9 @@ def test_one_ppo_step_raises_the_rewarded_token_and_lowers_the_others():
     signs = np.where(np.arange(8) % 2, -1.0, 1.0)[:, None] * np.ones((1, 7))
     batch = batch.replace(old_logp=logp, old_values=values, returns=values, adv=signs.astype(np.float32))
     small = optim.make_optimizer(tiny.optim(1e-3), 10)
-    state, _ = steps.make_ppo_step(model, small, params, tiny.ppo(value_coef=0.0))(steps.init_state(model, small, params), batch, ROWS)
+    state, _ = steps.make_ppo_step(model, small, params, tiny.ppo(value_coef=0.0))(
+        steps.init_state(model, small, params), batch, ROWS
+    )
     after, _, _, _ = steps.make_score(model)(state.params, params, batch.prompts, batch.tokens, batch.mask)
     gain = np.where(batch.mask, np.asarray(after - logp), 0.0).sum(1) / np.asarray(batch.mask).sum(1)
     assert (gain * signs[:, 0]).mean() > 0 and gain[::2].mean() > gain[1::2].mean()

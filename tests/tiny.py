@@ -1,4 +1,5 @@
 """What several tests share: the folder of real data, and small models, layouts and batches."""
+
 import functools
 import os
 import pathlib
@@ -17,10 +18,27 @@ EOS = 1
 PAD = 0
 # Every size divides by 8 where fsdp lays it out and by 2 where tensor does; grouped-query attention; init_std is large, so
 # that logits differ between tokens.
-ARCH = config_lib.Arch(vocab_size=VOCAB, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=24, rope_theta=100.0,
-                       norm_eps=1e-5, tie_embeddings=True, init_std=0.3)
-RULES = (("batch", ("data", "fsdp")), ("embed", ("fsdp",)), ("vocab", ("tensor",)), ("heads", ("tensor",)), ("kv_heads", ("tensor",)),
-         ("mlp", ("tensor",)))
+ARCH = config_lib.Arch(
+    vocab_size=VOCAB,
+    dim=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    ffn_dim=24,
+    rope_theta=100.0,
+    norm_eps=1e-5,
+    tie_embeddings=True,
+    init_std=0.3,
+)
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("embed", ("fsdp",)),
+    ("vocab", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+)
 LAYOUTS = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "mixed": (2, 2, 2)}
 
 
@@ -33,7 +51,7 @@ def shared_data() -> pathlib.Path:
     return folder
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def layout(name: str = "one") -> sharding.Layout:
     """One of LAYOUTS on as many of the 8 devices as it takes."""
     data, fsdp, tensor = LAYOUTS[name]
@@ -45,7 +63,7 @@ def model(where: str | None = "one", arch=ARCH, **changes) -> models.Model:
     return models.Model(arch, layout=where and layout(where), **changes)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _host_params(arch, seed):
     rng = np.random.default_rng(seed)
 
@@ -67,7 +85,9 @@ def params(model, seed: int = 0, *, value_head: bool = False) -> dict:
         tree["value_head"] = {"kernel": rng.normal(size=model.arch.dim).astype(np.float32) / 4, "bias": np.float32(0.3)}
     if model.layout is None:
         return jax.tree.map(jnp.asarray, tree)
-    return jax.tree.map(lambda x, place: jax.device_put(jnp.asarray(x), place), tree, steps.param_shardings(model, tree))
+    return jax.tree.map(
+        lambda x, place: jax.device_put(jnp.asarray(x), place), tree, steps.param_shardings(model, tree)
+    )
 
 
 def lengths_mask(lengths, size: int, *, left: bool) -> np.ndarray:
@@ -79,13 +99,20 @@ def lengths_mask(lengths, size: int, *, left: bool) -> np.ndarray:
 def random_prompts(rng, lengths, size: int) -> Prompts:
     """Left-padded prompts of random tokens (host arrays); the padding holds random tokens too."""
     batch = len(lengths)
-    return Prompts(rng.integers(2, VOCAB, (batch, size)).astype(np.int32), lengths_mask(lengths, size, left=True), np.arange(batch, dtype=np.int32))
+    return Prompts(
+        rng.integers(2, VOCAB, (batch, size)).astype(np.int32),
+        lengths_mask(lengths, size, left=True),
+        np.arange(batch, dtype=np.int32),
+    )
 
 
 def sft_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_size=7) -> SFTBatch:
     batch = len(prompt_lengths)
-    return SFTBatch(random_prompts(rng, prompt_lengths, prompt_size), rng.integers(1, VOCAB, (batch, response_size)).astype(np.int32),
-                    lengths_mask(response_lengths, response_size, left=False))
+    return SFTBatch(
+        random_prompts(rng, prompt_lengths, prompt_size),
+        rng.integers(1, VOCAB, (batch, response_size)).astype(np.int32),
+        lengths_mask(response_lengths, response_size, left=False),
+    )
 
 
 def ppo_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_size=7, fill=0.0) -> PPOBatch:
@@ -95,8 +122,15 @@ def ppo_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_siz
     def numbers(mean, std):
         return np.where(base.mask, rng.normal(mean, std, base.mask.shape), fill).astype(np.float32)
 
-    return PPOBatch(base.prompts, base.tokens, base.mask, old_logp=numbers(-3.0, 0.5), old_values=numbers(0.3, 0.5), adv=numbers(0.0, 1.0),
-                    returns=numbers(0.3, 0.7))
+    return PPOBatch(
+        base.prompts,
+        base.tokens,
+        base.mask,
+        old_logp=numbers(-3.0, 0.5),
+        old_values=numbers(0.3, 0.5),
+        adv=numbers(0.0, 1.0),
+        returns=numbers(0.3, 0.7),
+    )
 
 
 def word_tokenizer(words=("one", "two", "three", "four", "five")):
@@ -106,15 +140,40 @@ def word_tokenizer(words=("one", "two", "three", "four", "five")):
     return tokenizers.build_word(r" \w+", [f" {word}" for word in words])
 
 
-def optim(lr=0.01, *, warmup=0.0, hold=0.0, final=1.0, weight_decay=0.0, max_grad_norm=1.0, b2=0.999) -> config_lib.Optim:
-    return config_lib.Optim(lr=lr, warmup=warmup, hold=hold, final=final, schedule_epochs=0.0, b1=0.9, b2=b2, eps=1e-8,
-                            weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+def optim(
+    lr=0.01, *, warmup=0.0, hold=0.0, final=1.0, weight_decay=0.0, max_grad_norm=1.0, b2=0.999
+) -> config_lib.Optim:
+    return config_lib.Optim(
+        lr=lr,
+        warmup=warmup,
+        hold=hold,
+        final=final,
+        schedule_epochs=0.0,
+        b1=0.9,
+        b2=b2,
+        eps=1e-8,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+    )
 
 
 def ppo(**changes) -> config_lib.PPO:
     """The paper's settings, with a minibatch of 8 rows."""
-    settings = dict(kl_coef=0.05, gamma=1.0, lam=0.95, clip=0.2, value_clip=0.2, value_coef=5.0, epochs=2, minibatch_size=8, accumulate=1,
-                    whiten=True, reduce="sequence", value_init="normal", value_bias=True)
+    settings = dict(
+        kl_coef=0.05,
+        gamma=1.0,
+        lam=0.95,
+        clip=0.2,
+        value_clip=0.2,
+        value_coef=5.0,
+        epochs=2,
+        minibatch_size=8,
+        accumulate=1,
+        whiten=True,
+        reduce="sequence",
+        value_init="normal",
+        value_bias=True,
+    )
     return config_lib.PPO(**(settings | changes))
 
 
@@ -122,7 +181,9 @@ def assert_trees_close(a, b, *, rtol=1e-5, atol=1e-6):
     """Two trees of the same structure with numbers alike; says where the first difference is."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            np.asarray(x), np.asarray(y), rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
+        )
 
 
 def assert_trees_equal(a, b):

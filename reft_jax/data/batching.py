@@ -50,36 +50,6 @@ def batch_indices(seed: int, step: int, batch_size: int, num: int) -> np.ndarray
     return indices
 
 
-def grouped_batches(seed: int, batch_size: int, groups: Sequence[int]):
-    """step -> int64[batch_size], like `batch_indices`, but with records of one group (for instance, length bucket) together.
-
-    Each epoch's order is cut into windows of 64 batches; a window is sorted by group and its batches are shuffled, so that
-    batches stay random while most of them hold one group. Still a function of the arguments alone.
-    """
-    groups = np.asarray(groups)
-    num, window = len(groups), 64 * batch_size
-
-    @functools.lru_cache(maxsize=2)
-    def grouped(epoch):
-        line = order(seed, epoch, num)
-        parts = []
-        for start in range(0, num, window):
-            rows = line[start : start + window]
-            rows = rows[np.argsort(groups[rows], kind="stable")]
-            batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-            shuffled = [batches[i] for i in order(seed + start + 1, epoch, len(batches))]
-            parts += sorted(
-                shuffled, key=lambda batch: len(batch) < batch_size
-            )  # a short batch last: the others stay whole
-        return np.concatenate(parts)
-
-    def batch(step):
-        positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-        return np.array([grouped(int(position // num))[position % num] for position in positions])
-
-    return batch
-
-
 def bucket(length: int, buckets: Sequence[int]) -> int:
     """The smallest of the ascending `buckets` that holds `length` tokens; InputError if none does."""
     for size in buckets:

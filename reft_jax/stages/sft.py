@@ -48,13 +48,6 @@ def run(name: str, stage: SFT, run: common.Run):
         earlier.close()
     else:
         start = 0
-    # Batches of one length bucket each: padding is most of the work otherwise.
-    lengths = [
-        (batching.bucket(len(e.response), data.response_buckets), batching.bucket(len(e.prompt), data.prompt_buckets))
-        for e in train.encoded
-    ]
-    ids = {pair: i for i, pair in enumerate(sorted(set(lengths)))}
-    batch_of = batching.grouped_batches(seed, size, [ids[pair] for pair in lengths])
     train_step = steps.make_sft_step(
         run.model, tx, state.params, dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce
     )
@@ -64,7 +57,7 @@ def run(name: str, stage: SFT, run: common.Run):
     bar = Progress(name, num_steps, start)
     for step in range(start + 1, num_steps + 1):
         began = time.monotonic()
-        rows = batch_of(step - 1)
+        rows = batching.batch_indices(seed, step - 1, size, num)
         state, metrics = train_step(
             state, make_batch(run, train.encoded, rows), common.key_of(seed, "sft", step, common.DROPOUT)
         )

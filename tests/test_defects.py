@@ -1,0 +1,416 @@
+"""One named test for each known defect of other implementations: mistakes that stay silent while a run goes on."""
+
+import ast
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common as fragments
+from reft_jax import config as config_lib
+from reft_jax import data as data_lib
+from reft_jax import main, masked, models, steps
+from reft_jax.losses.advantages import gae
+from reft_jax.losses.ppo import ppo_loss, token_rewards
+from reft_jax.metrics import Lines
+from reft_jax.rewards import answer, estimates
+from reft_jax.rewards import score as rewards
+from reft_jax.rewards.program import ProgramResult, VerifierError
+from reft_jax.rewards.score import Grade
+from reft_jax.stages import common, evaluate, reft, sft
+from tests import reference, tiny
+
+SOURCES = sorted(pathlib.Path(main.__file__).parent.rglob("*.py"))
+GRADES = (
+    Grade("correct", "5", True),
+    Grade("wrong", "6", False),
+    Grade("no_answer", None, False),
+    Grade("wrong", "7", False),
+)
+SCORES = np.array([1.0, 0.1, 0.0, 0.1], np.float32)
+
+
+def small_config(select_on="dev", **changes):
+    """A run of 4 ReFT steps and an evaluation, on 8 generated problems and a model of two thousand parameters."""
+    reft_stage = fragments.reft(
+        "random",
+        2,
+        fragments.optim(1e-3),
+        fragments.ppo(kl_coef=0.0, minibatch_size=2),
+        batch_size=4,
+        eval_every=1,
+        eval_batch_size=2,
+    )
+    reft_stage |= dict(select_on=select_on) | changes
+    stages = dict(
+        reft=reft_stage, evaluate=fragments.evaluate(dict(reft="reft"), num_samples=0, num_questions=0, batch_size=2)
+    )
+    data = fragments.arithmetic(num_train=8, dev_size=2, num_test=2)
+    model = fragments.model("demo") | dict(arch=fragments.arch(8, 1, 2, 8))
+    return config_lib.build(fragments.config(seed=0, model=model, data=data, stages=stages).to_dict())
+
+
+def make_run(config, workdir):
+    """What main makes of a config, on one device."""
+    splits = data_lib.load(config.data)
+    tokenizer = main.build_tokenizer(config, splits, None)
+    model = models.Model(main.resolve_arch(config, tokenizer, None), layout=tiny.layout("one"))
+    return common.Run(config, workdir, model, tokenizer, splits, common.Stop())
+
+
+def run_stage(run, name, module=reft):
+    run.folder(name).mkdir(exist_ok=True)
+    module.run(name, dict(run.config.stages)[name], run)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A finished reft stage whose answers were graded GRADES in turn: (run, rollouts, PPO batches, rows of each minibatch)."""
+    run = make_run(small_config(), tmp_path_factory.mktemp("run"))
+    rollouts, batches, rows = [], [], []
+    make_advantages, make_ppo_step = steps.make_advantages, steps.make_ppo_step
+
+    def watched_advantages(ppo):
+        advantages = make_advantages(ppo)
+
+        def call(rollout):
+            out = advantages(rollout)
+            rollouts.append(jax.device_get(rollout))
+            batches.append(jax.device_get(out[0]))
+            return out
+
+        return call
+
+    def watched_step(*args):
+        step = make_ppo_step(*args)
+
+        def call(state, batch, minibatch):
+            rows.append(np.asarray(minibatch).tolist())
+            return step(state, batch, minibatch)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "make_advantages", watched_advantages)
+        patch.setattr(steps, "make_ppo_step", watched_step)
+        patch.setattr(
+            rewards, "grade", lambda task, cot, texts, golds, **limits: [GRADES[i % 4] for i in range(len(texts))]
+        )
+        run_stage(run, "reft")
+        run_stage(run, "evaluate", evaluate)
+    return run, rollouts, batches, rows
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# ------------------------------------------------------------------ "a reward buffer like the integer tokens turns 0.1 into 0"
+
+
+def test_partial_rewards_are_float32_from_grades_to_scores():
+    got = rewards.score(GRADES, partial_reward=0.1, partial_on="numeric", task="svamp")
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, SCORES)
+
+
+def test_reward_in_is_the_reward_entering_gae():
+    mask = tiny.lengths_mask([4, 1, 3, 2], 4, left=False)
+    logp = np.random.default_rng(0).normal(-2, 1, mask.shape).astype(np.float32)
+    got = np.asarray(token_rewards(SCORES, logp, logp, mask, kl_coef=0.05))
+    np.testing.assert_array_equal(got.sum(1), SCORES)  # bit for bit: 0.1 is 0.1
+    _, returns = gae(got, np.zeros(mask.shape, np.float32), mask, gamma=1.0, lam=1.0)
+    np.testing.assert_array_equal(np.asarray(returns)[:, 0], SCORES)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, bool])
+def test_an_integer_score_is_refused(dtype):
+    mask = np.ones((4, 2), bool)
+    with pytest.raises(TypeError, match="0.1 would become 0"):
+        token_rewards(jnp.asarray(SCORES.astype(dtype)), jnp.zeros((4, 2)), jnp.zeros((4, 2)), mask, kl_coef=0.05)
+
+
+def test_the_reft_stage_hands_the_graded_rewards_to_gae_unchanged(watched):
+    run, rollouts, batches, _ = watched
+    assert len(rollouts) == 4
+    for rollout, batch in zip(rollouts, batches, strict=True):
+        assert rollout.score.dtype == np.float32
+        np.testing.assert_array_equal(rollout.score, SCORES)
+        # kl_coef is 0: with gamma 1, adv_0 + value_0 before whitening is built from these rewards alone
+        mask = rollout.sample.mask
+        expected = reference.token_rewards(SCORES, rollout.logp, rollout.ref_logp, mask, kl_coef=0.0)
+        _, returns = reference.gae(expected, rollout.values, mask, gamma=1.0, lam=0.95)
+        np.testing.assert_allclose(batch.returns, returns, rtol=1e-4, atol=1e-5)
+    for line in lines(run.folder("reft") / "metrics.jsonl")[1:]:
+        assert abs(line["reward/mean"] - 0.3) < 1e-6 and abs(line["reward/with_kl"] - 0.3) < 1e-6
+
+
+# ------------------------------------------------------------------ "masking after exp"
+
+
+def test_an_overflowing_pad_token_changes_neither_loss_nor_gradients():
+    batch = tiny.ppo_batch(np.random.default_rng(0), [3, 3], [2, 4], response_size=4)
+    mask = batch.mask
+
+    def loss(logp, values, batch):
+        return ppo_loss(logp, values, batch, clip=0.2, value_clip=0.2, value_coef=5.0)[0]
+
+    logp = np.where(mask, batch.old_logp, 200.0).astype(np.float32)  # exp(200 - 0) overflows float32
+    assert jnp.isinf(jnp.exp(logp - batch.old_logp)).any()
+    clean = jax.jit(jax.value_and_grad(loss, (0, 1)))(
+        np.where(mask, logp, 0.0).astype(np.float32), batch.old_values, batch
+    )
+    dirty = jax.jit(jax.value_and_grad(loss, (0, 1)))(
+        logp, np.where(mask, batch.old_values, np.inf).astype(np.float32), batch
+    )
+    tiny.assert_trees_equal(clean, dirty)
+    assert np.isfinite(dirty[0])
+
+
+# ------------------------------------------------------------------ "a Bessel term divides by zero at one valid token"
+
+
+def test_whitening_one_valid_token_gives_zero_and_finite_gradients():
+    mask = np.array([[True, False], [False, False]])
+    x = np.array([[3.0, np.nan], [np.inf, 1.0]], np.float32)
+    value, grad = jax.value_and_grad(lambda x: masked.whiten(x, mask).sum())(x)
+    assert value == 0.0 and np.isfinite(grad).all()
+    np.testing.assert_array_equal(masked.whiten(x, mask), 0.0)
+
+
+# ------------------------------------------------------------------ "a minibatch permutation from a key that is reused"
+
+
+def test_every_pass_over_a_batch_has_a_permutation_of_its_own(watched):
+    _, _, _, rows = watched
+    passes = [tuple(rows[i] + rows[i + 1]) for i in range(0, len(rows), 2)]  # 4 rows by 2
+    assert len(passes) == 8  # 4 steps, 2 epochs each
+    assert all(sorted(one) == [0, 1, 2, 3] for one in passes)
+    assert len(set(passes)) >= 5  # of 24; the seed is fixed, one reused key would give 1 (or 2, or 4)
+
+
+def test_permutation_keys_differ_by_step_and_epoch_and_are_a_function_of_seed_and_step():
+    def order(seed, step, epoch, stream=common.PERMUTE):
+        return tuple(
+            jax.random.permutation(jax.random.fold_in(common.key_of(seed, "reft", step, stream), epoch), 64).tolist()
+        )
+
+    orders = {(seed, step, epoch): order(seed, step, epoch) for seed in (0, 1) for step in (1, 2) for epoch in (0, 1)}
+    assert len(set(orders.values())) == 8
+    assert orders[1, 2, 1] == order(1, 2, 1) != order(1, 2, 1, common.SAMPLE)
+    assert len({common.SAMPLE, common.PERMUTE, common.DROPOUT, common.INIT}) == 4
+
+
+# ------------------------------------------------------------------ "try: jax.distributed.initialize() except: pass"
+
+
+def swallows(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler takes everything, or takes broad errors and does nothing with them."""
+    names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else set()
+    idle = all(
+        isinstance(line, ast.Pass | ast.Continue) or isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+        for line in handler.body
+    )
+    return handler.type is None or (bool(names & {"Exception", "BaseException"}) and idle)
+
+
+def attempts(tree: ast.AST):
+    """Dotted names of what is called inside `try` blocks that have handlers."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try) and node.handlers:
+            for line in node.body:
+                yield from (ast.unparse(call.func) for call in ast.walk(line) if isinstance(call, ast.Call))
+
+
+def offences(source: str) -> list[str]:
+    tree = ast.parse(source)
+    found = [
+        f"line {node.lineno}: swallows errors"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and swallows(node)
+    ]
+    found += [f"{name} inside try" for name in attempts(tree) if name.endswith("distributed.initialize")]
+    return found + [
+        f"suppress({ast.unparse(call.args[0])})"
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).endswith("suppress")
+        and ast.unparse(call.args[0]).endswith("Exception")
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", SOURCES, ids=lambda path: str(path.relative_to(path.parents[path.parts[::-1].index("reft_jax") - 1]))
+)
+def test_no_error_is_swallowed(path):
+    assert offences(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "try:\n    f()\nexcept:\n    raise",
+        "try:\n    f()\nexcept Exception:\n    pass",
+        "try:\n    f()\nexcept (OSError, BaseException):\n    'no'",
+        "try:\n    jax.distributed.initialize()\nexcept RuntimeError as e:\n    print(e)",
+        "with contextlib.suppress(Exception):\n    f()",
+    ],
+)
+def test_that_check_sees_what_it_is_for(bad):
+    assert len(offences(bad)) == 1
+
+
+# ------------------------------------------------------------------ "a verifier exception counted as reward 0"
+
+
+def broken_verifier(programs, **limits):
+    return [ProgramResult("error", None, "verifier: the worker died")] * len(programs)
+
+
+def test_a_failing_verifier_raises_instead_of_paying_zero(monkeypatch):
+    monkeypatch.setattr(rewards, "run_programs", broken_verifier)
+    with pytest.raises(VerifierError, match="2 of 2 programs could not be judged"):
+        rewards.grade(
+            "svamp", "program", ["def solution():\n    return 1", "def solution():\n    return 2"], ["1", "2"]
+        )
+
+
+def test_a_failing_verifier_stops_the_reft_stage_before_an_update_is_logged_or_saved(tmp_path, monkeypatch):
+    config = small_config(select="last", eval_every=0.0)
+    run = make_run(config, tmp_path)
+    run.folder("reft").mkdir()
+    good = rewards.run_programs
+    calls = []
+
+    def breaks_later(programs, **limits):
+        calls.append(len(programs))
+        return good(programs, **limits) if len(calls) == 1 else broken_verifier(programs)
+
+    opened = []
+    monkeypatch.setattr(reft, "Lines", lambda *args, **kwargs: opened.append(Lines(*args, **kwargs)) or opened[-1])
+    monkeypatch.setattr(rewards, "run_programs", breaks_later)  # the first call is the check before step 1
+    with pytest.raises(VerifierError):
+        reft.run("reft", dict(config.stages)["reft"], run)
+    for file in opened:  # the end of the process closes them otherwise
+        file.close()
+    assert [line["step"] for line in lines(run.folder("reft") / "metrics.jsonl")] == [0]
+    assert [path.name for path in (run.folder("reft") / "checkpoints").iterdir() if path.name.isdigit()] == ["0"]
+    assert not run.done("reft")
+
+
+def test_a_programs_own_error_has_a_status_of_its_own_and_is_no_answer():
+    texts = [
+        "def solution():\n    return 1 / 0",
+        "def solution():\n    return None",
+        "def solution():\n    return 4",
+        "def solution():\n    return 5",
+    ]
+    grades = rewards.grade("svamp", "program", texts, ["5"] * 4)
+    assert [(g.status, g.extracted, g.correct) for g in grades] == [
+        ("error", None, False),
+        ("no_answer", None, False),
+        ("wrong", "4", False),
+        ("correct", "5", True),
+    ]
+    np.testing.assert_array_equal(
+        rewards.score(grades, partial_reward=0.1, partial_on="numeric", task="svamp"), np.float32([0, 0, 0.1, 1])
+    )
+
+
+# ------------------------------------------------------------------ "votes that count 42 and 42.0 apart; pass@k that needs all on one sample"
+
+
+def test_42_and_42_point_0_are_one_vote():
+    spellings = ["42", "7", "42.0", "7", "$42", "7.0", "42.00001"]
+    keys = [answer.extract(f"x\nTherefore, the answer is: {text}", kind="number", matcher="reft") for text in spellings]
+    assert keys == ["42", "7", "42", "7", "42", "7", "42"]
+    assert estimates.majority(keys) == "42"  # as strings, "7" would have won
+    programs = rewards.grade(
+        "svamp", "program", ["def solution():\n    return 42.0", "def solution():\n    return 42"], ["42", "42"]
+    )
+    assert {g.extracted for g in programs} == {"42"}
+
+
+def test_pass_at_k_counts_a_question_as_solved_by_any_one_right_sample():
+    assert (
+        estimates.pass_at_k(4, 1, 4) == 1.0
+        and estimates.pass_at_k(4, 0, 4) == 0.0
+        and estimates.pass_at_k(4, 1, 1) == 0.25
+    )
+
+
+# ------------------------------------------------------------------ "samples overwritten each step; resume that repeats data"
+
+
+def test_samples_of_every_step_are_kept(watched):
+    run, rollouts, _, _ = watched
+    stored = lines(run.folder("reft") / "samples.jsonl")
+    assert [line["step"] for line in stored] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    for line, (rollout, row) in zip(stored, [(rollout, row) for rollout in rollouts for row in range(4)], strict=True):
+        mask = rollout.sample.mask[row]
+        np.testing.assert_allclose(line["logp"], rollout.logp[row][mask], rtol=1e-6)
+        assert line["score"] == pytest.approx(SCORES[row]) and line["status"] == GRADES[row].status
+
+
+def test_each_epoch_asks_every_question_once(watched):
+    run, _, _, _ = watched
+    asked = [line["item_id"] for line in lines(run.folder("reft") / "samples.jsonl")]
+    everything = {record.item_id for record in run.splits.train}
+    assert set(asked[:8]) == set(asked[8:]) == everything and asked[:8] != asked[8:]
+
+
+def test_resumed_lines_drop_the_half_written_one_and_all_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = Lines(path, after_step=-1)
+    for step in range(5):
+        first.write({"step": step, "text": "\u2028é\r", "x": np.float32(0.1)})
+    first.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 2, "x": 0.')  # killed while writing
+    again = Lines(path, after_step=2)
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+    for step in (3, 4):
+        again.write({"step": step, "text": "\u2028é\r", "x": np.float32(0.1)})
+    again.close()
+    assert path.read_bytes() == whole  # as if it had never been killed
+    assert [line["x"] for line in map(json.loads, whole.decode().strip().split("\n"))] == [pytest.approx(0.1)] * 5
+
+
+def test_opening_lines_of_a_new_run_adds_to_nothing(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    Lines(path, after_step=-1).close()
+    assert path.read_text() == ""
+
+
+# ------------------------------------------------------------------ "best picked on test without saying so"
+
+
+def test_results_say_what_the_checkpoint_was_selected_on(watched):
+    run, _, _, _ = watched
+    done = run.facts("reft")
+    assert done["selected_on"] == "dev" and done["selected_step"] in (0, 2, 4)
+    result = json.loads((run.workdir / "results.json").read_text())["stages"]["reft"]
+    assert result["selected_on"] == "dev" and result["step"] == done["selected_step"]
+    assert all("eval/test_accuracy" not in line for line in lines(run.folder("reft") / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "select, select_on, said, step", [("best", "dev", "dev", 2), ("best", "test", "test", 2), ("last", "test", None, 6)]
+)
+def test_a_stage_writes_down_how_it_chose(tmp_path, select, select_on, said, step):
+    config = small_config(select_on=select_on, select=select)
+    run = common.Run(config, tmp_path, None, None, None, common.Stop())
+    stage = dict(config.stages)["reft"]
+    run.folder("reft").mkdir()
+    progress = {"best_step": None, "best_accuracy": -1.0}
+    other = {"dev": "test", "test": "dev"}[select_on]
+    for at, accuracy in [(0, 0.1), (2, 0.5), (4, 0.5), (6, 0.3)]:
+        sft.select(progress, at, {f"eval/{select_on}_accuracy": accuracy, f"eval/{other}_accuracy": at}, stage)
+    sft.finish(run, "reft", stage, None, progress, 6, 3.0)
+    facts = run.facts("reft")
+    assert (facts["selected_on"], facts["selected_step"], facts["last_step"]) == (said, step, 6)
+    assert facts["selected_epoch"] == step / 2
