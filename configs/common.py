@@ -78,7 +78,7 @@ def model(name: str):
 
 def arithmetic(cot="program", annotations="diverse", *, seed=0, num_train=1000, dev_size=400, num_test=1000):
     """The generated problems: 3 or 4 operations, half of the sentences in phrasings that the base model has never seen."""
-    response = dict(program=36, nl=48)[cot]
+    response = one_of("cot", cot, dict(program=36, nl=48))
     return dict(
         name="arithmetic",
         cot=cot,

@@ -55,7 +55,9 @@ SCRATCH = {
 
 def settings(arg):
     """The numbers that depend on the arguments: the paper's for a pretrained model (a directory), others from scratch (a preset)."""
-    epochs = common.one_of("data,cot", (arg.data, arg.cot), PAPER)
+    common.one_of("data", arg.data, SCRATCH)
+    common.one_of("cot", arg.cot, dict(program=None, nl=None))
+    epochs = PAPER[arg.data, arg.cot]
     out = dict(scratch=arg.model in common.PRESETS, sft_batch=48)
     if out["scratch"]:
         epochs = SCRATCH[arg.data]

@@ -29,6 +29,11 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
         return [i >= last or info.step == self.best_step for i, info in enumerate(checkpoints)]
 
 
+def _quiet():
+    """Orbax logs a line per file and warns of metadata that we do not write."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
 def disk_full(error: BaseException) -> bool:
     """Whether an error, or one that it came from, says that the disk is full (the storage library words it as it likes)."""
     while error is not None:
@@ -42,7 +47,7 @@ class Checkpoints:
     """The checkpoints of one stage."""
 
     def __init__(self, folder: pathlib.Path):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # one INFO line per file otherwise
+        _quiet()
         self.folder = pathlib.Path(folder).resolve() / "checkpoints"
         self._policy = KeepLastAndBest()
         options = ocp.CheckpointManagerOptions(
@@ -98,6 +103,7 @@ def _steps(folder: pathlib.Path) -> list[int]:
 
 def read_params(path: pathlib.Path, shardings=None) -> dict:
     """The parameters of one checkpoint folder; on the first device, or placed by a tree of shardings (or a function path -> sharding)."""
+    _quiet()
     item = pathlib.Path(path).resolve() / "params"
     with ocp.StandardCheckpointer() as reader:
         tree = reader.metadata(item).item_metadata.tree
@@ -111,6 +117,7 @@ def read_params(path: pathlib.Path, shardings=None) -> dict:
 
 def shapes(path: pathlib.Path) -> dict:
     """Tree of ShapeDtypeStructs of the parameters in one checkpoint folder."""
+    _quiet()
     with ocp.StandardCheckpointer() as reader:
         tree = reader.metadata(pathlib.Path(path).resolve() / "params").item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
 import pathlib
 import sys
 import typing
@@ -210,6 +211,18 @@ class Export:
 
 
 KINDS = {"sft": SFT, "reft": ReFT, "evaluate": Evaluate, "export": Export}
+MESH_AXES = ("data", "fsdp", "tensor")
+LOGICAL_AXES = (
+    "batch",
+    "embed",
+    "vocab",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "mlp",
+    "layers",
+)  # names in models and batches
+OWN_FOLDERS = ("tokenizer", "plots")  # of a workdir, beside the stages'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,8 +266,8 @@ def _leaf(value, kind, path, meta):
         value = float(value)
     if type(value) is not kind:
         raise InputError(f"{path}: got {value!r} ({type(value).__name__}); it must be of type {_type_name(kind)}")
-    if kind is float and value != value:
-        raise InputError(f"{path}: got nan; it must be a number")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{path}: got {value!r}; it must be a finite number")
     _check_range(value, meta, path)
     return value
 
@@ -286,7 +299,7 @@ def _build(cls, value, path):
                 raise InputError(f"{here}: got {value[name]!r}; it must be a non-empty tuple of integers")
             out[name] = tuple(_leaf(v, int, here, meta) for v in value[name])
         elif name == "rules":
-            out[name] = tuple((key, tuple(axes)) for key, axes in value[name].items())
+            out[name] = _rules(value[name], here)
         elif name == "checkpoints":
             if not isinstance(value[name], dict) or not value[name]:
                 raise InputError(
@@ -296,6 +309,20 @@ def _build(cls, value, path):
         else:
             out[name] = _leaf(value[name], kind, here, meta)
     return cls(**out)
+
+
+def _rules(value, path):
+    """mesh.rules: which mesh axes each logical axis is laid over."""
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: got {value!r}; it must be a group logical axis -> tuple of mesh axes")
+    for key, axes in value.items():
+        if key not in LOGICAL_AXES:
+            raise InputError(
+                f"{path}.{key}: unknown logical axis; {_nearest(key, LOGICAL_AXES)}known are {', '.join(LOGICAL_AXES)}"
+            )
+        if not isinstance(axes, (tuple, list)) or any(axis not in MESH_AXES for axis in axes):
+            raise InputError(f"{path}.{key}: got {axes!r}; it must be a tuple of mesh axes: {', '.join(MESH_AXES)}")
+    return tuple((key, tuple(axes)) for key, axes in value.items())
 
 
 def build(tree: dict) -> Config:
@@ -364,14 +391,13 @@ def _check_across(config: Config):
         raise InputError(
             f"config.mesh: got data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}; sizes are positive, at most one is -1"
         )
-    for key, axes in mesh.rules:
-        if unknown := set(axes) - {"data", "fsdp", "tensor"}:
-            raise InputError(f"config.mesh.rules.{key}: got {unknown.pop()!r}; mesh axes are data, fsdp, tensor")
-    seen = []
+    seen, labels = [], []
     for name, stage in config.stages:
         path = f"config.stages.{name}"
         if not name.isidentifier():
             raise InputError(f"{path}: a stage's name is also a folder's: letters, digits and underscores only")
+        if name in OWN_FOLDERS:
+            raise InputError(f"{path}: {name!r} is a folder of the workdir; give the stage another name")
         later = {n for n, _ in config.stages} - set(seen)
         sources = stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),)
         for key, source in sources:
@@ -379,6 +405,12 @@ def _check_across(config: Config):
                 raise InputError(
                     f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)"
                 )
+        for label, _ in stage.checkpoints if stage.kind == "evaluate" else ():
+            if not label.strip(".") or label != pathlib.PurePath(label).name or label in (*OWN_FOLDERS, *labels):
+                raise InputError(
+                    f"{path}.checkpoints: label {label!r} cannot be used: it is a folder's name, and no other evaluation may have it"
+                )
+            labels.append(label)
         if stage.kind == "sft":
             if stage.batch_size % stage.accumulate:
                 raise InputError(
@@ -488,10 +520,14 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> tuple[Config, dict
         if not hasattr(module, "get_config"):
             raise InputError(f"--config: {file} has no get_config(arg)")
         config = module.get_config(arg)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, SyntaxError) as error:
-        raise InputError(f"--config={spec}: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # the file is the user's program: whatever it raises is about the file
+        raise InputError(f"--config={spec}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(root)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(f"--config={spec}: get_config gave {config!r}; it must give a ConfigDict")
     for key, text in overrides:
         override(config, key, text)
     tree = config.to_dict()

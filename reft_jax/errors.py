@@ -1,4 +1,7 @@
-"""The errors that a user can cause; `reft_jax.main` turns each into one message and an exit code."""
+"""The ways in which a run can end early; `reft_jax.main` turns each into one message and an exit code."""
+
+import contextlib
+import signal
 
 
 class InputError(ValueError):
@@ -11,3 +14,26 @@ class Preempted(Exception):
 
 class RunError(RuntimeError):
     """A run cannot go on for a reason that its message explains (exit code 1); what was saved before is intact."""
+
+
+class Stop:
+    """Set by SIGTERM and Ctrl-C; the loops look at it between steps. A second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    @contextlib.contextmanager
+    def listening(self):
+        """Takes the two signals while the block runs."""
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        del frame
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True

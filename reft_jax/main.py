@@ -6,6 +6,8 @@ anything is written. Run again, the same command goes on where it was, or finds 
 """
 
 import dataclasses
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,7 +19,7 @@ import time
 
 from reft_jax import config as config_lib
 from reft_jax import data as data_lib
-from reft_jax.errors import InputError, Preempted, RunError
+from reft_jax.errors import InputError, Preempted, RunError, Stop
 
 USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...]"
 
@@ -60,25 +62,54 @@ def flatten(tree, prefix="config"):
     return {path: value for key, child in tree.items() for path, value in flatten(child, f"{prefix}.{key}").items()}
 
 
+def fingerprint(splits) -> str:
+    """SHA-256 of the records: a data file that changed under a run would change its data order without a word."""
+    digest = hashlib.sha256()
+    for records in (splits.train, splits.dev, splits.test):
+        digest.update(repr([(r.item_id, r.question, r.cot, r.answer, r.kind) for r in records]).encode())
+    return digest.hexdigest()
+
+
+def check_fingerprint(workdir: pathlib.Path, data_sha256: str):
+    """Refuses to go on with a run whose data is no longer what it was."""
+    path = workdir / "config.json"
+    before = json.loads(path.read_text()).get("data_sha256") if path.exists() else None
+    if before not in (None, data_sha256):
+        raise InputError(
+            f"--workdir={workdir}: its run was begun with other records (the data files have changed); restore them, or choose another folder"
+        )
+
+
+def lock(workdir: pathlib.Path):
+    """Keeps a second process out of the folder for as long as this one lives."""
+    handle = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"--workdir={workdir}: another process is running in it; wait for it, or choose another folder"
+        ) from error
+
+
 def check_workdir(workdir: pathlib.Path, tree: dict):
     """Refuses a folder that cannot be written, or that holds a run of another config; writes nothing."""
     parent = workdir
-    while not parent.exists():
+    while not os.path.exists(parent):  # unlike Path.exists, False also where one may not look
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(
             f"--workdir={workdir}: cannot be written ({parent} is {'not writable' if parent.is_dir() else 'a file'}); choose another folder"
         )
     path = workdir / "config.json"
-    if not path.exists():
-        if workdir.exists() and any(not name.name.endswith(".tmp") for name in workdir.iterdir()):
+    if not os.path.exists(path):
+        if os.path.exists(workdir) and any(not name.name.endswith(".tmp") for name in workdir.iterdir()):
             raise InputError(
                 f"--workdir={workdir}: holds other files and no config.json; choose an empty or a new folder"
             )
         return
     try:
-        before = flatten(json.loads(path.read_text())["config"])
-    except (ValueError, KeyError) as error:
+        before = flatten(dict(json.loads(path.read_text())["config"]))
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the config of a run ({error!r}); choose another --workdir") from error
     now = flatten(json.loads(json.dumps(tree)))
     changed = []
@@ -215,7 +246,7 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
 # ------------------------------------------------------------------ the run
 
 
-def prepare(argv: list[str]):
+def prepare(argv: list[str], stop):
     """Everything up to the first write: (Run, config tree, notes). Raises InputError."""
     spec, workdir, overrides = parse(argv)
     config, tree = config_lib.load(spec, overrides)
@@ -232,12 +263,14 @@ def prepare(argv: list[str]):
         )
     check_sources(config)
     splits = data_lib.load(config.data)
+    check_fingerprint(workdir, fingerprint(splits))
     tokenizer = build_tokenizer(config, splits, directory)
     arch = resolve_arch(config, tokenizer, directory)
     notes = check_data(config, tokenizer, splits)
 
     layout = sharding.make_layout(config.mesh)
     check_batches(config, layout)
+    check_sizes(config, arch)
     model = models.Model(
         arch,
         config.model.param_dtype,
@@ -246,7 +279,7 @@ def prepare(argv: list[str]):
         config.model.logits_chunk,
         layout,
     )
-    return common.Run(config, workdir, model, tokenizer, splits, common.Stop()), tree, notes
+    return common.Run(config, workdir, model, tokenizer, splits, stop), tree, notes
 
 
 def check_sources(config: config_lib.Config):
@@ -265,6 +298,24 @@ def check_sources(config: config_lib.Config):
                 raise InputError(
                     f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, "
                     f"a checkpoint directory, or a shipped model ({shipped})"
+                )
+
+
+def check_sizes(config: config_lib.Config, arch):
+    """Every Hugging Face directory that a stage begins with must hold a model of the run's architecture."""
+    from reft_jax import models
+    from reft_jax.stages import common
+
+    names = {name for name, _ in config.stages}
+    for name, stage in config.stages:
+        for key, source in stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),):
+            if (
+                source not in names
+                and (folder := models.resolve(source))
+                and (other := models.read_config(folder)) != arch
+            ):
+                raise InputError(
+                    f"config.stages.{name}.{key}={source}: {common.differing(other, arch)} between its config.json and config.model"
                 )
 
 
@@ -299,10 +350,13 @@ def execute(run, tree: dict, notes: list[str]):
     from reft_jax.stages import evaluate, export, reft, sft
 
     workdir = run.workdir
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(
-        workdir / "config.json", describe(tree, run.layout) | {"notes": notes}
-    )  # first: it says whose folder this is
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # where permissions tell nothing: /proc, a name that is too long
+        raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from error
+    lock(workdir)
+    about = describe(tree, run.layout) | {"data_sha256": fingerprint(run.splits), "notes": notes}
+    write_json(workdir / "config.json", about)  # first: it says whose folder this is
     tokenizers.save(run.tokenizer, workdir / "tokenizer")
     count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(run.model)))
     splits = run.splits
@@ -331,10 +385,11 @@ def execute(run, tree: dict, notes: list[str]):
 
 def main(argv: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
+    stop = Stop()
     try:
-        run, tree, notes = prepare(argv)
-        run.stop.listen()
-        execute(run, tree, notes)
+        with stop.listening():
+            run, tree, notes = prepare(argv, stop)
+            execute(run, tree, notes)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,10 +15,12 @@ jax.config.update("jax_disable_most_optimizations", True)  # of the machine code
 
 
 def pytest_configure(config):
-    # What a test compiles twice (for instance on two layouts, or with and without padding) is compiled once, also by the next run.
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    jax.config.update("jax_compilation_cache_max_size", 200 * 2**20)
+    if config.pluginmanager.hasplugin(
+        "cacheprovider"
+    ):  # compiled once is compiled for the tests, and the runs, that follow
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_compilation_cache_max_size", 200 * 2**20)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -346,7 +346,7 @@ def test_stage_names_are_folder_names():
         assert "stage's name" in refused(tree)
 
 
-@pytest.mark.parametrize("label", ["../up", "", "x/y"])
+@pytest.mark.parametrize("label", ["../up", "..", "", "x/y"])
 def test_labels_of_an_evaluation_are_folder_names(label):
     assert label in broken("config.stages.evaluate", "checkpoints", {label: "reft"})
 

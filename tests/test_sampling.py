@@ -10,7 +10,7 @@ import pytest
 
 from reft_jax import config as config_lib
 from reft_jax import models, steps
-from reft_jax.sampling import choose, generate
+from reft_jax.sampling import choose, decode, generate
 from reft_jax.types import Sample
 from tests import reference, tiny
 
@@ -176,11 +176,19 @@ def test_one_new_token(model, params):
     assert sample.mask.shape == (4, 1) and sample.mask.all()
 
 
-def test_decoding_stops_when_every_response_has_ended(model, params):
-    # Compiled for 100,000 tokens, this would take minutes if it went on after the end.
-    everything = tuple(range(tiny.VOCAB))
-    sample = generate(model, params, PROMPTS[:1], KEY, max_new=100_000, eos_id=everything)
-    assert lengths(sample).tolist() == [1]
+def test_decoding_stops_when_every_response_has_ended(model, params, monkeypatch):
+    steps_taken = []
+
+    def counted(*args, **kwargs):
+        jax.debug.callback(lambda: steps_taken.append(1))
+        return choose.choose(*args, **kwargs)
+
+    monkeypatch.setattr(decode, "choose", counted)
+    prompts = tiny.random_prompts(np.random.default_rng(0), [3, 2], 4)
+    settings = dict(max_new=30, temperature=1.0, top_k=0, top_p=1.0, eos_ids=(1, 2, 3, 4), pad_id=0)
+    sample = jax.jit(functools.partial(decode.sample, model, **settings))(params, prompts, KEY)
+    jax.effects_barrier()
+    assert len(steps_taken) == lengths(sample).max() < 30
 
 
 def test_prompts_that_are_empty_are_refused(model, params):

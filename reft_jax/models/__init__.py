@@ -14,9 +14,10 @@ from reft_jax.models.decoder import (
     unembed,
 )
 from reft_jax.models.heads import init_value_head, value_axes, values
-from reft_jax.models.hf import load_hf, read_config, resolve, save_hf
+from reft_jax.models.hf import SHIPPED, load_hf, read_config, resolve, save_hf
 
 __all__ = [
+    "SHIPPED",
     "Cache",
     "Model",
     "axes",

@@ -128,4 +128,5 @@ def save_hf(directory, model, params):
             matrix = layer.reshape(_shape_there(shape, num_in)[::-1]).T if num_in else layer
             tensors[layer_name] = np.ascontiguousarray(matrix)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)  # the library writes it for its owner alone
     (directory / "config.json").write_text(json.dumps(llama.write(model.arch, model.param_dtype), indent=1) + "\n")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import signal
 import zlib
 
 import jax
@@ -14,29 +13,12 @@ from reft_jax import checkpoint, models, steps
 from reft_jax.config import Config
 from reft_jax.data import batching
 from reft_jax.data.records import Splits
-from reft_jax.errors import InputError, Preempted, RunError
+from reft_jax.errors import InputError, Preempted, RunError, Stop
 from reft_jax.metrics import write_json
 from reft_jax.sharding import Layout
 from reft_jax.types import Prompts
 
 SAMPLE, PERMUTE, DROPOUT, INIT = range(4)  # streams of random numbers
-
-
-class Stop:
-    """Set by SIGTERM and Ctrl-C; the loops look at it between steps. A second Ctrl-C stops at once."""
-
-    def __init__(self):
-        self.requested = False
-
-    def listen(self):
-        signal.signal(signal.SIGTERM, self._ask)
-        signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, number, frame):
-        del frame
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,6 +78,7 @@ def run(name: str, stage: SFT, run: common.Run):
         if saved:
             checkpoints.save(step, state, progress)
         if run.stop.requested:
+            common.check_finite(name, step, common.host(metrics))
             checkpoints.save(step, state, progress)
             run.stop_if_asked()
 
