@@ -124,7 +124,7 @@ def shapes(path: pathlib.Path) -> dict:
 
 
 def locate(directory) -> pathlib.Path | None:
-    """The checkpoint folder that `directory` means: itself, or a stage's selected (when it is finished) or last one; None if neither."""
+    """The checkpoint folder that `directory` means: itself, or a stage's last complete one; None if neither."""
     directory = pathlib.Path(directory)
     if (directory / "params").is_dir():
         return directory

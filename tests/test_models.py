@@ -98,6 +98,11 @@ def test_what_stands_in_the_padding_changes_nothing(left):
     np.testing.assert_array_equal(a, b)
 
 
+def test_positions_count_the_real_tokens_before():
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
+    np.testing.assert_array_equal(models.positions_of(mask), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 0, 0, 0]])
+
+
 def test_a_token_sees_nothing_after_itself():
     model = tiny.model(None)
     params, changed = tiny.params(model), TOKENS.copy()

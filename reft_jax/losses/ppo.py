@@ -47,6 +47,7 @@ def ppo_loss(logp, values, batch, *, clip: float, value_clip: float, value_coef:
 
 
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
-    """1 - Var(returns - values) / Var(returns): 1 = the critic knows all, 0 = no better than a constant."""
+    """1 - Var(returns - values) / Var(returns): 1 = the critic knows all, 0 = no better than a constant (or nothing to explain)."""
     variance = masked.var(returns, mask)
-    return 1.0 - masked.var(returns - values, mask) / jnp.maximum(variance, 1e-8)
+    varies = variance > 1e-8
+    return jnp.where(varies, 1.0 - masked.var(returns - values, mask) / jnp.where(varies, variance, 1.0), 0.0)
