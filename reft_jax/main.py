@@ -73,7 +73,7 @@ def fingerprint(splits) -> str:
 def check_fingerprint(workdir: pathlib.Path, data_sha256: str):
     """Refuses to go on with a run whose data is no longer what it was."""
     path = workdir / "config.json"
-    before = json.loads(path.read_text()).get("data_sha256") if path.exists() else None
+    before = json.loads(path.read_text()).get("data_sha256") if os.path.exists(path) else None
     if before not in (None, data_sha256):
         raise InputError(
             f"--workdir={workdir}: its run was begun with other records (the data files have changed); restore them, or choose another folder"
