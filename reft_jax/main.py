@@ -5,6 +5,7 @@ anything is written. Run again, the same command goes on where it was, or finds 
 1 failed, 2 bad configuration or input, 75 stopped by SIGTERM or Ctrl-C after a complete save (run again to go on).
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -80,15 +81,24 @@ def check_fingerprint(workdir: pathlib.Path, data_sha256: str):
         )
 
 
-def lock(workdir: pathlib.Path):
-    """Keeps a second process out of the folder for as long as this one lives."""
+@contextlib.contextmanager
+def opened(workdir: pathlib.Path):
+    """Makes the folder, and keeps a second process out of it while the block runs; the lock goes with the process."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # where permissions tell nothing: /proc, a name that is too long
+        raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from error
     handle = os.open(workdir, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"--workdir={workdir}: another process is running in it; wait for it, or choose another folder"
-        ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"--workdir={workdir}: another process is running in it; wait for it, or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_workdir(workdir: pathlib.Path, tree: dict):
@@ -350,11 +360,6 @@ def execute(run, tree: dict, notes: list[str]):
     from reft_jax.stages import evaluate, export, reft, sft
 
     workdir = run.workdir
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # where permissions tell nothing: /proc, a name that is too long
-        raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from error
-    lock(workdir)
     about = describe(tree, run.layout) | {"data_sha256": fingerprint(run.splits), "notes": notes}
     write_json(workdir / "config.json", about)  # first: it says whose folder this is
     tokenizers.save(run.tokenizer, workdir / "tokenizer")
@@ -389,7 +394,8 @@ def main(argv: list[str]) -> int:
     try:
         with stop.listening():
             run, tree, notes = prepare(argv, stop)
-            execute(run, tree, notes)
+            with opened(run.workdir):
+                execute(run, tree, notes)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

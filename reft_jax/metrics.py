@@ -29,16 +29,18 @@ def write_json(path: pathlib.Path, value):
 
 
 def _plain(value):
-    """Numbers as JSON has them; 9 significant digits hold a float32 exactly, and NaN is null."""
+    """Values as JSON has them: 9 digits hold a float32 exactly, and what is not finite is null."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (float, np.floating)):
-        return float(f"{value:.9g}") if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.integer) else value
+        return [_plain(v) for v in value]
+    if isinstance(value, np.float32):
+        value = float(f"{value:.9g}")
+    elif isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Lines:

@@ -1,4 +1,5 @@
 """Extraction and comparison of answers, as tables of cases; the authors' behaviour and what repairs it."""
+
 import time
 
 import pytest
@@ -123,7 +124,9 @@ def test_choices(said, reft, paper):
 def test_the_last_sentence_counts_and_without_one_there_is_no_answer(matcher):
     twice = "Therefore, the answer is: 1\nWait.\nTherefore, the answer is: 2"
     assert extract(twice, kind="number", matcher=matcher) == "2"
-    assert extract("Therefore, the answer is: 1\nTherefore, the answer is: none", kind="number", matcher=matcher) is None
+    assert (
+        extract("Therefore, the answer is: 1\nTherefore, the answer is: none", kind="number", matcher=matcher) is None
+    )
     for text in ("", "42", "The answer is 42", "Therefore, the answer is 42"):
         assert extract(text, kind="number", matcher=matcher) is None
 
@@ -153,11 +156,24 @@ def test_numbers_agree_within_a_hundredth(a, b, agree):
 
 def test_choices_agree_by_lower_case_letter():
     assert equal("B", "b", kind="choice") and equal(" b ", "b", kind="choice")
-    assert not equal("b)", "b", kind="choice") and not equal("", "", kind="choice") and not equal(None, "b", kind="choice")
+    assert (
+        not equal("b)", "b", kind="choice") and not equal("", "", kind="choice") and not equal(None, "b", kind="choice")
+    )
 
 
 def test_a_key_is_a_fixed_point():
-    for text in ["42.0", "-0.5", "$1,000", "1/3", "0.00004", "99999.99995", "1e15", "-3.14159", "123456789.987654321", "1e300"]:
+    for text in [
+        "42.0",
+        "-0.5",
+        "$1,000",
+        "1/3",
+        "0.00004",
+        "99999.99995",
+        "1e15",
+        "-3.14159",
+        "123456789.987654321",
+        "1e300",
+    ]:
         key = canonical(text, kind="number")
         assert canonical(key, kind="number") == key == canonical(key, kind="number", matcher="reft_paper")
 

@@ -1,4 +1,5 @@
 """The generated problems: every gold answer follows from its text, the vocabulary is closed, the mix is as documented."""
+
 import collections
 import random
 import re
@@ -71,15 +72,18 @@ SENTENCES = {
     rf"{HE} buys {N} more \w+|{HE} (?:finds|wins) {N} \w+|{HE} gets {N} \w+ from \w+": lambda t, x: t + x,
     rf"\w+ gives {HIM} {N} \w+|{HE} also pays {N} dollars for shipping|{HE} buys {N} more of these bags|"
     rf"\w+ has {N} \w+ and gets one share": lambda t, x: t + x,
-    rf"{HE} (?:sells|loses|spends) {N} \w+|{HE} (?:gives|hands) {N} \w+ to \w+|{HE} sells {N} of the bags": lambda t, x: t - x,
+    rf"{HE} (?:sells|loses|spends) {N} \w+|{HE} (?:gives|hands) {N} \w+ to \w+|{HE} sells {N} of the bags": lambda t, x: (
+        t - x
+    ),
     rf"\w+ (?:gets|wins|takes) {N} of {HIS} \w+|{HE} pays {N} dollars for lunch": lambda t, x: t - x,
     rf"The shop takes {N} dollars off the bill|{HE} saves {N} dollars with coupons": lambda t, x: t - x,
     rf"Then {HE} doubles {HIS} collection|Then {HE} has twice as many \w+ as before": lambda t: t * 2,
     rf"Then {HE} triples {HIS} collection": lambda t: t * 3,
     rf"Then {HE} has {N} times as many \w+ as before": lambda t, x: t * x,
     rf"{HE} gives half of {HIS} \w+ to \w+|{HE} sells half of {HIS} \w+|\w+ takes half of {HIS} \w+": lambda t: t / 2,
-    rf"Then {N} friends (?:share|split) (?:the bill|all {HIS} \w+) equally|{HE} puts all {HIS} \w+ in bags of {N}":
-        lambda t, x: t / x,
+    rf"Then {N} friends (?:share|split) (?:the bill|all {HIS} \w+) equally|{HE} puts all {HIS} \w+ in bags of {N}": lambda t, x: (
+        t / x
+    ),
 }
 FACTORS = {  # sentences that change one of the two numbers of a product: (which, by how much)
     rf"{HE} puts {N} more \w+ in each box|\w+ puts {N} more \w+ in each box": (1, 1),
@@ -188,15 +192,21 @@ def test_orders_are_topological_and_vary():
 def test_canonical_is_one_deterministic_way():
     expr = ("+", ("*", ("-", 20, 5), 2), ("*", 3, 4))
     seen = {arithmetic.annotate(expr, random.Random(i), cot="program", annotations="canonical") for i in range(20)}
-    assert seen == {("steps_v", "def solution():\n    v0 = 20 - 5\n    v1 = v0 * 2\n    v2 = 3 * 4\n"
-                                "    v3 = v1 + v2\n    return v3")}
+    assert seen == {
+        (
+            "steps_v",
+            "def solution():\n    v0 = 20 - 5\n    v1 = v0 * 2\n    v2 = 3 * 4\n    v3 = v1 + v2\n    return v3",
+        )
+    }
 
 
 def test_surface_of_each_style():
     expr = ("/", ("-", 20, 5), 3)
     order = arithmetic.steps(expr)
-    shown = {style: arithmetic.reasoning(style, expr, order) for style in
-             ("steps_abc", "expression", "answer", "equations", "nl_lines", "nl_words", "nl_expression")}
+    shown = {
+        style: arithmetic.reasoning(style, expr, order)
+        for style in ("steps_abc", "expression", "answer", "equations", "nl_lines", "nl_words", "nl_expression")
+    }
     assert shown == {
         "steps_abc": "def solution():\n    a = 20 - 5\n    b = a // 3\n    return b",
         "expression": "def solution():\n    return (20 - 5) // 3",
@@ -212,8 +222,12 @@ def test_vocabulary_is_closed_and_small():
     known = set(arithmetic.vocabulary())
     assert list(arithmetic.vocabulary()) == sorted(known) and len(known) <= 210
     used = set()
-    for split, num, cot, annotations in (("pretrain", 18000, "program", "corpus"), ("train", 1000, "program", "diverse"),
-                                         ("dev", 500, "nl", "worked"), ("test", 500, "nl", "canonical")):
+    for split, num, cot, annotations in (
+        ("pretrain", 18000, "program", "corpus"),
+        ("train", 1000, "program", "diverse"),
+        ("dev", 500, "nl", "worked"),
+        ("test", 500, "nl", "canonical"),
+    ):
         for record in make(split, num, seed=3, cot=cot, annotations=annotations):
             response = f"{record.cot}\nTherefore, the answer is: {record.answer}" if record.kind == "nl" else record.cot
             prompt = f"Question:\n{record.question}\nAnswer reasoning:\n"
@@ -233,7 +247,7 @@ def test_vocabulary_holds_every_digit_and_name_in_both_positions():
 
 def test_a_program_is_cut_alike_whole_and_after_its_prefix():
     for record in make("train", 100):
-        head, rest = record.cot[:len("def solution():\n")], record.cot[len("def solution():\n"):]
+        head, rest = record.cot[: len("def solution():\n")], record.cot[len("def solution():\n") :]
         assert arithmetic.pieces(head) + arithmetic.pieces(rest) == arithmetic.pieces(record.cot)
 
 
@@ -271,7 +285,18 @@ def test_corpus_mix():
     assert abs(sum(record.tags["sloppy"] for record in records) / 4000 - 0.25) < 0.03
     num_ops = collections.Counter(record.tags["num_ops"] for record in records)
     assert set(num_ops) == {1, 2, 3, 4} and num_ops[4] < 500
-    new_words = (" wins ", " beats ", " trails ", " hands ", " brings ", " split ", " before", " saves ", " climbs ", " drops ")
+    new_words = (
+        " wins ",
+        " beats ",
+        " trails ",
+        " hands ",
+        " brings ",
+        " split ",
+        " before",
+        " saves ",
+        " climbs ",
+        " drops ",
+    )
     assert not any(word in record.question for record in records for word in new_words)
     assert {record.tags["phrasing"] for record in records} == {"known"}
 
@@ -294,7 +319,7 @@ def test_splits_never_share_a_question_and_never_repeat_one():
             questions.setdefault(split, set()).update(texts)
     names = list(questions)
     for index, first in enumerate(names):
-        for second in names[index + 1:]:
+        for second in names[index + 1 :]:
             assert not questions[first] & questions[second]
 
 

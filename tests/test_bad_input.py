@@ -12,6 +12,7 @@ import pytest
 from reft_jax import main as main_lib
 from reft_jax import metrics
 from reft_jax.data import tokenizer as tokenizers
+from reft_jax.errors import Stop
 from tests import runs
 
 DEMO = f"--config={runs.ROOT / 'configs/demo.py'}:smoke"
@@ -346,7 +347,7 @@ def test_a_stage_that_has_not_begun_may_change(refused, begun, capfd):
     for label in runs.LABELS:
         (begun / label / "predictions.jsonl").unlink()
     (begun / "results.json").unlink()
-    main_lib.prepare([DEMO, f"--workdir={begun}", "--config.stages.evaluate.num_samples=2"])  # not refused
+    main_lib.prepare([DEMO, f"--workdir={begun}", "--config.stages.evaluate.num_samples=2"], Stop())  # not refused
     capfd.readouterr()
     assert "config.stages.sft.dropout" in refused(DEMO, "--config.stages.sft.dropout=0.2", workdir=begun)
 
@@ -366,8 +367,20 @@ def test_a_run_killed_while_it_began_is_no_stranger(tmp_path, monkeypatch, capfd
             patch.setattr(module, name, kill)
             with pytest.raises(Killed):
                 main_lib.main(argv)
-        main_lib.prepare(argv)  # not refused
+        main_lib.prepare(argv, Stop())  # not refused
     capfd.readouterr()
+
+
+def test_a_second_process_is_kept_out(refused, begun):
+    with main_lib.opened(begun):
+        assert "another process is running" in refused(DEMO, workdir=begun)
+
+
+def test_records_that_changed_under_a_run_are_refused(refused, begun):
+    path = begun / "config.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"data_sha256": "0" * 64}))
+    assert "other records" in refused(DEMO, workdir=begun)
 
 
 # ------------------------------------------------------------------ a full disk

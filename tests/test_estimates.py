@@ -1,4 +1,5 @@
 """Estimates against sums over all subsets and against published values."""
+
 import itertools
 import math
 

@@ -1,4 +1,5 @@
 """The executor against programs that loop, swallow, allocate, exit, forge, fork, print, recurse and kill."""
+
 import os
 import pathlib
 import signal
@@ -75,14 +76,22 @@ def test_what_is_no_answer_is_told_in_the_child(expression):
 
 def test_authors_conditions_sys_exit_is_harmless_and_stdout_is_not_the_result():
     assert solve("import sys\nsys.exit(1)\nexit()\nquit()\nreturn 5") == ProgramResult("ok", "5")
-    assert solve("print(41)\nimport sys\nsys.stderr.write('x')\nsys.stdout.flush()\nreturn 42") == ProgramResult("ok", "42")
-    assert run_programs(["import math\nx = math.pi\ndef solution():\n    return x\nprint(solution())"])[0].status == "ok"
+    assert solve("print(41)\nimport sys\nsys.stderr.write('x')\nsys.stdout.flush()\nreturn 42") == ProgramResult(
+        "ok", "42"
+    )
+    assert (
+        run_programs(["import math\nx = math.pi\ndef solution():\n    return x\nprint(solution())"])[0].status == "ok"
+    )
 
 
 def test_common_imports_work():
-    body = "\n".join(f"import {m}" for m in ["datetime", "itertools", "statistics", "re", "json", "calendar", "heapq", "subprocess"])
+    body = "\n".join(
+        f"import {m}" for m in ["datetime", "itertools", "statistics", "re", "json", "calendar", "heapq", "subprocess"]
+    )
     assert solve(body + "\nreturn statistics.mean([1, 2, 3])") == ProgramResult("ok", "2")
-    assert solve("from sympy import symbols, Eq, solve\nx = symbols('x')\nreturn solve(Eq(2 * x, 10), x)[0]") == ProgramResult("ok", "5.0")
+    assert solve(
+        "from sympy import symbols, Eq, solve\nx = symbols('x')\nreturn solve(Eq(2 * x, 10), x)[0]"
+    ) == ProgramResult("ok", "5.0")
 
 
 # ---- failures of the program
@@ -188,7 +197,12 @@ def test_a_forged_result_is_not_believed():
     flood = solve("import os\nwhile True: os.write(3, b'z' * 65536)")
     assert (flood.status, flood.detail) == ("error", "wrote to its result channel")
     # Text on descriptors that were the server's own does not reach the caller either.
-    assert solve("import os\nfor fd in range(64):\n    try: os.write(fd, b'\\0\\0\\0\\2{}' * 9)\n    except OSError: pass\nreturn 1").value is None
+    assert (
+        solve(
+            "import os\nfor fd in range(64):\n    try: os.write(fd, b'\\0\\0\\0\\2{}' * 9)\n    except OSError: pass\nreturn 1"
+        ).value
+        is None
+    )
     assert solve("return 6") == ProgramResult("ok", "6")
 
 
@@ -252,7 +266,12 @@ def test_the_working_tree_cannot_be_imported():
 
 
 def test_results_keep_the_order_and_equal_the_serial_ones():
-    bodies = [f"return {i} * 2" for i in range(40)] + ["return 1 / 0", "while True: pass", "return sympy.Integer(3)", "return None"]
+    bodies = [f"return {i} * 2" for i in range(40)] + [
+        "return 1 / 0",
+        "while True: pass",
+        "return sympy.Integer(3)",
+        "return None",
+    ]
     sources = [f"def solution():\n    {body}" for body in bodies]
     parallel = run_programs(sources, timeout_s=1.0, memory_mb=128, workers=3)
     assert [r.value for r in parallel[:40]] == [str(2 * i) for i in range(40)]
@@ -275,7 +294,10 @@ def test_the_same_program_gives_the_same_value_on_every_server():
     program.close()
     values |= {solve(body).value}
     assert len(values) == 1
-    assert len({r.value for r in run_programs([f"def solution():\n    {body.replace(chr(10), '; ')}"] * 6, workers=3)}) == 1
+    assert (
+        len({r.value for r in run_programs([f"def solution():\n    {body.replace(chr(10), '; ')}"] * 6, workers=3)})
+        == 1
+    )
 
 
 def test_killed_servers_are_replaced_and_their_programs_run_again():
@@ -402,7 +424,9 @@ def test_no_orphans_when_the_caller_is_killed():
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as caller:
         servers = [int(pid) for pid in caller.stdout.readline().split()]
-        children = [int(pid) for s in servers for pid in pathlib.Path(f"/proc/{s}/task/{s}/children").read_text().split()]
+        children = [
+            int(pid) for s in servers for pid in pathlib.Path(f"/proc/{s}/task/{s}/children").read_text().split()
+        ]
         assert len(servers) == len(children) == 2
         # One of the two servers dies first: its child must not outlive it.
         os.kill(servers[0], signal.SIGKILL)

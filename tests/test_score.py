@@ -1,4 +1,5 @@
 """Grades and rewards, on cases and on the real gold answers."""
+
 import json
 
 import numpy as np
@@ -62,15 +63,24 @@ def test_multiple_choice():
     texts = [SENTENCE + said for said in ("b", "(B)", "c ) 27.675", "38.0")]
     assert [g.status for g in grade("mathqa", "nl", texts, ["b"] * 4)] == ["correct", "correct", "wrong", "no_answer"]
     programs = [returns("'B'"), returns("'a'"), returns("38.0"), returns("None")]
-    assert [g.status for g in grade("mathqa", "program", programs, ["b"] * 4, **LIMITS)] == ["correct", "wrong"] + ["no_answer"] * 2
+    assert [g.status for g in grade("mathqa", "program", programs, ["b"] * 4, **LIMITS)] == ["correct", "wrong"] + [
+        "no_answer"
+    ] * 2
 
 
 def test_the_authors_matcher():
     texts = [SENTENCE + said for said in ("5", "5 apples", "$5")]
-    assert [g.status for g in grade("svamp", "nl", texts, ["5"] * 3, matcher="reft_paper")] == ["correct", "no_answer", "no_answer"]
+    assert [g.status for g in grade("svamp", "nl", texts, ["5"] * 3, matcher="reft_paper")] == [
+        "correct",
+        "no_answer",
+        "no_answer",
+    ]
     # Cut at the first blank line; text is no number; a missing choice is the answer "none", which is paid as a wrong one.
     programs = [returns("5") + "\n\nand so on", returns("'5 apples'")]
-    assert [g.status for g in grade("svamp", "program", programs, ["5"] * 2, matcher="reft_paper", **LIMITS)] == ["correct", "no_answer"]
+    assert [g.status for g in grade("svamp", "program", programs, ["5"] * 2, matcher="reft_paper", **LIMITS)] == [
+        "correct",
+        "no_answer",
+    ]
     assert grade("svamp", "program", programs[:1], ["5"], **LIMITS)[0].status == "error"
     none = grade("mathqa", "program", [returns("None")], ["b"], matcher="reft_paper", **LIMITS)
     assert none == [Grade("wrong", "none", False)]
@@ -95,7 +105,9 @@ def test_a_verifier_failure_is_not_a_reward_of_zero(monkeypatch):
 
     def run(num_faults):
         monkeypatch.setattr(
-            score_lib, "run_programs", lambda programs, **limits: [fault] * num_faults + [ProgramResult("ok", "5")] * (20 - num_faults)
+            score_lib,
+            "run_programs",
+            lambda programs, **limits: [fault] * num_faults + [ProgramResult("ok", "5")] * (20 - num_faults),
         )
         return grade("svamp", "program", [f"p{i}" for i in range(20)], ["5"] * 20)
 
@@ -108,7 +120,12 @@ def test_rewards_are_float32_and_partial_by_kind():
     """Defect: a reward buffer of the tokens' integer type turned 0.1 into 0."""
     grades = [Grade("correct", "5", True), Grade("wrong", "6", False)]
     grades += [Grade(s, None, False) for s in ("no_answer", "timeout", "error", "blocked")]
-    for task, partial_on, partial in [("svamp", "numeric", 0.1), ("svamp", "all", 0.1), ("mathqa", "numeric", 0), ("mathqa", "all", 0.1)]:
+    for task, partial_on, partial in [
+        ("svamp", "numeric", 0.1),
+        ("svamp", "all", 0.1),
+        ("mathqa", "numeric", 0),
+        ("mathqa", "all", 0.1),
+    ]:
         rewards = score(grades, partial_reward=0.1, partial_on=partial_on, task=task)
         assert rewards.dtype == np.float32
         np.testing.assert_array_equal(rewards, np.array([1, partial, 0, 0, 0, 0], np.float32))

@@ -143,5 +143,5 @@ def check_finite(name: str, step: int, metrics: dict):
 
 
 def host(metrics: dict) -> dict:
-    """Device scalars as floats, in one transfer."""
-    return {key: float(value) for key, value in jax.device_get(metrics).items()}
+    """Device scalars as float32 on the host, in one transfer."""
+    return {key: np.float32(value) for key, value in jax.device_get(metrics).items()}
