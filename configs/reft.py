@@ -2,7 +2,7 @@
 
 python -m reft_jax.main --config=configs/reft.py:data=svamp,cot=program,model=tiny,train_file=F,test_file=F --workdir=runs/svamp
 data: svamp, gsm8k, mathqa, mathqa-numeric (files in the ReFT authors' JSON form, or GSM8K's JSONL) or arithmetic (generated);
-cot: program or nl; model: a preset (from scratch) or a Hugging Face directory. `smoke`: about a minute on two cores.
+cot: program or nl; model: a preset (from scratch) or a Hugging Face directory. `smoke`: all of it at toy size.
 """
 
 from configs import common, sft
