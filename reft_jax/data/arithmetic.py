@@ -45,7 +45,7 @@ BARE_PROBABILITY = 0.1
 
 FAMILY_WEIGHTS = {"chain": 30, "compare": 20, "boxes": 14, "earnings": 12, "sharing": 12, "shopping": 12}
 NUM_OPS_WEIGHTS = {
-    "pretrain": {1: 25, 2: 35, 3: 30, 4: 10},
+    "pretrain": {1: 20, 2: 32, 3: 33, 4: 15},
     "target": {3: 2, 4: 1},
 }
 STYLE_WEIGHTS = {
@@ -97,15 +97,15 @@ PHRASES = {
     ),
     "lose": (
         ("{He} sells {x} {items}.", "{He} loses {x} {items}.", "{He} gives {x} {items} to {friend}."),
-        ("{He} hands {x} {items} to {friend}.", "{friend} gets {x} of {his} {items}."),
+        ("{He} hands {x} {items} to {friend}.", "{He} gives {friend} {x} {items}."),
     ),
     "friend_gives": (("{friend} gives {him} {x} {items}.",), ()),
-    "friend_takes": (("{friend} takes {x} of {his} {items}.",), ("{friend} wins {x} of {his} {items}.",)),
+    "friend_takes": (("{friend} takes {x} of {his} {items}.",), ("{He} loses {x} {items} to {friend}.",)),
     "bags": (
         ("{He} buys {x} bags with {y} {items} each.", "{He} finds {x} bags with {y} {items} each."),
-        ("{friend} brings {him} {x} bags of {y} {items}.",),
+        ("{friend} gives {him} {x} bags with {y} {items} each.",),
     ),
-    "to_each": (("{He} gives {y} {items} to each of {x} friends.",), ("{x} friends take {y} of {his} {items} each.",)),
+    "to_each": (("{He} gives {y} {items} to each of {x} friends.",), ("{He} gives {x} friends {y} {items} each.",)),
     "doubles": (("Then {he} doubles {his} collection.",), ("Then {he} has twice as many {items} as before.",)),
     "triples": (("Then {he} triples {his} collection.",), ("Then {he} has 3 times as many {items} as before.",)),
     "half": (
@@ -118,8 +118,8 @@ PHRASES = {
     "more_boxes": (("{He} buys {x} more of these boxes.",), ()),
     "fewer_boxes": (("{He} gives {x} of the boxes to {friend}.",), ()),
     # compare: {friend} is described through {name}; the caller puts the right people there
-    "more": (("{friend} has {x} more {items} than {name}.",), ("{friend} beats {name} by {x} {items}.",)),
-    "fewer": (("{friend} has {x} fewer {items} than {name}.",), ("{friend} trails {name} by {x} {items}.",)),
+    "more": (("{friend} has {x} more {items} than {name}.",), ("{friend} has {x} {items} more than {name}.",)),
+    "fewer": (("{friend} has {x} fewer {items} than {name}.",), ("{friend} has {x} {items} fewer than {name}.",)),
     "times": (("{friend} has {x} times as many {items} as {name}.",), ()),
     "twice": (("{friend} has twice as many {items} as {name}.",), ()),
     "half_as_many": (("{friend} has half as many {items} as {name}.",), ()),
@@ -129,12 +129,12 @@ PHRASES = {
     "spend_each": (("{He} buys {x} {goods} for {y} dollars each.",), ("{He} pays {y} dollars each for {x} {goods}.",)),
     "works_more": (("Then {he} works {x} more days for {y} dollars per day.",), ()),
     # shopping
-    "price_up": (("The price goes up by {x} dollars.",), ("The price climbs by {x} dollars.",)),
-    "price_down": (("The price goes down by {x} dollars.",), ("The price drops by {x} dollars.",)),
+    "price_up": (("The price goes up by {x} dollars.",), ("The price is {x} dollars more now.",)),
+    "price_down": (("The price goes down by {x} dollars.",), ("The shop takes {x} dollars off the price.",)),
     "buys_at_price": (("Then {name} buys {x} {items}.",), ()),
     "also_buys": (("{He} also buys {x} {goods} for {y} dollars each.",), ()),
     "shipping": (("{He} also pays {x} dollars for shipping.",), ()),
-    "off": (("The shop takes {x} dollars off the bill.",), ("{He} saves {x} dollars with coupons.",)),
+    "off": (("The shop takes {x} dollars off the bill.",), ("The bill goes down by {x} dollars.",)),
     "bill_shared": (("Then {x} friends share the bill equally.",), ("Then {x} friends split the bill equally.",)),
     # sharing
     "shares": (
@@ -533,7 +533,7 @@ def _compare(tell, num_ops):
     held = [_number(rng)]
     tell.say("has", held[0], name=people[0])
     for index in range(1, num_related + 1):
-        before = index - 1 if rng.random() < 0.7 else rng.randrange(index)
+        before = index - 1 if rng.random() < 0.85 else rng.randrange(index)
         relation = rng.choice(("more", "more", "fewer", "fewer", "times", "twice", "half_as_many"))
         now = value(held[before])
         if now is None:
