@@ -31,11 +31,11 @@ def get_config(arg=""):
             sft=common.sft("warmup", epochs, rate, continue_run=True, eval_every=1, **sft),
             reft=common.reft(
                 "warmup",
-                2 if smoke else 15,
+                2 if smoke else 20,
                 common.optim(3e-4, final=0.1),
                 common.ppo(**rl),
                 batch_size=32 if smoke else 256,
-                eval_every=1 if smoke else 3,
+                eval_every=1 if smoke else 4,
                 eval_batch_size=batch,
                 save_every=1 if smoke else 10,
             ),
