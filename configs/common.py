@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from configs.models import PRESETS, arch, spelled_out  # noqa: F401  (configs spell a new model with common.arch)
+
 
 def parse_arg(arg: str, **defaults):
     """ "a=1,b,c=x" as a namespace-like ConfigDict: `b` alone means True; values take the type of their default."""
@@ -35,42 +37,26 @@ def one_of(name: str, value: str, legal):
 # ------------------------------------------------------------------ models
 
 
-def arch(dim, num_layers, num_heads, ffn_dim, *, num_kv_heads=None, rope_theta=10000.0):
-    """A new model's sizes. init_std is 1/sqrt(dim): 0.02, usual at dim 2500, starts these small models much too slowly."""
-    return dict(
-        vocab_size=0,
-        dim=dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads or num_heads,
-        head_dim=dim // num_heads,
-        ffn_dim=ffn_dim,
-        rope_theta=rope_theta,
-        norm_eps=1e-5,
-        tie_embeddings=True,
-        init_std=round(dim**-0.5, 4),
-    )
-
-
-PRESETS = {
-    "demo": arch(128, 2, 4, 352, rope_theta=1000.0),  # 0.4M parameters: the base model that the demo starts from
-    "tiny": arch(128, 2, 4, 352, num_kv_heads=2),  # 0.5M with a vocabulary of 1,000: real text in minutes on two cores
-    "small": arch(512, 8, 8, 1408, num_kv_heads=4),
-}
-
-
-def model(name: str):
+def model(name: str, lora=None, base="full"):
     """A preset of a new model by name, or a Hugging Face directory (or shipped model) whose config and tokenizer are used."""
     known = name in PRESETS
     return dict(
         name=name,
         directory="" if known else name,
-        arch=PRESETS[name] if known else None,
+        arch=spelled_out(PRESETS[name]) if known else None,
         param_dtype="float32",
         compute_dtype="float32",
         remat="none",
         logits_chunk=128,
+        vocab_multiple=1,
+        lora=lora,
+        base=base,
     )
+
+
+def lora(rank: int, *, alpha: float = 16.0, targets: str = r"attention\..*|mlp\..*"):
+    """Low-rank adapters on the matrices whose names (attention.q .k .v .o, mlp.gate .up .down) the pattern matches."""
+    return dict(rank=rank, alpha=alpha, targets=targets)
 
 
 # ------------------------------------------------------------------ data

@@ -115,6 +115,16 @@ def read_params(path: pathlib.Path, shardings=None) -> dict:
         return reader.restore(item, like)
 
 
+def write_params(path: pathlib.Path, params: dict):
+    """A checkpoint folder that holds parameters alone; it has its name only when it is whole."""
+    _quiet()
+    path = pathlib.Path(path).resolve()
+    making = path.with_name(f"{path.name}.making")
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(making / "params", params, force=True)
+    making.rename(path)
+
+
 def shapes(path: pathlib.Path) -> dict:
     """Tree of ShapeDtypeStructs of the parameters in one checkpoint folder."""
     _quiet()

@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import math
 import pathlib
+import re
 import sys
 import typing
 
@@ -20,26 +21,86 @@ import ml_collections
 from reft_jax.errors import InputError
 
 
-def setting(low=None, high=None, *, above=None, one_of=None):
+def setting(low=None, high=None, *, above=None, one_of=None, default=dataclasses.MISSING):
     """A field with a legal range: low <= value <= high, value > above, or value in one_of."""
-    return dataclasses.field(metadata={"low": low, "high": high, "above": above, "one_of": one_of})
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "above": above, "one_of": one_of})
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for contexts longer than those of pretraining; names are transformers'."""
+
+    kind: str = setting(one_of=("none", "linear", "llama3", "yarn"), default="none")
+    factor: float = setting(1, default=1.0)
+    original_max_positions: int = setting(1, default=8192)  # llama3 and yarn
+    low_freq_factor: float = setting(above=0, default=1.0)  # llama3
+    high_freq_factor: float = setting(above=0, default=4.0)
+    beta_fast: float = setting(above=0, default=32.0)  # yarn
+    beta_slow: float = setting(above=0, default=1.0)
+    attention_factor: float = setting(0, default=0.0)  # yarn; cos and sin are multiplied by it; 0 = 0.1 ln(factor) + 1
+    truncate: bool = setting(default=True)  # yarn; whole dimensions as the ramp's ends
 
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """A Llama-shaped decoder. vocab_size 0 = the tokenizer's; sizes in units."""
+    """A decoder. What has no default is a Llama's; every other key says how a family differs from it. Sizes in units.
+
+    vocab_size 0 = the tokenizer's. `family` says how it is written as a Hugging Face directory.
+    """
 
     vocab_size: int = setting(0)
     dim: int = setting(1)
     num_layers: int = setting(1)
     num_heads: int = setting(1)
     num_kv_heads: int = setting(1)
-    head_dim: int = setting(2)
+    head_dim: int = setting(1)
     ffn_dim: int = setting(1)
     rope_theta: float = setting(above=0)
     norm_eps: float = setting(above=0)
     tie_embeddings: bool = setting()
     init_std: float = setting(above=0)
+    family: str = setting(
+        one_of=("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "opt", "codegen"),
+        default="llama",
+    )
+    max_positions: int = setting(1, default=4096)  # rows of learned positions; else what the model was made for
+    positions: str = setting(one_of=("rotary", "learned"), default="rotary")
+    position_offset: int = setting(
+        0, default=0
+    )  # learned: position p is row p + offset, and there are as many rows more
+    rotary_dim: int = setting(0, default=0)  # the first so many of head_dim are rotated; 0 = all
+    rope_interleaved: bool = setting(default=False)  # pairs (0, 1), (2, 3), ...; else (0, H/2), (1, H/2 + 1), ...
+    rope_scaling: RopeScaling = setting(default=RopeScaling())
+    local_rope_theta: float = setting(0, default=0.0)  # of layers with a window, unscaled; 0 = as the others
+    windows: tuple[int, ...] = setting(
+        0, default=()
+    )  # per layer, how many last tokens are seen (0 = all); () = all see all
+    norm: str = setting(
+        one_of=("rms", "rms_plus_one", "layer"), default="rms"
+    )  # times scale; times 1 + scale; mean too
+    post_norms: bool = setting(default=False)  # norms after attention and feed-forward as well as before
+    qk_norm: bool = setting(default=False)  # norms over each head's query and key
+    parallel: bool = setting(default=False)  # attention and feed-forward read the same norm and are added together
+    activation: str = setting(one_of=("silu", "gelu", "gelu_tanh", "relu"), default="silu")
+    gated: bool = setting(default=True)  # down(act(gate x) * up x); else down(act(up x))
+    qkv_bias: bool = setting(default=False)
+    out_bias: bool = setting(default=False)
+    mlp_bias: bool = setting(default=False)
+    unembed_bias: bool = setting(default=False)
+    attention_scale: float = setting(0, default=0.0)  # 0 = 1 / sqrt(head_dim)
+    scale_by_layer: bool = setting(default=False)  # attention logits of layer i are divided by i + 1
+    attention_softcap: float = setting(0, default=0.0)  # logits become cap * tanh(logits / cap); 0 = not
+    logit_softcap: float = setting(0, default=0.0)
+    embed_scale: float = setting(above=0, default=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685): W + alpha / rank * A B on every matrix whose name `targets` matches."""
+
+    rank: int = setting(1)
+    alpha: float = setting(above=0)
+    targets: str = setting()  # a regular expression over attention.q .k .v .o, mlp.gate .up .down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +112,15 @@ class Model:
     arch: Arch | None = setting()
     param_dtype: str = setting(one_of=("float32", "bfloat16"))
     compute_dtype: str = setting(one_of=("float32", "bfloat16"))
-    remat: str = setting(one_of=("none", "block"))
+    remat: str = setting(one_of=("none", "block", "dots"))
     logits_chunk: int = setting(1)  # positions whose [B, chunk, V] float32 logits exist at a time
+    vocab_multiple: int = setting(
+        1, default=1
+    )  # rows of the embedding are padded to it, so that a mesh axis divides them
+    lora: Lora | None = setting(default=None)  # train low-rank adapters instead of the whole model
+    base: str = setting(
+        one_of=("full", "int8", "int4", "nf4"), default="full"
+    )  # how the frozen weights under adapters are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +290,15 @@ LOGICAL_AXES = (
     "mlp",
     "layers",
 )  # names in models and batches
+MATRICES = (
+    "attention.q",
+    "attention.k",
+    "attention.v",
+    "attention.o",
+    "mlp.gate",
+    "mlp.up",
+    "mlp.down",
+)  # LoRA's targets
 OWN_FOLDERS = ("tokenizer", "plots")  # of a workdir, beside the stages'
 
 
@@ -282,20 +359,23 @@ def _build(cls, value, path):
     for key in value:
         if key not in fields:
             raise InputError(f"{path}.{key}: unknown key; {_nearest(key, fields)}known are {', '.join(fields)}")
-    if missing := [name for name in fields if name not in value]:
+    if missing := [n for n, f in fields.items() if n not in value and f.default is dataclasses.MISSING]:
         raise InputError(
             f"{path}: missing {', '.join(missing)}; a config spells out every key (configs/common.py has the usual values)"
         )
     hints = typing.get_type_hints(cls)
     out = {}
     for name, field in fields.items():
+        if name not in value:
+            continue
         kind, here, meta = hints[name], f"{path}.{name}", dict(field.metadata)
-        if kind == Arch | None:
-            out[name] = None if value[name] is None else _build(Arch, value[name], here)
+        if type(None) in typing.get_args(kind):
+            record = typing.get_args(kind)[0]
+            out[name] = None if value[name] is None else _build(record, value[name], here)
         elif dataclasses.is_dataclass(kind):
             out[name] = _build(kind, value[name], here)
         elif kind == tuple[int, ...]:
-            if not isinstance(value[name], (tuple, list)) or not value[name]:
+            if not isinstance(value[name], (tuple, list)) or not (value[name] or field.default == ()):
                 raise InputError(f"{here}: got {value[name]!r}; it must be a non-empty tuple of integers")
             out[name] = tuple(_leaf(v, int, here, meta) for v in value[name])
         elif name == "rules":
@@ -356,6 +436,19 @@ def build(tree: dict) -> Config:
     return config
 
 
+def check_arch(arch: Arch, path: str):
+    """InputError where sizes do not go together; `path` names the place in messages."""
+    if arch.num_heads % arch.num_kv_heads:
+        raise InputError(f"{path}.num_kv_heads: got {arch.num_kv_heads}; it must divide num_heads = {arch.num_heads}")
+    if arch.positions == "rotary" and (arch.rotary_dim or arch.head_dim) % 2:
+        key = "rotary_dim" if arch.rotary_dim else "head_dim"
+        raise InputError(f"{path}.{key}: got {getattr(arch, key)}; rotary embeddings need an even size")
+    if arch.rotary_dim > arch.head_dim:
+        raise InputError(f"{path}.rotary_dim: got {arch.rotary_dim}; it must be at most head_dim = {arch.head_dim}")
+    if arch.windows and len(arch.windows) != arch.num_layers:
+        raise InputError(f"{path}.windows: got {len(arch.windows)} of them; one per layer ({arch.num_layers}), or none")
+
+
 def _check_across(config: Config):
     """What no single key can tell: things that must divide, combine or come in order."""
     model, data, mesh = config.model, config.data, config.mesh
@@ -363,13 +456,23 @@ def _check_across(config: Config):
         raise InputError(
             "config.model: set either directory (config.json and tokenizer are read there) or arch (a new model), not both"
         )
-    if (arch := model.arch) is not None:
-        if arch.num_heads % arch.num_kv_heads:
+    if model.arch is not None:
+        check_arch(model.arch, "config.model.arch")
+    if model.base != "full" and model.lora is None:
+        raise InputError(
+            f"config.model.base: got {model.base!r} without config.model.lora; only the frozen base under adapters is quantized"
+        )
+    if model.lora is not None:
+        try:
+            matched = [name for name in MATRICES if re.fullmatch(model.lora.targets, name)]
+        except re.error as error:
             raise InputError(
-                f"config.model.arch.num_kv_heads: got {arch.num_kv_heads}; it must divide num_heads = {arch.num_heads}"
+                f"config.model.lora.targets: got {model.lora.targets!r}; not a regular expression: {error}"
+            ) from error
+        if not matched:
+            raise InputError(
+                f"config.model.lora.targets: got {model.lora.targets!r}; it matches none of {', '.join(MATRICES)}"
             )
-        if arch.head_dim % 2:
-            raise InputError(f"config.model.arch.head_dim: got {arch.head_dim}; rotary embeddings need an even size")
     if (data.name == "arithmetic") != (data.source == "generated"):
         raise InputError(
             f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic is generated, the others are read from files"

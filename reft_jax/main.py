@@ -203,14 +203,12 @@ def build_tokenizer(config: config_lib.Config, splits, directory):
 def resolve_arch(config: config_lib.Config, tokenizer, directory) -> config_lib.Arch:
     """The architecture with its vocabulary size filled in; InputError if the tokenizer has more ids than the model."""
     from reft_jax import models
+    from reft_jax.data import tokenizer as tokenizers
 
     arch = models.read_config(directory) if directory is not None else config.model.arch
     if arch.vocab_size == 0:
         arch = dataclasses.replace(arch, vocab_size=len(tokenizer))
-    if len(tokenizer) > arch.vocab_size:
-        raise InputError(
-            f"config.model: the tokenizer has {len(tokenizer)} ids and the model's vocabulary {arch.vocab_size}; they do not belong together"
-        )
+    tokenizers.check_fits(tokenizer, arch.vocab_size, "config.model")
     return arch
 
 
@@ -288,7 +286,9 @@ def prepare(argv: list[str], stop):
         config.model.remat,
         config.model.logits_chunk,
         layout,
+        vocab_multiple=config.model.vocab_multiple,
     )
+    check_adapters(config, model)
     return common.Run(config, workdir, model, tokenizer, splits, stop), tree, notes
 
 
@@ -312,26 +312,52 @@ def check_sources(config: config_lib.Config):
 
 
 def check_sizes(config: config_lib.Config, arch):
-    """Every Hugging Face directory that a stage begins with must hold a model of the run's architecture."""
-    from reft_jax import models
+    """Every directory that a stage begins with must hold a whole model of the run's architecture, and what a model with learned
+    positions reads and writes must have positions."""
+    from reft_jax import checkpoint, models
     from reft_jax.stages import common
 
-    names = {name for name, _ in config.stages}
+    shapes = models.shapes(models.Model(arch, vocab_multiple=config.model.vocab_multiple))
+
+    longest = config.data.max_prompt + config.data.max_response
+    if arch.positions == "learned" and longest > arch.max_positions:
+        raise InputError(
+            f"config.data.max_prompt + max_response: got {longest}; the model has {arch.max_positions} positions: lower one of them"
+        )
+    names, checked = {name for name, _ in config.stages}, set()
     for name, stage in config.stages:
         for key, source in stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),):
-            if (
-                source not in names
-                and (folder := models.resolve(source))
-                and (other := models.read_config(folder)) != arch
-            ):
+            folder = None if source in names else models.resolve(source)
+            if folder is None and source not in names and source != "random":
+                common.check_stored(checkpoint.locate(source), f"config.stages.{name}.{key}={source}", shapes)
+            if folder is None or folder in checked:
+                continue
+            if (other := models.read_config(folder)) != arch:
                 raise InputError(
                     f"config.stages.{name}.{key}={source}: {common.differing(other, arch)} between its config.json and config.model"
                 )
+            models.check_hf(folder)
+            checked.add(folder)
+
+
+def check_adapters(config: config_lib.Config, model):
+    """Adapters must adapt something, and a quantized base needs its library."""
+    from reft_jax import models
+
+    if config.model.lora is not None and not models.only_adapters(
+        models.shapes(dataclasses.replace(model, lora=config.model.lora))
+    ):
+        raise InputError(
+            f"config.model.lora.targets: got {config.model.lora.targets!r}; it matches no matrix of this model "
+            f"({', '.join(config_lib.MATRICES)}; mlp.gate only where the feed-forward is gated)"
+        )
+    if config.model.base != "full":
+        models.quantize.library()
 
 
 def check_batches(config: config_lib.Config, layout):
     """Rows must divide over the mesh, or some devices would hold copies of the work."""
-    parts = layout.batch_parts
+    parts = layout.parts("batch")
     for name, stage in config.stages:
         sizes = {
             "sft": lambda s: {"batch_size": s.batch_size // s.accumulate, "eval_batch_size": s.eval_batch_size},
@@ -360,14 +386,22 @@ def execute(run, tree: dict, notes: list[str]):
     from reft_jax.stages import evaluate, export, reft, sft
 
     workdir = run.workdir
-    about = describe(tree, run.layout) | {"data_sha256": fingerprint(run.splits), "notes": notes}
+    about = describe(tree, run.layout) | {
+        "tokenizer": tokenizers.special_ids(run.tokenizer),
+        "data_sha256": fingerprint(run.splits),
+        "notes": notes,
+    }
     write_json(workdir / "config.json", about)  # first: it says whose folder this is
     tokenizers.save(run.tokenizer, workdir / "tokenizer")
+    models.save_config(
+        workdir / "tokenizer", run.model, run.tokenizer
+    )  # with it, a checkpoint can become a Hugging Face directory
     count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(run.model)))
     splits = run.splits
     print(
         f"{run.config.data.name} ({run.config.data.cot}): {len(splits.train)} train, {len(splits.dev)} dev, {len(splits.test)} test questions\n"
-        f"model {run.config.model.name}: {count:,} parameters, vocabulary {run.model.arch.vocab_size}; "
+        f"model {run.config.model.name}: {count:,} parameters, vocabulary {run.model.arch.vocab_size}, "
+        f"ends with {run.tokenizer.eos_token!r} ({run.tokenizer.eos_token_id}); "
         f"{len(run.layout.mesh.devices.flat)} x {jax.devices()[0].device_kind}, mesh {dict(run.layout.mesh.shape)}"
     )
     for note in notes:

@@ -56,10 +56,14 @@ class Layout:
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
 
-    @property
-    def batch_parts(self) -> int:
-        """How many ways rows are split."""
-        return math.prod(self.mesh.shape[axis] for axis in dict(self.rules).get("batch", ()))
+    def parts(self, name: str) -> int:
+        """How many ways a logical axis is split."""
+        return math.prod(self.mesh.shape[axis] for axis in dict(self.rules).get(name, ()))
+
+
+def drop_leading(sharding):
+    """The sharding of x[0], given that of x; None stays None."""
+    return sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
 def make_layout(mesh: config_lib.Mesh, devices=None) -> Layout:

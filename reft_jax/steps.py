@@ -34,11 +34,15 @@ def response_states(model, params, prompts, tokens, mask, *, rate=0.0, key=None)
 
 
 def param_axes(model, params) -> dict:
-    """Logical axis names of a parameter tree, value head included if it has one."""
+    """Logical axis names of a parameter tree: the model's, or a part of it, with a value head or without."""
     names = models.axes(model)
     if "value_head" in params:
         names = names | {"value_head": models.value_axes("bias" in params["value_head"])}
-    return names
+
+    def like(names, tree):
+        return {key: like(names[key], node) if isinstance(node, dict) else names[key] for key, node in tree.items()}
+
+    return like(names, params)
 
 
 def param_shardings(model, params):
@@ -98,28 +102,32 @@ def _apply(tx, state: TrainState, grads, metrics):
     return state.replace(params=params, opt_state=opt_state), metrics
 
 
-def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce: str):
-    """(state, SFTBatch, key) -> (state, metrics): one update of section 3.1."""
+def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce: str, frozen: dict | None = None):
+    """(state, SFTBatch, key) -> (state, metrics): one update of section 3.1 of `params`; `frozen`: what else the model has."""
 
-    def loss_fn(params, batch, part, key):
+    def loss_fn(params, batch, part, key, frozen):
+        params = models.join(frozen or {}, params)
         rate_key = jax.random.fold_in(key, part)
         hidden = response_states(model, params, batch.prompts, batch.tokens, batch.mask, rate=dropout, key=rate_key)
         logp, _ = models.token_logp(model, params, hidden, batch.tokens)
         return sft_loss(logp, batch.mask, reduce=reduce)
 
-    def step(state, batch, key):
-        grads, metrics = accumulated_grads(functools.partial(loss_fn, key=key), state.params, batch, accumulate, reduce)
+    def step(state, batch, key, frozen=None):
+        loss = functools.partial(loss_fn, key=key, frozen=frozen)
+        grads, metrics = accumulated_grads(loss, state.params, batch, accumulate, reduce)
         state, metrics = _apply(tx, state, grads, metrics)
         return state.replace(step=state.step + 1), metrics
 
     out = (state_shardings(model, tx, params), model.layout.replicated)
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
+    step = jax.jit(step, donate_argnums=0, out_shardings=out)
+    return functools.partial(step, frozen=frozen) if frozen else step
 
 
-def make_ppo_step(model, tx, params, ppo):
-    """(state, PPOBatch, rows i32[minibatch]) -> (state, metrics): one update on those rows."""
+def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None):
+    """(state, PPOBatch, rows i32[minibatch]) -> (state, metrics): one update on those rows of `params`; `frozen`: the rest."""
 
-    def loss_fn(params, batch, part):
+    def loss_fn(params, batch, part, frozen):
+        params = models.join(frozen or {}, params)
         hidden = response_states(model, params, batch.prompts, batch.tokens, batch.mask)
         logp, _ = models.token_logp(model, params, hidden, batch.tokens)
         return ppo_losses.ppo_loss(
@@ -132,13 +140,15 @@ def make_ppo_step(model, tx, params, ppo):
             reduce=ppo.reduce,
         )
 
-    def step(state, batch, rows):
+    def step(state, batch, rows, frozen=None):
         minibatch = jax.tree.map(lambda x: model.layout.constrain(x[rows], "batch", *(None,) * (x.ndim - 1)), batch)
-        grads, metrics = accumulated_grads(loss_fn, state.params, minibatch, ppo.accumulate, ppo.reduce)
+        loss = functools.partial(loss_fn, frozen=frozen)
+        grads, metrics = accumulated_grads(loss, state.params, minibatch, ppo.accumulate, ppo.reduce)
         return _apply(tx, state, grads, metrics)
 
     out = (state_shardings(model, tx, params), model.layout.replicated)
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
+    step = jax.jit(step, donate_argnums=0, out_shardings=out)
+    return functools.partial(step, frozen=frozen) if frozen else step
 
 
 # ------------------------------------------------------------------ sampling, scoring, advantages
@@ -161,17 +171,20 @@ def make_sampler(model, sampling, *, max_new: int, eos_ids: tuple[int, ...], pad
     )
 
 
-def make_score(model):
+def make_score(model, ref_model=None):
     """(params, ref_params, Prompts, tokens, mask) -> (logp, ref_logp, values, entropy), each f32[B, R].
 
-    The training forward without dropout: old log-probs and values are recomputed with it (section 4 of the recipe).
+    `ref_params` are of `ref_model` (None = of the same). The training forward without dropout: old log-probs and values are
+    recomputed with it (section 4 of the recipe).
     """
+
+    ref_model = model if ref_model is None else ref_model
 
     def score(params, ref_params, prompts, tokens, mask):
         hidden = response_states(model, params, prompts, tokens, mask)
         logp, entropy = models.token_logp(model, params, hidden, tokens)
-        ref_hidden = response_states(model, ref_params, prompts, tokens, mask)
-        ref_logp, _ = models.token_logp(model, ref_params, ref_hidden, tokens)
+        ref_hidden = response_states(ref_model, ref_params, prompts, tokens, mask)
+        ref_logp, _ = models.token_logp(ref_model, ref_params, ref_hidden, tokens)
         return logp, ref_logp, models.values(params, hidden), entropy
 
     return jax.jit(score)

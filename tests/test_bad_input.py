@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from reft_jax import main as main_lib
-from reft_jax import metrics
+from reft_jax import metrics, models
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import Stop
 from tests import runs
@@ -416,3 +416,75 @@ def test_a_full_disk(mounted):
     runs.params(workdir / "warmup")  # the last checkpoint is whole
     runs.run(workdir)
     runs.assert_same_run(runs.unbroken(), workdir)
+
+
+# ------------------------------------------------------------------ Hugging Face directories
+
+
+@pytest.fixture
+def model_directory(tmp_path):
+    """A good Hugging Face directory to spoil: the shipped base."""
+    return shutil.copytree(models.SHIPPED / "arithmetic_base", tmp_path / "model")
+
+
+def on(directory):
+    return f"--config={runs.ROOT / 'configs/reft.py'}:smoke,data=arithmetic,model={directory}"
+
+
+def change_config(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_directory_without_config_json(refused, model_directory):
+    (model_directory / "config.json").unlink()
+    said = refused(on(model_directory))
+    assert "config.model.directory" in said and "config.json" in said and str(model_directory) in said
+
+
+def test_an_unsupported_model_type(refused, model_directory):
+    change_config(model_directory, model_type="bloom")
+    said = refused(on(model_directory))
+    assert "model_type 'bloom' is not supported" in said
+    for family in ("codegen", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"):
+        assert family in said
+
+
+def test_a_truncated_safetensors_file(refused, model_directory):
+    file = model_directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    said = refused(on(model_directory))
+    assert str(file) in said and "cut short" in said
+
+
+def test_a_shard_that_the_index_names_and_that_is_not_there(refused, model_directory):
+    names = {"model.norm.weight": "model-00002-of-00002.safetensors", "model.embed_tokens.weight": "model.safetensors"}
+    write(model_directory / "model.safetensors.index.json", dict(weight_map=names))
+    said = refused(on(model_directory))
+    assert "names files that are not there: model-00002-of-00002.safetensors" in said
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows(refused, model_directory):
+    change_config(model_directory, vocab_size=100)
+    said = refused(on(model_directory))
+    assert "ids and the model's vocabulary 100" in said
+
+
+def test_weights_of_other_sizes(refused, model_directory):
+    change_config(model_directory, intermediate_size=300)
+    said = refused(on(model_directory))
+    assert "model.layers.0.mlp.gate_proj.weight has shape (352, 128), not (300, 128)" in said
+
+
+def test_pickled_weights(refused, model_directory):
+    (model_directory / "model.safetensors").rename(model_directory / "pytorch_model.bin")
+    assert "only pytorch_model.bin" in refused(on(model_directory))
+
+
+def test_more_tokens_than_learned_positions(refused):
+    said = refused(
+        f"--config={runs.ROOT / 'configs/reft.py'}:smoke,data=arithmetic,model=tiny",
+        "--config.model.arch.positions=learned",
+        "--config.model.arch.max_positions=80",
+    )
+    assert "got 86; the model has 80 positions" in said

@@ -84,8 +84,8 @@ def watched(tmp_path_factory):
 
         return call
 
-    def watched_step(*args):
-        step = make_ppo_step(*args)
+    def watched_step(*args, **frozen):
+        step = make_ppo_step(*args, **frozen)
 
         def call(state, batch, minibatch):
             rows.append(np.asarray(minibatch).tolist())

@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
+import tokenizers
 
 from reft_jax.data import gsm8k, mathqa, prompts, svamp, tokenizer
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
+from tests.test_tokenizer import FORMS, write
 from tests.tiny import shared_data
 
 
@@ -139,6 +141,119 @@ def test_no_merge_crosses_a_boundary():
     assert corpus == learnt  # pretraining shows the same boundary
     whole = tokenizer.encode(joined, prompts.prompt(record) + record.cot)
     assert whole[: len(start)] != start  # else this test shows nothing
+
+
+BALLS = "How many balls in 12 bags?"
+BALLS_P = Record(
+    "g_1", BALLS, f'def solution():\n    """{BALLS}"""\n    bags = 12\n    return bags * 2', "24", "program"
+)
+BALLS_N = Record("g_2", BALLS, "12 bags of 2.", "24", "nl")
+NAMES = "Is </s> <s> or <|endoftext|> a <unk>, 😀 <pad>?"
+HARD = [  # names of special tokens, characters of several bytes, beginnings that are spaces or line ends
+    Record("h_1", NAMES, f"def solution():\n    a = '{NAMES}'\n    return '</s>'", "1", "program"),
+    Record("h_2", NAMES, f"<s>{NAMES}é</s>", "1", "nl"),
+    Record("h_3", " é", "  two  spaces\n\n    x", "1", "nl"),
+    Record("h_4", "q\n", "\n1", "-12.50", "nl"),
+]
+# Tokens of the prompt, the program's prefix, the rest of the program, the N-CoT target; ids of the N-CoT target.
+LLAMA = (
+    "▁ Question : <0x0A> How ▁many ▁balls ▁in ▁ 1 2 ▁bags ? <0x0A> Answer ▁reasoning : <0x0A>",
+    'def ▁solution ( ) : <0x0A> ▁▁▁▁ " " " How ▁many ▁balls ▁in ▁ 1 2 ▁bags ? " " " <0x0A>',
+    "▁▁▁▁ bags ▁ = ▁ 1 2 <0x0A> ▁▁▁▁ return ▁bags ▁ * ▁ 2 </s>",
+    "1 2 ▁bags ▁of ▁ 2 . <0x0A> Therefore , ▁the ▁answer ▁is : ▁ 2 4 </s>",
+    [276, 277, 392, 397, 259, 277, 273, 13, 415, 271, 427, 433, 434, 285, 259, 277, 279, 2],
+)
+GOLDEN = {
+    "gpt2": (
+        "Question : Ċ How Ġmany Ġballs Ġin Ġ 12 Ġbags ? Ċ Answer Ġreasoning : Ċ",
+        'def Ġsolution ( ) : Ċ ĠĠĠ Ġ " " " How Ġmany Ġballs Ġin Ġ 12 Ġbags ? " " " Ċ',
+        "ĠĠĠ Ġbags Ġ = Ġ 12 Ċ ĠĠĠ Ġreturn Ġbags Ġ * Ġ 2 <|endoftext|>",
+        "12 Ġbags Ġof Ġ 2 . Ċ Therefore , Ġthe Ġanswer Ġis : Ġ 2 4 <|endoftext|>",
+        [337, 294, 299, 220, 17, 13, 198, 317, 11, 329, 335, 336, 25, 220, 17, 19, 338],
+    ),
+    "qwen": (
+        "Question :Ċ How Ġmany Ġballs Ġin Ġ 1 2 Ġbags ? Ċ Answer Ġreasoning :Ċ",
+        'def Ġsolution ( ) :Ċ ĠĠĠ Ġ " " " How Ġmany Ġballs Ġin Ġ 1 2 Ġbags ? " " " Ċ',
+        "ĠĠĠ Ġbags Ġ = Ġ 1 2 Ċ ĠĠĠ Ġreturn Ġbags Ġ * Ġ 2 <|endoftext|>",
+        "1 2 Ġbags Ġof Ġ 2 . Ċ Therefore , Ġthe Ġanswer Ġis : Ġ 2 4 <|endoftext|>",
+        [16, 17, 294, 299, 220, 17, 13, 198, 317, 11, 329, 335, 336, 25, 220, 17, 19, 339],
+    ),
+    "galactica_bytes": (
+        "Question : Ċ How Ġmany Ġballs Ġin Ġ 1 2 Ġbags ? Ċ Answer Ġreasoning : Ċ",
+        'def Ġsolution ( ) : Ċ ĠĠĠ Ġ " " " How Ġmany Ġballs Ġin Ġ 1 2 Ġbags ? " " " Ċ',
+        "ĠĠĠ Ġbags Ġ = Ġ 1 2 Ċ ĠĠĠ Ġreturn Ġbags Ġ * Ġ 2 <|endoftext|>",
+        "1 2 Ġbags Ġof Ġ 2 . Ċ Therefore , Ġthe Ġanswer Ġis : Ġ 2 4 <|endoftext|>",
+        [16, 17, 294, 299, 220, 17, 13, 198, 317, 11, 329, 335, 336, 25, 220, 17, 19, 338],
+    ),
+    "galactica": (
+        "▁ Question : \n How ▁many ▁balls ▁in ▁ 1 2 ▁bags ? \n Answer ▁reasoning : \n",
+        'def ▁solution ( ) : \n ▁▁▁▁ " " " How ▁many ▁balls ▁in ▁ 1 2 ▁bags ? " " " \n',
+        "▁▁▁▁ bags ▁ = ▁ 1 2 \n ▁▁▁▁ return ▁bags ▁ * ▁ 2 </s>",
+        "1 2 ▁bags ▁of ▁ 2 . \n Therefore , ▁the ▁answer ▁is : ▁ 2 4 </s>",
+        [278, 279, 363, 365, 260, 279, 275, 261, 368, 273, 371, 372, 373, 287, 260, 279, 281, 2],
+    ),
+    "llama_normalizer": LLAMA,
+    "llama_metaspace": LLAMA,
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def form(request, tmp_path_factory):
+    """(name, the tokenizer that `load` gives, the same file read by the library below: an opinion of its own)."""
+    folder = write(tmp_path_factory.mktemp(request.param), *FORMS[request.param]())
+    raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.no_truncation(), raw.no_padding()
+    return request.param, tokenizer.load(folder), raw
+
+
+def test_golden_tokens_of_real_forms(form):
+    name, built, raw = form
+    prompt, prefix, rest, sentence, ids = GOLDEN[name]
+    expected = {
+        "sft": [(prompt, f"{prefix} {rest}"), (prompt, sentence)],
+        "reft": [(f"{prompt} {prefix}", rest), (prompt, sentence)],
+    }
+    expected["evaluate"] = expected["reft"]
+    for purpose in prompts.PURPOSES:
+        encoded = prompts.encode_all(built, [BALLS_P, BALLS_N], Data(), purpose=purpose)
+        spelt = [
+            tuple(" ".join(map(raw.id_to_token, part)) for part in (each.prompt, each.response)) for each in encoded
+        ]
+        assert spelt == expected[purpose]
+        assert encoded[1].response == ids
+
+
+@pytest.mark.parametrize("docstring", [True, False])
+@pytest.mark.parametrize("append_prefix", ["everywhere", "reft", "nowhere"])
+def test_real_forms_show_sampling_the_tokens_that_training_saw(form, append_prefix, docstring):
+    _, built, raw = form
+    data = Data(docstring, append_prefix)
+    records = [BALLS_P, BALLS_N, *HARD]
+    specials = {built.bos_token_id, built.eos_token_id, built.pad_token_id, built.unk_token_id}
+    learnt, sampled, evaluated = (
+        prompts.encode_all(built, records, data, purpose=purpose) for purpose in prompts.PURPOSES
+    )
+    for record, *rows in zip(records, learnt, sampled, evaluated, strict=True):
+        target = prompts.target(record, docstring=docstring)
+        whole = rows[0].prompt + rows[0].response
+        assert all(row.prompt + row.response == whole for row in rows)
+        assert whole[-1] == built.eos_token_id and not specials & set(whole[:-1])  # no BOS, one EOS, at the end
+        assert raw.decode(whole[:-1], skip_special_tokens=False) == prompts.prompt(record) + target
+        for row, purpose in zip(rows, prompts.PURPOSES, strict=True):
+            text = tokenizer.decode(built, row.response)
+            assert prompts.completed(record, text, data, purpose=purpose) == target
+            for cut in range(len(row.response)):
+                assert text.startswith(tokenizer.decode(built, row.response[:cut]).rstrip("\ufffd"))
+
+
+@pytest.mark.parametrize("record", [BALLS_P, BALLS_N])
+def test_a_response_begins_as_it_does_in_the_middle_of_a_text(form, record):
+    _, built, raw = form
+    text = prompts.prompt(record) + prompts.target(record, docstring=True)
+    middle = raw.encode(text, add_special_tokens=False).ids
+    for purpose in prompts.PURPOSES:
+        encoded = prompts.encode(built, record, Data(), purpose=purpose)
+        assert encoded.prompt + encoded.response[:-1] == middle
 
 
 def test_test_records_have_a_prompt_only(bpe):

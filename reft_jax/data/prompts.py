@@ -111,7 +111,8 @@ def encode_all(tokenizer, records: Sequence[Record], data, *, purpose: str) -> l
                 "supervised training needs a file with answer_cot (config.data.train_file)"
             )
         texts += [prompt(record), prefix, rest]
-    ids = encode_batch(tokenizer, texts)
+    after = [False, True, True] * len(records)  # a prompt and a program's prefix end with a line's end
+    ids = encode_batch(tokenizer, texts, after_newline=after)
     encoded = []
     for i, record in enumerate(records):
         question, prefix, rest = ids[3 * i : 3 * i + 3]

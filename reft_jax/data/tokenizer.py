@@ -5,11 +5,20 @@ the texts of the run, each digit a token of its own. Both are `transformers` fas
 own, are saved as a Hugging Face tokenizer directory, and give back exactly the text that they were given. Real models'
 tokenizers come through the same `load`.
 
-Unusual: text never turns into a special token, even where it spells one ("</s>" in a question is five characters).
+Unusual:
+- Text never turns into a special token, even where it spells one ("</s>" in a question is four characters).
+- Texts are encoded piece by piece (`prompts.encode_all`). SentencePiece-like tokenizers put a space before the first word
+  of whatever they are given; a piece that goes on after a line's end is therefore encoded, and decoded, after a line's end.
+- A tokenizer.json is read as it stands. `transformers` has classes for some model types that read only its vocabulary and
+  bring a pipeline of their own, which can lose the splitting of digits, or text.
 """
 
+import functools
+import json
 import logging
 import pathlib
+import re
+import string
 from collections.abc import Iterable, Sequence
 
 import tokenizers
@@ -21,6 +30,13 @@ PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 # GPT-2's split, with numbers cut into digits: a word or a digit with the space before it, punctuation, white space.
 BPE_PIECE = r"'(?:s|t|m|d|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# What a response may hold: `load` refuses a tokenizer that does not give these back.
+PROBES = (
+    "    Tom = a1 + 12.5\n  if Tom:\n\treturn Tom  # Ann's\n\nDone , so .",
+    string.digits + string.ascii_letters + string.punctuation,
+    "é",
+)
 
 
 def build_word(piece_regex: str, vocabulary: Sequence[str]):
@@ -62,13 +78,25 @@ def build_bpe(texts: Iterable[str], vocab_size: int):
 
 
 def save(tokenizer, directory) -> None:
-    """Writes a Hugging Face tokenizer directory (tokenizer.json and tokenizer_config.json), made if absent."""
+    """Writes a Hugging Face tokenizer directory (tokenizer.json and tokenizer_config.json), made if absent.
+
+    Its class is named as transformers 4 and 5 both know it: 5's own name for it is new.
+    """
     tokenizer.save_pretrained(str(directory))
+    path = pathlib.Path(directory) / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def load(directory):
-    """The tokenizer in a Hugging Face directory; nothing is downloaded. Raises InputError where there is none or it has
-    no end-of-sequence token. One without a padding token gets its unknown or eos token for it, which is logged."""
+    """The tokenizer in a Hugging Face directory; nothing is downloaded.
+
+    One without an end-of-sequence or a padding token (Galactica's, GPT-2's) gets those that generation_config.json or
+    config.json names by id, and for padding else its unknown or eos token, which is logged: masks say what is padding,
+    so any id would do. Raises InputError where there is no tokenizer, or none of these names a token to end with, or
+    where it does not give back what it was given (line ends, indentation, letters' case).
+    """
     import transformers
 
     directory = pathlib.Path(directory)
@@ -80,17 +108,25 @@ def load(directory):
             f"{directory} holds no tokenizer.json (nor tokenizer.model, vocab.json), only: {', '.join(present[:8]) or '-'}"
         )
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        reader = transformers.PreTrainedTokenizerFast if "tokenizer.json" in present else transformers.AutoTokenizer
+        tokenizer = reader.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:  # `tokenizers` raises nothing more specific for a file that it cannot read
         said = " ".join(str(error).split())
         raise InputError(f"cannot load the tokenizer in {directory}: {type(error).__name__}: {said}") from error
+    found = {key: _named(tokenizer, directory, f"{key}_id") for key in ("bos_token", "eos_token", "pad_token")}
+    found["unk_token"] = _unknown_token(tokenizer)  # bos and unk: so that no text turns into them
+    pads = tokenizer.pad_token
+    for key, token in found.items():
+        if token is not None and getattr(tokenizer, key) is None:
+            setattr(tokenizer, key, token)
     if tokenizer.eos_token_id is None:
         raise InputError(
-            f"the tokenizer in {directory} has no eos_token, so no response could end; name one in tokenizer_config.json"
+            f"the tokenizer in {directory} has no eos_token, so no response could end; name one in tokenizer_config.json "
+            "(eos_token) or in config.json (eos_token_id, an id of the tokenizer's)"
         )
     if tokenizer.pad_token_id is None:
-        # Masks say what is padding, so any id would do; one that text never holds is easiest to see in a dump.
         tokenizer.pad_token = tokenizer.eos_token if tokenizer.unk_token is None else tokenizer.unk_token
+    if pads is None:
         logging.getLogger(__name__).info(
             "the tokenizer in %s has no pad token; %s (id %d) pads",
             directory,
@@ -100,7 +136,68 @@ def load(directory):
     tokenizer.clean_up_tokenization_spaces = False
     for how in ("is_local", "local_files_only"):  # how it was found; `save` would write that into the next directory
         tokenizer.init_kwargs.pop(how, None)
+    _check_exact(tokenizer, directory)
     return tokenizer
+
+
+def _named(tokenizer, directory: pathlib.Path, key: str) -> str | None:
+    """The token whose id the model's config files give under `key` (the first of several); None if they give none."""
+    for file in ("generation_config.json", "config.json"):
+        try:
+            found = json.loads((directory / file).read_text()).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue  # a broken config.json is refused where the model is read
+        found = found[0] if isinstance(found, list) and found else found
+        token = tokenizer.convert_ids_to_tokens(found) if type(found) is int and 0 <= found < 2**32 else None
+        if token is not None:
+            return token
+    return None
+
+
+def _unknown_token(tokenizer) -> str | None:
+    """The token that the tokenizer's model gives for what it does not know, whether or not tokenizer_config.json says."""
+    if tokenizer.unk_token is not None or not tokenizer.is_fast:
+        return tokenizer.unk_token
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if model.get("unk_id") is not None:  # a unigram model
+        return model["vocab"][model["unk_id"]][0]
+    named = model.get("unk_token")
+    return named if named in model["vocab"] else None
+
+
+def _check_exact(tokenizer, directory: pathlib.Path) -> None:
+    """InputError if a response would come back otherwise than it was written."""
+    for text in PROBES:
+        try:
+            back = decode(tokenizer, encode_batch(tokenizer, [text], after_newline=[True])[0])
+        except InputError:
+            continue  # it cannot spell this and will say so of any text that needs it
+        if back != text:
+            raise InputError(
+                f"the tokenizer in {directory} gives back {back!r} for {text!r}; programs and answers cannot be learnt with it"
+            )
+
+
+def check_fits(tokenizer, vocab_size: int, where: str) -> None:
+    """InputError if text, EOS or padding can have an id that the embedding has no row for. Special tokens may: no text turns
+    into them (Gemma 3's text models have one for images)."""
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    used = (set(tokenizer.get_vocab().values()) - special) | {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if max(used) >= vocab_size:
+        raise InputError(
+            f"{where}: the tokenizer has {len(tokenizer)} ids and the model's vocabulary {vocab_size}; they do not belong together"
+        )
+
+
+def special_ids(tokenizer) -> dict:
+    """What a run's config.json says of its tokenizer: its size, and the tokens that end and pad."""
+    return {
+        "size": len(tokenizer),
+        "eos_token": tokenizer.eos_token,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token": tokenizer.pad_token,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def encode(tokenizer, text: str) -> list[int]:
@@ -108,34 +205,97 @@ def encode(tokenizer, text: str) -> list[int]:
     return encode_batch(tokenizer, [text])[0]
 
 
-def encode_batch(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text: no BOS, no EOS, no special tokens. Raises InputError for text the vocabulary cannot spell."""
-    distinct = [text for text in dict.fromkeys(texts) if text]
-    ids = {"": []}
-    if distinct:
-        rows = tokenizer(
-            distinct, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, truncation=False
-        )["input_ids"]
-        ids.update(zip(distinct, rows, strict=True))
-    unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown != tokenizer.eos_token_id:  # GPT-2 has one token for both; no text is unknown
-        for text, row in ids.items():
-            if unknown in row:
-                raise InputError(_unknown_message(tokenizer, text, row.index(unknown)))
-    return [list(ids[text]) for text in texts]
+def encode_batch(tokenizer, texts: Sequence[str], *, after_newline: Sequence[bool] | None = None) -> list[list[int]]:
+    """The ids of each text: no BOS, no EOS, no special tokens. `after_newline`: which texts go on after a line's end.
+
+    Raises InputError for text the vocabulary cannot spell.
+    """
+    pairs = list(zip(texts, after_newline or [False] * len(texts), strict=True))
+    distinct = [pair for pair in dict.fromkeys(pairs) if pair[0]]
+    continued = [text for text, after in distinct if after]
+    rows = {("", False): [], ("", True): []}
+    rows |= zip(((text, True) for text in continued), _ids_continued(tokenizer, continued), strict=True)
+    begun = [text for text, after in distinct if not after]
+    rows |= zip(((text, False) for text in begun), _ids(tokenizer, begun), strict=True)
+    special = _special_tokens(tokenizer)
+    for (text, after), row in rows.items():
+        if not special.keys().isdisjoint(row):
+            rows[text, after] = _spelt_out(tokenizer, text, after, row)
+    return [list(rows[pair]) for pair in pairs]
 
 
 def decode(tokenizer, ids: Iterable[int]) -> str:
-    """The text of `ids` (numpy integers too), leaving out pad and eos wherever they stand."""
+    """The text of a response's `ids` (numpy integers too), leaving out pad and eos wherever they stand."""
     skipped = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     kept = [int(i) for i in ids if int(i) not in skipped]
-    return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    start, text = _line_start(tokenizer)
+    return _text(tokenizer, start + kept).removeprefix(text)
 
 
-def _unknown_message(tokenizer, text: str, position: int) -> str:
+def _text(tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, truncation=False
+    )["input_ids"]
+
+
+def _ids_continued(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts that go on after a line's end."""
+    if not _line_start(tokenizer)[0]:
+        return _ids(tokenizer, texts)
+    rows = [None] * len(texts)
+    for before in ("\n", ")", "0"):  # the others where a line's end and the text's beginning make one token
+        left = [i for i, row in enumerate(rows) if row is None]
+        start = _ids(tokenizer, [before])[0]
+        for i, row in zip(left, _ids(tokenizer, [before + texts[i] for i in left]), strict=True):
+            if row[: len(start)] == start:
+                rows[i] = row[len(start) :]
+    if None in rows:
+        text = texts[rows.index(None)]
+        raise InputError(f"the tokenizer joins the beginning of {text[:60]!r} to whatever stands before it")
+    return rows
+
+
+@functools.lru_cache(maxsize=8)
+def _line_start(tokenizer) -> tuple[list[int], str]:
+    """Something to decode a response after, and its text, if this tokenizer spells what follows a line's end otherwise
+    than what begins a text; else nothing. A letter ends it: half a character after a byte would spoil that byte too."""
+    newline, both, alone = _ids(tokenizer, ["\n", "\na", "a"])
+    differs = both[: len(newline)] == newline and both[len(newline) :] != alone
+    start = both if differs and tokenizer.unk_token_id not in both else []
+    return start, _text(tokenizer, start)
+
+
+@functools.lru_cache(maxsize=8)
+def _special_tokens(tokenizer) -> dict[int, str]:
+    """The tokens, by id, that no text may turn into: the special ones, the unknown token among them."""
+    added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+
+def _spelt_out(tokenizer, text: str, after: bool, row: list[int]) -> list[int]:
+    """The ids of a text whose `row` holds special tokens. A vocabulary may hold "</s>" as a word (unigram models do):
+    the text is cut inside such words and each part encoded. InputError where that is not why."""
+    words = [word for word in _special_tokens(tokenizer).values() if len(word) > 1]
+    cuts = [found.start() + 1 for found in re.finditer("|".join(map(re.escape, words)), text)] if words else []
+    if cuts:
+        parts = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        return sum(encode_batch(tokenizer, parts, after_newline=[after] + [True] * len(cuts)), [])
+    if tokenizer.unk_token_id in row:
+        raise InputError(_unknown_message(tokenizer, text))
+    word = next(_special_tokens(tokenizer)[i] for i in row if i in _special_tokens(tokenizer))
+    raise InputError(f"the tokenizer reads {text[:60]!r} as its special token {word!r}; give it another one")
+
+
+def _unknown_message(tokenizer, text: str) -> str:
     """Says which piece of `text` the tokenizer has no token for."""
     encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    start, end = encoding["offset_mapping"][position]
+    start, end = encoding["offset_mapping"][encoding["input_ids"].index(tokenizer.unk_token_id)]
     return (
         f"the tokenizer has no token for {text[start:end]!r} in {text[max(0, start - 30) : end + 30]!r}; "
         "real text needs config.data.tokenizer='bpe' or a pretrained model's tokenizer"

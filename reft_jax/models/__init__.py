@@ -1,5 +1,9 @@
 """Decoders as pure functions over parameter trees, and the way in and out of Hugging Face directories."""
 
+from reft_jax.models.adapters import init as init_adapters
+from reft_jax.models.adapters import join, only_adapters
+from reft_jax.models.adapters import merge as merge_adapters
+from reft_jax.models.adapters import without as without_adapters
 from reft_jax.models.decoder import (
     Cache,
     Model,
@@ -14,26 +18,37 @@ from reft_jax.models.decoder import (
     unembed,
 )
 from reft_jax.models.heads import init_value_head, value_axes, values
-from reft_jax.models.hf import SHIPPED, load_hf, read_config, resolve, save_hf
+from reft_jax.models.hf import SHIPPED, check_hf, load_hf, read_config, resolve, save_config, save_hf
+from reft_jax.models.quantize import quantize as quantize_base
+from reft_jax.models.quantize import restore as restore_base
 
 __all__ = [
     "SHIPPED",
     "Cache",
     "Model",
     "axes",
+    "check_hf",
     "empty_cache",
     "forward",
     "init",
+    "init_adapters",
     "init_value_head",
+    "join",
     "load_hf",
     "logits",
+    "merge_adapters",
+    "only_adapters",
     "positions_of",
+    "quantize_base",
     "read_config",
     "resolve",
+    "restore_base",
+    "save_config",
     "save_hf",
     "shapes",
     "token_logp",
     "unembed",
     "value_axes",
     "values",
+    "without_adapters",
 ]

@@ -1,5 +1,6 @@
-"""The decoder: Flax NNX modules in Llama form (RMSNorm, RoPE, grouped-query attention, SwiGLU), and pure functions over its parameters.
+"""One decoder for every family: Flax NNX modules that `config.Arch` shapes, and pure functions over their parameters.
 
+A Llama unless the Arch says otherwise (norms, biases, positions, activation, parallel residual, windows, soft-caps, ...).
 Modules hold initialisers and logical axis names; `init` splits them once, and everything outside this folder sees
 `forward(model, params, ...)` with `params` a nested dict. Blocks are stacked on a leading layer axis: training scans over
 it, so that compile time does not grow with depth; decoding unrolls over per-layer cache buffers, because a scan that
@@ -9,13 +10,16 @@ carries the cache as inputs and outputs copies it at every token (4 x slower on 
 import dataclasses
 import functools
 import math
+import re
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from reft_jax.config import Arch
+from reft_jax.config import MATRICES, Arch, Lora, RopeScaling
+from reft_jax.models import quantize
 from reft_jax.sharding import Layout
 
 MASKED = -1e30  # finite: a row that may look at nothing (padding) stays free of NaN
@@ -31,6 +35,14 @@ class Model:
     remat: str = "none"
     logits_chunk: int = 128
     layout: Layout | None = None
+    lora: Lora | None = None
+    base: str = "full"  # or int8, int4, nf4: `quantize.py`
+    vocab_multiple: int = 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding: the vocabulary, padded to a multiple that mesh axes divide. No padded token is ever likely."""
+        return -(-self.arch.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
 class Cache(flax.struct.PyTreeNode):
@@ -44,123 +56,257 @@ class Cache(flax.struct.PyTreeNode):
 # ------------------------------------------------------------------ modules
 
 
-class Linear(nnx.Module):
-    """x[..., in_axes] @ kernel[in_axes, out_axes] in the compute dtype."""
+def _param(init, shape, axes, model, rngs, dtype=None):
+    dtype = jnp.dtype(dtype or model.param_dtype)
+    return nnx.Param(nnx.with_partitioning(init, axes)(rngs.params(), shape, dtype))
 
-    def __init__(self, shape, axes, std, model, *, num_in=1, rngs):
-        init = nnx.with_partitioning(nnx.initializers.normal(std), axes)
-        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.dtype(model.param_dtype)))
+
+class Linear(nnx.Module):
+    """x[..., in_axes] @ kernel[in_axes, out_axes] (+ bias[out_axes]) in the compute dtype; with a low-rank adapter if
+    the model's `lora` names it."""
+
+    def __init__(self, name, shape, axes, std, model, *, bias=False, num_in=1, rngs):
+        self.base = model.base if name in MATRICES else "full"
+        if self.base == "full":
+            self.kernel = _param(nnx.initializers.normal(std), shape, axes, model, rngs)
+        else:
+            zeros, ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
+            self.kernel_q = _param(zeros, shape, axes, model, rngs, quantize.STORED[self.base])
+            scales = quantize.scale_shape(self.base, shape, num_in)
+            self.kernel_scale = _param(ones, scales, axes, model, rngs, "float32")
+        if bias:
+            self.bias = _param(nnx.initializers.zeros_init(), shape[num_in:], axes[num_in:], model, rngs)
+        lora = model.lora
+        if lora is not None and name in MATRICES and re.fullmatch(lora.targets, name):
+            inputs, outputs = shape[:num_in], shape[num_in:]
+            a_std = 1 / math.sqrt(math.prod(inputs))
+            normal, zeros = nnx.initializers.normal(a_std), nnx.initializers.zeros_init()
+            self.lora_a = _param(normal, (*inputs, lora.rank), (*axes[:num_in], "rank"), model, rngs, "float32")
+            self.lora_b = _param(zeros, (lora.rank, *outputs), ("rank", *axes[num_in:]), model, rngs, "float32")
+            self.lora_scale = lora.alpha / lora.rank
         self.num_in, self.dtype = num_in, model.compute_dtype
 
     def __call__(self, x):
-        contract = tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))
-        return jax.lax.dot_general(x, self.kernel[...].astype(self.dtype), (contract, ((), ())))
+        if self.base == "full":
+            kernel = self.kernel[...].astype(self.dtype)
+        else:
+            kernel = quantize.dequantized(self.kernel_q[...], self.kernel_scale[...], self.base, jnp.dtype(self.dtype))
+        out = _contract(x, kernel, self.num_in)
+        if hasattr(self, "lora_a"):
+            low = _contract(x, self.lora_a[...].astype(self.dtype), self.num_in)
+            out = out + self.lora_scale * _contract(low, self.lora_b[...].astype(self.dtype), 1)
+        if hasattr(self, "bias"):
+            bias = self.bias[...].astype(self.dtype)
+            out = out + bias.reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
+        return out
 
 
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale of x [B, T, D], in float32."""
+def _contract(x, kernel, num):
+    """The last `num` axes of x against the first `num` of kernel."""
+    axes = tuple(range(x.ndim - num, x.ndim)), tuple(range(num))
+    return jax.lax.dot_general(x, kernel, (axes, ((), ())))
+
+
+class Norm(nnx.Module):
+    """RMSNorm or LayerNorm over the last axis, in float32."""
 
     def __init__(self, dim, model, *, rngs):
-        init = nnx.with_partitioning(nnx.initializers.ones_init(), ("norm",))
-        self.scale = nnx.Param(init(rngs.params(), (dim,), jnp.dtype(model.param_dtype)))
-        self.eps = model.arch.norm_eps
+        self.kind, self.eps = model.arch.norm, model.arch.norm_eps
+        start = nnx.initializers.zeros_init() if self.kind == "rms_plus_one" else nnx.initializers.ones_init()
+        self.scale = _param(start, (dim,), ("norm",), model, rngs)
+        if self.kind == "layer":
+            self.bias = _param(nnx.initializers.zeros_init(), (dim,), ("norm",), model, rngs)
 
     def __call__(self, x):
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
-        return (normed * self.scale[...].astype(jnp.float32)[None, None]).astype(x.dtype)
+        x32, scale = x.astype(jnp.float32), self.scale[...].astype(jnp.float32)
+        if self.kind == "layer":
+            x32 = x32 - x32.mean(-1, keepdims=True)
+        elif self.kind == "rms_plus_one":
+            scale = 1.0 + scale
+        out = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps) * _wide(scale, x)
+        if self.kind == "layer":
+            out = out + _wide(self.bias[...].astype(jnp.float32), x)
+        return out.astype(x.dtype)
+
+
+def _wide(vector, x):
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
 class Attention(nnx.Module):
-    """Causal grouped-query attention with rotary positions; softmax in float32."""
+    """Causal grouped-query attention; logits, soft-cap and softmax in float32."""
 
     def __init__(self, model, *, rngs):
         arch = model.arch
-        d, n, k, h = arch.dim, arch.num_heads, arch.num_kv_heads, arch.head_dim
-        out_std = arch.init_std / math.sqrt(2 * arch.num_layers)
-        self.q = Linear((d, n, h), ("embed", "heads", "head_dim"), arch.init_std, model, rngs=rngs)
-        self.k = Linear((d, k, h), ("embed", "kv_heads", "head_dim"), arch.init_std, model, rngs=rngs)
-        self.v = Linear((d, k, h), ("embed", "kv_heads", "head_dim"), arch.init_std, model, rngs=rngs)
-        self.o = Linear((n, h, d), ("heads", "head_dim", "embed"), out_std, model, num_in=2, rngs=rngs)
-        self.groups = n // k
+        d, n, k, h, std = arch.dim, arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.init_std
+        out_std = std / math.sqrt(2 * arch.num_layers)
+        heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        linear = functools.partial(Linear, model=model, rngs=rngs)
+        self.q = linear("attention.q", (d, n, h), heads, std, bias=arch.qkv_bias)
+        self.k = linear("attention.k", (d, k, h), kv_heads, std, bias=arch.qkv_bias)
+        self.v = linear("attention.v", (d, k, h), kv_heads, std, bias=arch.qkv_bias)
+        self.o = linear("attention.o", (n, h, d), ("heads", "head_dim", "embed"), out_std, bias=arch.out_bias, num_in=2)
+        if arch.qk_norm:
+            self.q_norm = Norm(h, model, rngs=rngs)
+            self.k_norm = Norm(h, model, rngs=rngs)
+        self.arch = arch
 
-    def __call__(self, x, angles, visible, cache=None):
-        """x [B, T, D], angles f32[B, T, H/2], visible bool[B, T, S] -> ([B, T, D], (k, v)).
+    def __call__(self, x, rope, visible, scale, cache=None):
+        """x [B, T, D], rope (cos, sin) or None, visible bool[B, T, S], scale f32[] -> ([B, T, D], (k, v)).
 
         `cache`: (k, v, length), buffers [B, S, K, H] into which the new keys and values go at slot `length`.
         """
-        q, k, v = rotate(self.q(x), angles), rotate(self.k(x), angles), self.v(x)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.arch.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = (rotate(y, *rope, interleaved=self.arch.rope_interleaved) for y in (q, k))
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, cache[2], axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, cache[2], axis=1)
         b, t, n, h = q.shape
-        q = q.reshape(b, t, n // self.groups, self.groups, h)
-        weights = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) / math.sqrt(h)
+        q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
+        weights = scale * jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+        weights = soft_cap(weights, self.arch.attention_softcap)
         weights = jax.nn.softmax(jnp.where(visible[:, None, None], weights, MASKED), axis=-1).astype(v.dtype)
         out = jnp.einsum("bkgts,bskh->btkgh", weights, v)
         return self.o(out.reshape(b, t, n, h)), (k, v)
 
 
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
 class MLP(nnx.Module):
-    """SwiGLU."""
+    """down(act(gate x) * up x), or down(act(up x))."""
 
     def __init__(self, model, *, rngs):
         arch = model.arch
-        self.gate = Linear((arch.dim, arch.ffn_dim), ("embed", "mlp"), arch.init_std, model, rngs=rngs)
-        self.up = Linear((arch.dim, arch.ffn_dim), ("embed", "mlp"), arch.init_std, model, rngs=rngs)
-        self.down = Linear(
-            (arch.ffn_dim, arch.dim), ("mlp", "embed"), arch.init_std / math.sqrt(2 * arch.num_layers), model, rngs=rngs
-        )
+        linear = functools.partial(Linear, bias=arch.mlp_bias, model=model, rngs=rngs)
+        if arch.gated:
+            self.gate = linear("mlp.gate", (arch.dim, arch.ffn_dim), ("embed", "mlp"), arch.init_std)
+        self.up = linear("mlp.up", (arch.dim, arch.ffn_dim), ("embed", "mlp"), arch.init_std)
+        out_std = arch.init_std / math.sqrt(2 * arch.num_layers)
+        self.down = linear("mlp.down", (arch.ffn_dim, arch.dim), ("mlp", "embed"), out_std)
+        self.activation, self.gated = arch.activation, arch.gated
 
     def __call__(self, x):
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        act = ACTIVATIONS[self.activation]
+        return self.down(act(self.gate(x)) * self.up(x) if self.gated else act(self.up(x)))
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and feed-forward, each with a residual (and dropout on it, if asked for)."""
+    """Attention and feed-forward after a norm each, with a residual (and dropout on it, if asked for); see Arch's
+    `parallel` and `post_norms`."""
 
     def __init__(self, model, *, rngs):
-        self.attention_norm = RMSNorm(model.arch.dim, model, rngs=rngs)
+        arch = model.arch
+        self.attention_norm = Norm(arch.dim, model, rngs=rngs)
         self.attention = Attention(model, rngs=rngs)
-        self.mlp_norm = RMSNorm(model.arch.dim, model, rngs=rngs)
+        if not arch.parallel:
+            self.mlp_norm = Norm(arch.dim, model, rngs=rngs)
         self.mlp = MLP(model, rngs=rngs)
+        if arch.post_norms:
+            self.attention_post_norm = Norm(arch.dim, model, rngs=rngs)
+            self.mlp_post_norm = Norm(arch.dim, model, rngs=rngs)
+        self.parallel, self.post_norms = arch.parallel, arch.post_norms
 
-    def __call__(self, x, angles, visible, cache=None, rate=0.0, key=None):
-        attended, cache = self.attention(self.attention_norm(x), angles, visible, cache)
-        x = x + dropout(attended, rate, key, 0)
-        return x + dropout(self.mlp(self.mlp_norm(x)), rate, key, 1), cache
+    def __call__(self, x, rope, visible, scale, cache=None, rate=0.0, key=None):
+        normed = self.attention_norm(x)
+        attended, cache = self.attention(normed, rope, visible, scale, cache)
+        if self.post_norms:
+            attended = self.attention_post_norm(attended)
+        after = x + dropout(attended, rate, key, 0)
+        fed = self.mlp(normed if self.parallel else self.mlp_norm(after))
+        if self.post_norms:
+            fed = self.mlp_post_norm(fed)
+        return after + dropout(fed, rate, key, 1), cache
 
 
 class Decoder(nnx.Module):
     def __init__(self, model, *, rngs):
-        arch = model.arch
+        arch, rows = model.arch, model.num_rows
 
         @nnx.split_rngs(splits=arch.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
         def stack(rngs):
             return Block(model, rngs=rngs)
 
-        self.embed = Linear((arch.vocab_size, arch.dim), ("vocab", "embed"), arch.init_std, model, rngs=rngs)
+        linear = functools.partial(Linear, std=arch.init_std, model=model, rngs=rngs)
+        self.embed = linear("embed", (rows, arch.dim), ("vocab", "embed"))
+        if arch.positions == "learned":
+            self.positions = linear(
+                "positions", (arch.max_positions + arch.position_offset, arch.dim), ("positions", "embed")
+            )
         self.blocks = stack(rngs)
-        self.norm = RMSNorm(arch.dim, model, rngs=rngs)
+        self.norm = Norm(arch.dim, model, rngs=rngs)
         if not arch.tie_embeddings:
-            self.unembed = Linear((arch.dim, arch.vocab_size), ("embed", "vocab"), arch.init_std, model, rngs=rngs)
+            self.unembed = linear("unembed", (arch.dim, rows), ("embed", "vocab"), bias=arch.unembed_bias)
 
 
 # ------------------------------------------------------------------ parts of the forward
 
 
-def rotary_angles(positions, head_dim, theta):
-    """f32[B, T, H/2]: position x theta^(-2i/H)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions[:, :, None].astype(jnp.float32) * frequency[None, None]
+def rotary_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling) -> tuple[np.ndarray, float]:
+    """(f64[H/2] radians per position, factor on cos and sin): theta^(-2i/H), changed as `scaling` says.
+
+    linear: all are divided by factor. llama3 (Llama 3.1's): those of a wavelength over original / low_freq_factor are
+    divided, those under original / high_freq_factor kept, between them interpolated in 1 / wavelength. yarn (arXiv
+    2309.00071, section 3.2): a ramp over the dimensions between beta_fast and beta_slow turns in the original context.
+    """
+    frequency = theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+    length, factor = scaling.original_max_positions, scaling.factor
+    if scaling.kind == "linear":
+        return frequency / factor, 1.0
+    if scaling.kind == "llama3":
+        turns = length * frequency / (2 * np.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        return frequency * (kept + (1 - kept) / factor), 1.0
+    if scaling.kind == "yarn":
+
+        def dimension(turns):  # whose wavelength makes so many turns over the original context
+            return rotary_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+        if scaling.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, rotary_dim - 1)
+        high = high + 0.001 if low == high else high
+        kept = 1 - np.clip((np.arange(rotary_dim // 2) - low) / (high - low), 0, 1)
+        attention = scaling.attention_factor or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+        return frequency * (kept + (1 - kept) / factor), attention
+    return frequency, 1.0
 
 
-def rotate(x, angles):
-    """Rotary embedding of x [B, T, heads, H], the two halves of H being the pairs (NeoX and Llama order)."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+def rotary_tables(arch: Arch, positions, *, local: bool):
+    """(cos, sin) f32[B, T, H/2] of the angles; `local`: of a layer with a window."""
+    alone = local and arch.local_rope_theta
+    theta, scaling = (arch.local_rope_theta, RopeScaling()) if alone else (arch.rope_theta, arch.rope_scaling)
+    frequency, factor = rotary_frequencies(arch.rotary_dim or arch.head_dim, theta, scaling)
+    angles = positions[:, :, None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)[None, None]
+    return factor * jnp.cos(angles), factor * jnp.sin(angles)
+
+
+def rotate(x, cos, sin, *, interleaved: bool):
+    """Rotary embedding of the first 2 * cos.shape[-1] of H of x [B, T, heads, H]; the rest passes."""
+    size = 2 * cos.shape[-1]
+    cos, sin, turned = cos[:, :, None], sin[:, :, None], x[..., :size].astype(jnp.float32)
+    if interleaved:
+        a, b = turned[..., ::2], turned[..., 1::2]
+        out = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+    else:
+        a, b = jnp.split(turned, 2, axis=-1)
+        out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([out.astype(x.dtype), x[..., size:]], axis=-1) if size < x.shape[-1] else out.astype(x.dtype)
+
+
+def soft_cap(x, cap: float):
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def dropout(x, rate, key, salt):
@@ -199,15 +345,16 @@ def axes(model: Model) -> dict:
     return jax.tree.map(tuple, _graphs(model)[3], is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
 
 
+def make(model: Model, key: jax.Array) -> dict:
+    """Random parameters; to be jitted."""
+    with nnx.use_eager_sharding(False):
+        return nnx.to_pure_dict(nnx.split(Decoder(model, rngs=nnx.Rngs(params=key)))[1])
+
+
 def init(model: Model, key: jax.Array) -> dict:
     """Random parameters, born on the model's layout."""
-
-    def make(key):
-        with nnx.use_eager_sharding(False):
-            return nnx.to_pure_dict(nnx.split(Decoder(model, rngs=nnx.Rngs(params=key)))[1])
-
     shardings = model.layout and model.layout.tree(shapes(model), axes(model))
-    return jax.jit(make, out_shardings=shardings)(key)
+    return jax.jit(functools.partial(make, model), out_shardings=shardings)(key)
 
 
 # ------------------------------------------------------------------ forward
@@ -217,40 +364,85 @@ def _constrain(model, x):
     return x if model.layout is None else model.layout.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
 
+def embed(model: Model, params, tokens, positions):
+    """[B, T, D] of tokens i32[B, T] in the compute dtype, with learned positions where the Arch has them."""
+    arch, dtype = model.arch, jnp.dtype(model.compute_dtype)
+    x = params["embed"]["kernel"].astype(dtype)[tokens]
+    if arch.embed_scale != 1.0:
+        x = x * jnp.asarray(arch.embed_scale, dtype)
+    if arch.positions == "learned":
+        x = x + params["positions"]["kernel"].astype(dtype)[positions + arch.position_offset]
+    return x
+
+
+class _Layers:
+    """What differs between layers: which slots they see, their rotary tables and their scale. Layer numbers may be traced."""
+
+    def __init__(self, arch: Arch, positions, visible, first):
+        """visible bool[B, T, S] without windows; query t stands in slot first + t."""
+        self.arch, self.visible = arch, visible
+        self.windows = np.asarray(arch.windows or (0,) * arch.num_layers)
+        rotary = arch.positions == "rotary"
+        self.rope = rotary_tables(arch, positions, local=False) if rotary else None
+        self.local_rope = rotary_tables(arch, positions, local=True) if rotary and arch.local_rope_theta else None
+        queries, slots = visible.shape[1:]
+        self.age = (first + jnp.arange(queries)[:, None] - jnp.arange(slots)[None])[
+            None
+        ]  # how long ago a slot was filled
+
+    def __getitem__(self, i):
+        """(rope, visible, scale) of layer i."""
+        arch, visible, rope = self.arch, self.visible, self.rope
+        scale = arch.attention_scale or 1 / math.sqrt(arch.head_dim)
+        if arch.scale_by_layer:
+            scale = scale / (jnp.asarray(i, jnp.float32) + 1.0)
+        if self.windows.any():
+            window = jnp.asarray(self.windows)[i]
+            visible = visible & ((self.age < window) | (window == 0))
+            if self.local_rope is not None:
+                rope = tuple(jnp.where(window > 0, a, b) for a, b in zip(self.local_rope, rope, strict=True))
+        return rope, visible, scale
+
+
+REMAT = {
+    "block": None,  # everything inside a block is computed again in the backward pass
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # matrix products with weights are kept
+}
+
+
 def forward(model: Model, params, tokens, positions, mask, cache: Cache | None = None, *, rate=0.0, key=None):
     """Hidden states after the last norm, [B, T, D], and the cache.
 
     tokens, positions i32[B, T]. Without a cache, mask is bool[B, T] (True = real; left- or right-padded). With one, the
     tokens go into slots [length, length + T), and mask is bool[B, S] over the slots. `rate` is dropout's, with its `key`.
     """
-    arch, dtype = model.arch, jnp.dtype(model.compute_dtype)
+    arch = model.arch
     graphdef, block_graphdef = _graphs(model)[:2]
     decoder = nnx.merge(graphdef, nnx.State({name: params[name] for name in shapes(model)}))
-    x = _constrain(model, decoder.embed.kernel[...].astype(dtype)[tokens])
+    x = _constrain(model, embed(model, params, tokens, positions))
     if rate:
         x = dropout(x, rate, key, 2)
-    angles = rotary_angles(positions, arch.head_dim, arch.rope_theta)
     num_queries, num_slots = tokens.shape[1], mask.shape[1]
     first = 0 if cache is None else cache.length
     causal = jnp.arange(num_slots)[None] <= first + jnp.arange(num_queries)[:, None]
-    visible = causal[None] & mask[:, None]
+    layers = _Layers(arch, positions, causal[None] & mask[:, None], first)
 
     if cache is None:
 
         def body(x, layer):
             weights, index = layer
             layer_key = None if key is None else jax.random.fold_in(key, 3 + index)
-            x, _ = nnx.merge(block_graphdef, nnx.State(weights))(x, angles, visible, None, rate, layer_key)
+            x, _ = nnx.merge(block_graphdef, nnx.State(weights))(x, *layers[index], None, rate, layer_key)
             return _constrain(model, x), None
 
-        if model.remat == "block":
-            body = jax.checkpoint(body)
+        if model.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT[model.remat])
         x, _ = jax.lax.scan(body, x, (params["blocks"], jnp.arange(arch.num_layers)))
     else:
         keys, values = [], []
         for i in range(arch.num_layers):
             block = nnx.merge(block_graphdef, nnx.State(jax.tree.map(lambda w, i=i: w[i], params["blocks"])))
-            x, (k, v) = block(x, angles, visible, (cache.k[i], cache.v[i], cache.length))
+            x, (k, v) = block(x, *layers[i], (cache.k[i], cache.v[i], cache.length))
             keys.append(k)
             values.append(v)
         cache = Cache(tuple(keys), tuple(values), cache.length + num_queries)
@@ -270,15 +462,19 @@ def empty_cache(model: Model, batch: int, num_slots: int) -> Cache:
 
 
 def unembed(model: Model, params, hidden) -> jax.Array:
-    """Logits f32[..., V] of hidden [..., D]."""
-    dtype = jnp.dtype(model.compute_dtype)
-    if model.arch.tie_embeddings:
-        return jnp.einsum(
-            "...d,vd->...v", hidden, params["embed"]["kernel"].astype(dtype), preferred_element_type=jnp.float32
-        )
-    return jnp.einsum(
-        "...d,dv->...v", hidden, params["unembed"]["kernel"].astype(dtype), preferred_element_type=jnp.float32
-    )
+    """Logits f32[..., num_rows] of hidden [..., D]; rows past the vocabulary are never likely."""
+    arch, dtype = model.arch, jnp.dtype(model.compute_dtype)
+    if arch.tie_embeddings:
+        kernel, equation = params["embed"]["kernel"], "...d,vd->...v"
+    else:
+        kernel, equation = params["unembed"]["kernel"], "...d,dv->...v"
+    out = jnp.einsum(equation, hidden, kernel.astype(dtype), preferred_element_type=jnp.float32)
+    if not arch.tie_embeddings and arch.unembed_bias:
+        out = out + _wide(params["unembed"]["bias"].astype(jnp.float32), out)
+    out = soft_cap(out, arch.logit_softcap)
+    if model.num_rows > arch.vocab_size:
+        out = jnp.where(_wide(jnp.arange(model.num_rows) < arch.vocab_size, out), out, MASKED)
+    return out
 
 
 def token_logp(model: Model, params, hidden, tokens):
@@ -314,4 +510,4 @@ def logits(model: Model, params, tokens, mask=None) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model, params, tokens, mask):
     hidden, _ = forward(model, params, tokens, positions_of(mask), mask)
-    return unembed(model, params, hidden)
+    return unembed(model, params, hidden)[..., : model.arch.vocab_size]

@@ -36,6 +36,11 @@ class Run:
     def layout(self) -> Layout:
         return self.model.layout
 
+    @property
+    def tuned(self) -> models.Model:
+        """The model as it is trained: with adapters if the config has them, over a base that may be quantized."""
+        return dataclasses.replace(self.model, lora=self.config.model.lora, base=self.config.model.base)
+
     def folder(self, stage: str) -> pathlib.Path:
         return self.workdir / stage
 
@@ -69,18 +74,75 @@ def make_prompts(run: Run, encoded, rows) -> Prompts:
     return run.layout.batch(Prompts(padded, mask, np.asarray(rows, np.int32)))
 
 
+def frozen_and_trained(run: Run, name: str) -> tuple[dict, dict]:
+    """({}, all parameters) that a training stage begins with; with adapters (the base, the adapters and a value head).
+
+    Over a full base, the adapters of an earlier stage are merged into it and fresh ones begin. A quantized base stays what
+    it was at the first stage, since a merged one would lose them when it is quantized again: there they are trained on.
+    """
+    source = _origin(run, name)
+    if run.tuned.lora is None:
+        return {}, initial_params(run, source)
+    fresh = models.init_adapters(run.tuned, key_of(run.config.seed, "adapters", 0, INIT))
+    if run.tuned.base == "full":
+        params = initial_params(run, source)
+        base = {key: params[key] for key in models.shapes(run.model)}
+        return base, fresh | {key: node for key, node in params.items() if key not in base}
+    return _quantized(run, source), _adapters(run, source) if source in dict(run.config.stages) else fresh
+
+
+def reference(run: Run, frozen: dict, params: dict) -> tuple[models.Model, dict]:
+    """(model, parameters) of ReFT's frozen reference, given what `frozen_and_trained` gave: no second copy of the weights
+    where there are adapters."""
+    if run.tuned.lora is None:
+        return run.model, {key: params[key] for key in models.shapes(run.model)}
+    if run.tuned.base == "full":
+        return run.model, frozen
+    return run.tuned, models.join(frozen, models.only_adapters(params))
+
+
+def _origin(run: Run, name: str) -> str:
+    """What a training stage begins with; for one that goes on with another's run, what that began with."""
+    stage = dict(run.config.stages)[name]
+    return _origin(run, stage.init_from) if getattr(stage, "continue_run", False) else stage.init_from
+
+
+def _quantized(run: Run, source: str) -> dict:
+    """The base in few bits that a chain of stages has under its adapters: what its first stage began with."""
+    while source in dict(run.config.stages):
+        source = _origin(run, source)
+    params = initial_params(run, source)
+    return models.quantize_base(run.tuned, {key: params[key] for key in models.shapes(run.model)})
+
+
+def _adapters(run: Run, stage: str) -> dict:
+    """The adapters, and a value head, that a finished stage chose."""
+    folder = checkpoint.selected(run.folder(stage))
+    return checkpoint.read_params(folder, steps.param_shardings(run.tuned, checkpoint.shapes(folder)))
+
+
 def initial_params(run: Run, source: str) -> dict:
-    """The decoder's parameters that `init_from` names, on the mesh; a value head comes along if the source has one."""
+    """The decoder's parameters that `init_from` names, on the mesh, adapters merged; a value head comes along if it has one."""
     if source == "random":
         return models.init(run.model, key_of(run.config.seed, "init", 0, INIT))
     if source in dict(run.config.stages):
-        return _read(run, checkpoint.selected(run.folder(source)), source)
+        if run.tuned.lora is None:
+            return _read(run, checkpoint.selected(run.folder(source)), source)
+        if run.tuned.base == "full":
+            base = initial_params(run, _origin(run, source))
+        else:
+            base = models.restore_base(run.tuned, _quantized(run, source))
+        return models.merge_adapters(
+            run.tuned, {key: base[key] for key in models.shapes(run.model)}, _adapters(run, source)
+        )
     if (folder := models.resolve(source)) is not None:
         model, params = models.load_hf(
             folder,
             param_dtype=run.model.param_dtype,
             compute_dtype=run.model.compute_dtype,
             shardings=steps.param_shardings(run.model, models.shapes(run.model)),
+            layout=run.layout,
+            vocab_multiple=run.model.vocab_multiple,
         )
         if model.arch != run.model.arch:
             raise InputError(
@@ -95,16 +157,23 @@ def initial_params(run: Run, source: str) -> dict:
     )
 
 
-def _read(run: Run, folder: pathlib.Path, source: str) -> dict:
+def check_stored(folder: pathlib.Path, where: str, ours: dict) -> dict:
+    """The shapes of a checkpoint's parameters; InputError unless they are a whole model's `ours`, with a value head or without."""
     stored = checkpoint.shapes(folder)
-    ours = dict(models.shapes(run.model))
-    if "value_head" in stored:
-        ours["value_head"] = stored["value_head"]
-    if jax.tree.map(lambda x: x.shape, stored) != jax.tree.map(lambda x: x.shape, ours):
+    if models.only_adapters(stored):
         raise InputError(
-            f"init_from={source}: the parameters in {folder} have other shapes than config.model describes"
+            f"{where}: {folder} holds adapters alone; merge them where their base is, by a stage of kind export, "
+            "and begin with the directory that it writes"
         )
-    return checkpoint.read_params(folder, steps.param_shardings(run.model, ours))
+    decoder = {key: node for key, node in stored.items() if key != "value_head"}
+    if jax.tree.map(lambda x: x.shape, decoder) != jax.tree.map(lambda x: x.shape, ours):
+        raise InputError(f"{where}: the parameters in {folder} have other shapes than config.model describes")
+    return stored
+
+
+def _read(run: Run, folder: pathlib.Path, source: str) -> dict:
+    stored = check_stored(folder, f"init_from={source}", models.shapes(run.model))
+    return checkpoint.read_params(folder, steps.param_shardings(run.model, stored))
 
 
 def differing(a, b) -> str:

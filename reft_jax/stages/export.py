@@ -1,14 +1,59 @@
-"""Writes a checkpoint as a Hugging Face directory, <stage>/hf: config.json, model.safetensors and the tokenizer's files."""
+"""Writes a checkpoint as a Hugging Face directory, <stage>/hf, and reads it again: what is there gives the same logits."""
 
-from reft_jax import models
+import pathlib
+
+import numpy as np
+
+from reft_jax import models, steps
 from reft_jax.config import Export
+from reft_jax.data import prompts
 from reft_jax.data import tokenizer as tokenizers
+from reft_jax.errors import RunError
+from reft_jax.metrics import write_json
 from reft_jax.stages import common
 
 
 def run(name: str, stage: Export, run: common.Run):
     folder = run.folder(name) / "hf"
-    models.save_hf(folder, run.model, common.initial_params(run, stage.init_from))
-    tokenizers.save(run.tokenizer, folder)
-    run.finish(name)
-    print(f"{name}: wrote {folder}")
+    params = common.initial_params(run, stage.init_from)
+    write(folder, run.model, params, run.tokenizer)
+    texts = [prompts.prompt(record) for record in (run.splits.test or run.splits.train)[:8]]
+    error = compare(folder, run.model, params, tokenizers.encode_batch(run.tokenizer, texts))
+    run.finish(name, max_logit_error=error)
+    print(f"{name}: wrote {folder}; read again, its logits differ by at most {error:.2g}")
+
+
+def write(folder: pathlib.Path, model, params, tokenizer):
+    """Weights, config.json, generation_config.json and the tokenizer's files: all that transformers and vLLM need."""
+    models.save_hf(folder, model, params)
+    models.save_config(folder, model, tokenizer)
+    write_json(folder / "generation_config.json", generation_config(tokenizer))
+    tokenizers.save(tokenizer, folder)
+
+
+def generation_config(tokenizer) -> dict:
+    return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
+
+
+def compare(folder: pathlib.Path, model, params, prompts: list[list[int]]) -> float:
+    """The largest difference of the next-token logits of some prompts, as a fraction of the largest logit, between `params`
+    and what a fresh load of the folder gives. RunError if it is more than rounding."""
+    shardings = model.layout and steps.param_shardings(model, models.shapes(model))
+    _, written = models.load_hf(
+        folder,
+        param_dtype=model.param_dtype,
+        compute_dtype=model.compute_dtype,
+        shardings=shardings,
+        layout=model.layout,
+    )
+    length = max(map(len, prompts))
+    tokens, mask = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
+    a, b = (np.asarray(models.logits(model, tree, tokens, mask))[mask] for tree in (params, written))
+    error = float(np.abs(a - b).max() / np.abs(a).max())
+    if not error < 1e-3:
+        raise RunError(
+            f"{folder}: what was written gives other logits (by {error:.2g} of the largest); it is not usable"
+        )
+    return error

@@ -30,30 +30,30 @@ def run(name: str, stage: ReFT, run: common.Run):
     total = common.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
     tx = make_optimizer(stage.optim, total * ppo.epochs * (num_rows // ppo.minibatch_size))
 
-    params = common.initial_params(run, stage.init_from)
-    ref_params = {key: params[key] for key in models.shapes(run.model)}  # never donated: the state is a copy
+    frozen, params = common.frozen_and_trained(run, name)
+    ref_model, ref_params = common.reference(run, frozen, params)  # never donated: the state is a copy
     if "value_head" not in params:
         head_key = common.key_of(seed, name, 0, common.INIT)
         params = params | {
             "value_head": models.init_value_head(run.model, head_key, how=ppo.value_init, bias=ppo.value_bias)
         }
-    state = steps.init_state(run.model, tx, params)
+    state = steps.init_state(run.tuned, tx, params)
 
     checkpoints = checkpoint.Checkpoints(run.folder(name))
     progress = {"best_step": None, "best_accuracy": -1.0}
     if (start := checkpoints.latest()) is not None:
         state, progress = checkpoints.restore(start, state)
     sample_fn = steps.make_sampler(
-        run.model,
+        run.tuned,
         stage.sampling,
         max_new=data.max_response,
         eos_ids=(run.tokenizer.eos_token_id,),
         pad_id=run.tokenizer.pad_token_id,
         num_samples=stage.num_samples,
     )
-    score_fn, advantages_fn = steps.make_score(run.model), steps.make_advantages(ppo)
-    ppo_step = steps.make_ppo_step(run.model, tx, state.params, ppo)
-    check = make_check(run, stage, "reft")
+    score_fn, advantages_fn = steps.make_score(run.tuned, ref_model), steps.make_advantages(ppo)
+    ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, frozen=frozen)
+    check = make_check(run, stage, "reft", frozen)
 
     metric_lines = Lines(run.folder(name) / "metrics.jsonl", after_step=-1 if start is None else start)
     sample_lines = Lines(run.folder(name) / "samples.jsonl", after_step=-1 if start is None else start)
@@ -67,14 +67,15 @@ def run(name: str, stage: ReFT, run: common.Run):
         clock = [time.monotonic()]
         rows = batching.batch_indices(seed, step - 1, size, num)
         questions = common.make_prompts(run, train.encoded, rows)
-        sample = sample_fn(state.params, questions, common.key_of(seed, name, step, common.SAMPLE))
+        policy = models.join(frozen, state.params)
+        sample = sample_fn(policy, questions, common.key_of(seed, name, step, common.SAMPLE))
         sample, questions = trim(run, sample), repeat(run, questions, stage.num_samples)
         records = [train.records[row] for row in rows for _ in range(stage.num_samples)]
         texts = decode(run, sample)
         clock.append(time.monotonic())
 
         # Dispatched first: the device works on it while the answers are graded.
-        scored = score_fn(state.params, ref_params, questions, sample.tokens, sample.mask)
+        scored = score_fn(policy, ref_params, questions, sample.tokens, sample.mask)
         grades = grade(run, records, texts)
         score = rewards.score(grades, partial_reward=stage.partial_reward, partial_on=stage.partial_on, task=data.name)
         clock.append(time.monotonic())

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from reft_jax import checkpoint, evaluation, steps
+from reft_jax import checkpoint, evaluation, models, steps
 from reft_jax.config import SFT, Sampling
 from reft_jax.data import batching
 from reft_jax.metrics import Lines, Progress
@@ -36,7 +36,8 @@ def run(name: str, stage: SFT, run: common.Run):
     total = common.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
     tx = make_optimizer(stage.optim, total)
 
-    state = steps.init_state(run.model, tx, common.initial_params(run, stage.init_from))
+    frozen, params = common.frozen_and_trained(run, name)
+    state = steps.init_state(run.tuned, tx, params)
     checkpoints = checkpoint.Checkpoints(run.folder(name))
     progress = {"best_step": None, "best_accuracy": -1.0}
     if (start := checkpoints.latest()) is not None:
@@ -49,9 +50,15 @@ def run(name: str, stage: SFT, run: common.Run):
     else:
         start = 0
     train_step = steps.make_sft_step(
-        run.model, tx, state.params, dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce
+        run.tuned,
+        tx,
+        state.params,
+        dropout=stage.dropout,
+        accumulate=stage.accumulate,
+        reduce=stage.reduce,
+        frozen=frozen,
     )
-    check = make_check(run, stage, "evaluate")
+    check = make_check(run, stage, "evaluate", frozen)
 
     lines = Lines(run.folder(name) / "metrics.jsonl", after_step=start)
     bar = Progress(name, num_steps, start)
@@ -90,14 +97,14 @@ def run(name: str, stage: SFT, run: common.Run):
 # ------------------------------------------------------------------ choosing a checkpoint, also for reft
 
 
-def make_check(run, stage, purpose: str):
+def make_check(run, stage, purpose: str, frozen: dict):
     """state -> {"eval/dev_accuracy": ...}: greedy accuracy on the split that the stage selects on; {} where it has no questions."""
     split = {"dev": run.splits.dev, "test": run.splits.test}[stage.select_on]
     if not split:
         return lambda state: {}
     questions = evaluation.ask(run, split, purpose)
     greedy = steps.make_sampler(
-        run.model,
+        run.tuned,
         Sampling(0.0, 0, 1.0),
         max_new=run.config.data.max_response,
         eos_ids=(run.tokenizer.eos_token_id,),
@@ -107,7 +114,8 @@ def make_check(run, stage, purpose: str):
     def check(state: TrainState) -> dict:
         began = time.monotonic()
         key = common.key_of(run.config.seed, "check", 0, common.SAMPLE)  # greedy: any key will do
-        texts = evaluation.respond(run, greedy, state.params, questions, stage.eval_batch_size, key)
+        params = models.join(frozen, state.params)
+        texts = evaluation.respond(run, greedy, params, questions, stage.eval_batch_size, key)
         grades = evaluation.mark(run, questions, texts)
         return {
             f"eval/{stage.select_on}_accuracy": evaluation.accuracy(questions, grades),

@@ -1,0 +1,132 @@
+"""Hugging Face safetensors <-> the project's checkpoints: python -m reft_jax.convert --from=DIR --to=DIR [--dtype=float32]
+
+From a Hugging Face directory: TO gets `checkpoints/0` (the parameters, for `init_from=TO`) and `tokenizer/` (config.json and
+the tokenizer's files). From a checkpoint (a stage's folder, or one of its checkpoints/<step>): TO becomes a Hugging Face
+directory; of a finished stage it is the checkpoint that the stage chose, else the last; the tokenizer and config.json are
+those of the workdir that it lies in.
+Both ways are bit for bit where --dtype (float32 or bfloat16) is what the weights are stored in. Exit codes are main's.
+"""
+
+import json
+import pathlib
+import sys
+
+from reft_jax.errors import InputError, RunError
+
+USAGE = "usage: python -m reft_jax.convert --from=DIR --to=DIR [--dtype=float32|bfloat16]"
+DTYPES = ("float32", "bfloat16")
+
+
+def parse(argv: list[str]) -> tuple[pathlib.Path, pathlib.Path, str]:
+    """(from, to, dtype) of the command line. Raises InputError."""
+    values, rest = {"dtype": "float32"}, list(argv)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag in ("-h", "--help"):
+            raise SystemExit(f"{__doc__}\n{USAGE}")
+        if flag not in ("--from", "--to", "--dtype"):
+            raise InputError(f"unknown argument {flag!r}\n{USAGE}")
+        if not equals and not rest:
+            raise InputError(f"{flag} needs a value\n{USAGE}")
+        values[flag[2:]] = value if equals else rest.pop(0)
+    for key in ("from", "to"):
+        if not values.get(key):
+            raise InputError(f"--{key} is missing\n{USAGE}")
+    if values["dtype"] not in DTYPES:
+        raise InputError(f"--dtype: got {values['dtype']!r}; legal are {', '.join(DTYPES)}")
+    return pathlib.Path(values["from"]), pathlib.Path(values["to"]), values["dtype"]
+
+
+def from_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
+    """HF_DIR -> TO/checkpoints/0 and TO/tokenizer."""
+    from reft_jax import checkpoint, models
+    from reft_jax.data import tokenizer as tokenizers
+
+    tokenizer = tokenizers.load(source)
+    model, params = models.load_hf(source, param_dtype=dtype)
+    tokenizers.check_fits(tokenizer, model.arch.vocab_size, str(source))
+    tokenizers.save(tokenizer, target / "tokenizer")
+    models.save_config(target / "tokenizer", model, tokenizer)
+    checkpoint.write_params(target / "checkpoints" / "0", params)
+    print(f"wrote {target}: use it as init_from, or convert it back")
+
+
+def to_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
+    """A checkpoint -> a Hugging Face directory, read again and compared."""
+    from reft_jax import checkpoint, models
+    from reft_jax.data import tokenizer as tokenizers
+    from reft_jax.stages import export
+
+    chosen = (source / "DONE").is_file() and "selected_step" in json.loads((source / "DONE").read_text())
+    folder = checkpoint.selected(source) if chosen else checkpoint.locate(source)
+    if folder is None:
+        raise InputError(
+            f"--from={source}: neither a Hugging Face directory (no config.json) nor a stage's folder or checkpoint (no checkpoints/<step>)"
+        )
+    about = [
+        parent / "tokenizer"
+        for parent in folder.resolve().parents[:3]
+        if (parent / "tokenizer" / "config.json").is_file()
+    ]
+    if not about:
+        raise InputError(
+            f"--from={source}: no tokenizer/config.json in the folders above {folder}; a checkpoint is converted from inside its workdir"
+        )
+    tokenizer = tokenizers.load(about[0])
+    arch, stored = models.read_config(about[0]), checkpoint.shapes(folder)
+    if models.only_adapters(stored):
+        raise InputError(
+            f"--from={source}: {folder} holds adapters alone; a stage of kind export in the same config merges and writes them"
+        )
+    # Rows that pad the vocabulary are as many as the run's vocab_multiple made them: they are not written.
+    rows = stored["embed"]["kernel"].shape[0]
+    multiple = rows if rows >= arch.vocab_size else 1
+    model = models.Model(arch, dtype, dtype, vocab_multiple=multiple)
+    ours = models.shapes(model)
+    wrong = {name for name in ours if _sizes(stored.get(name, {})) != _sizes(ours[name])}
+    if wrong:
+        raise InputError(
+            f"--from={source}: {', '.join(sorted(wrong))} of {folder} have other shapes than {about[0] / 'config.json'} says"
+        )
+    params = checkpoint.read_params(folder)
+    heads = {name: tree for name, tree in params.items() if name not in ours}
+    params = _cast({name: params[name] for name in ours}, dtype) | heads
+    export.write(target, model, params, tokenizer)
+    error = export.compare(target, model, params, [tokenizers.encode(tokenizer, "Question:\n")])
+    print(f"wrote {target}; read again, its logits differ by at most {error:.2g}")
+
+
+def _sizes(tree):
+    import jax
+
+    return jax.tree.map(lambda x: x.shape, tree)
+
+
+def _cast(tree, dtype):
+    import jax
+
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+def main(argv: list[str]) -> int:
+    try:
+        source, target, dtype = parse(argv)
+        if not source.is_dir():
+            raise InputError(f"--from={source}: there is no such directory")
+        if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+            raise InputError(f"--to={target}: is there already; choose a new folder")
+        from reft_jax import models
+
+        convert = from_hugging_face if models.resolve(str(source)) is not None else to_hugging_face
+        convert(source, target, dtype)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

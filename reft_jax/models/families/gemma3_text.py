@@ -1,0 +1,47 @@
+"""Gemma 3, text only (`model_type` "gemma3_text"): Gemma 2 with query and key norms, no soft-caps, and rotary angles of their
+own in the layers with a window."""
+
+from reft_jax.config import Arch
+from reft_jax.errors import InputError
+from reft_jax.models.families import gemma2, translate
+
+PREFIX, IGNORED = "model.", ""
+
+
+def read(config, where: str) -> Arch:
+    """The Arch of a transformers Gemma3TextConfig."""
+    translate.require(where, config, attention_bias=False, use_bidirectional_attention=False)
+    rope, local = (dict(config.rope_parameters[kind]) for kind in ("full_attention", "sliding_attention"))
+    if local.get("rope_type", "default") != "default":
+        raise InputError(
+            f"{where}: rope_type of sliding_attention is {local['rope_type']!r}; only 'default' is supported"
+        )
+    return Arch(
+        **translate.base(config, "gemma3_text"),
+        **gemma2.shared(config, where),
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling=translate.rope_scaling(where, rope, config.max_position_embeddings),
+        local_rope_theta=float(local["rope_theta"]),
+        qk_norm=True,
+    )
+
+
+def write(arch: Arch, dtype: str) -> dict:
+    """The config.json of an Arch."""
+    return (
+        translate.base_written(arch, "Gemma3ForCausalLM", dtype)
+        | gemma2.shared_written(arch)
+        | translate.rope_written(arch.rope_theta, arch.rope_scaling)
+        | {
+            "rope_local_base_freq": arch.local_rope_theta,
+            "rope_parameters": {
+                "full_attention": translate.rope_parameters(arch.rope_theta, arch.rope_scaling),
+                "sliding_attention": {"rope_theta": arch.local_rope_theta, "rope_type": "default"},
+            },
+            "use_bidirectional_attention": False,
+        }
+    )
+
+
+def table(arch: Arch) -> dict:
+    return gemma2.table(arch)

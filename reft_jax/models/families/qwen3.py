@@ -1,0 +1,38 @@
+"""Qwen 3 (dense; `model_type` "qwen3"): norms over each head's query and key."""
+
+from reft_jax.config import Arch
+from reft_jax.models.families import translate, weights
+
+PREFIX, IGNORED = "model.", ""
+
+
+def read(config, where: str) -> Arch:
+    """The Arch of a transformers Qwen3Config."""
+    rope = dict(config.rope_parameters)
+    return Arch(
+        **translate.base(config, "qwen3"),
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling=translate.rope_scaling(where, rope, config.max_position_embeddings),
+        activation=translate.activation(where, config.hidden_act),
+        windows=translate.windows(where, config.layer_types, config.sliding_window),
+        qk_norm=True,
+        qkv_bias=bool(config.attention_bias),
+        out_bias=bool(config.attention_bias),
+    )
+
+
+def write(arch: Arch, dtype: str) -> dict:
+    """The config.json of an Arch."""
+    window = translate.one_window(arch)
+    return translate.base_written(arch, "Qwen3ForCausalLM", dtype) | {
+        **translate.rope_written(arch.rope_theta, arch.rope_scaling),
+        "hidden_act": translate.WRITTEN[arch.activation],
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": translate.layer_types(arch),
+        "attention_bias": arch.qkv_bias,
+    }
+
+
+def table(arch: Arch) -> dict:
+    return weights.llama_like(arch)

@@ -1,0 +1,167 @@
+"""What several families' configs say in the same words: checks, activations, rotary parameters, windows, sizes."""
+
+from reft_jax.config import Arch, RopeScaling
+from reft_jax.errors import InputError
+
+ACTIVATIONS = {  # transformers' names, and ours
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+WRITTEN = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+
+
+def require(where: str, config, **legal):
+    """InputError for the first option that the decoder does not have; legal: name -> the one supported value."""
+    for key, value in legal.items():
+        got = getattr(config, key)
+        if got != value:
+            raise InputError(f"{where}: {key} is {got!r}; only {value!r} is supported")
+
+
+def activation(where: str, name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise InputError(f"{where}: the activation {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def rope_scaling(where: str, rope: dict, max_positions: int) -> RopeScaling:
+    """The RopeScaling of a transformers `rope_parameters` dict."""
+    kind = rope.get("rope_type", "default")
+    if kind == "default":
+        return RopeScaling()
+    if kind not in ("linear", "llama3", "yarn"):
+        raise InputError(f"{where}: rope_type {kind!r} is not supported; supported are default, linear, llama3, yarn")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(
+            f"{where}: partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported; only 1.0 is"
+        )
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        raise InputError(
+            f"{where}: yarn with mscale and mscale_all_dim is not supported; give attention_factor instead"
+        )
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=float(rope["factor"]))
+    original = int(rope.get("original_max_position_embeddings") or max_positions)
+    if kind == "llama3":
+        return RopeScaling(
+            kind="llama3",
+            factor=float(rope["factor"]),
+            original_max_positions=original,
+            low_freq_factor=float(rope["low_freq_factor"]),
+            high_freq_factor=float(rope["high_freq_factor"]),
+        )
+    return RopeScaling(
+        kind="yarn",
+        factor=float(rope.get("factor") or max_positions / original),
+        original_max_positions=original,
+        beta_fast=float(rope.get("beta_fast") or 32),
+        beta_slow=float(rope.get("beta_slow") or 1),
+        attention_factor=float(rope.get("attention_factor") or 0.0),
+        truncate=bool(rope.get("truncate", True)),
+    )
+
+
+def rope_written(theta: float, scaling: RopeScaling) -> dict:
+    """config.json keys of rotary positions, in transformers 5's words and in those that programs before it read."""
+    parameters = rope_parameters(theta, scaling)
+    old = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    return {
+        "rope_theta": theta,
+        "rope_scaling": None if scaling.kind == "none" else old,
+        "rope_parameters": parameters,
+    }
+
+
+def rope_parameters(theta: float, scaling: RopeScaling) -> dict:
+    """transformers 5's `rope_parameters`."""
+    out = {"rope_theta": theta, "rope_type": "default" if scaling.kind == "none" else scaling.kind}
+    if scaling.kind != "none":
+        out["factor"] = scaling.factor
+    if scaling.kind in ("llama3", "yarn"):
+        out["original_max_position_embeddings"] = scaling.original_max_positions
+    if scaling.kind == "llama3":
+        out |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    if scaling.kind == "yarn":
+        out |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate}
+        if scaling.attention_factor:
+            out["attention_factor"] = scaling.attention_factor
+    return out
+
+
+def windows(where: str, kinds, window: int | None) -> tuple[int, ...]:
+    """Arch.windows of transformers' `layer_types` and `sliding_window`."""
+    if "sliding_attention" in kinds and not window:
+        raise InputError(
+            f"{where}: sliding_window is {window!r}, but layer_types has sliding_attention; give it a size"
+        )
+    legal = {"full_attention": 0, "sliding_attention": window or 0}
+    if unknown := set(kinds) - set(legal):
+        raise InputError(f"{where}: layer_types has {sorted(unknown)}; supported are {', '.join(legal)}")
+    sizes = tuple(legal[kind] for kind in kinds)
+    return sizes if any(sizes) else ()
+
+
+def layer_types(arch: Arch) -> list[str]:
+    sizes = arch.windows or (0,) * arch.num_layers
+    return ["sliding_attention" if size else "full_attention" for size in sizes]
+
+
+def one_window(arch: Arch) -> int | None:
+    """The size that all windows of the model share; None without any. A Hugging Face config has room for one."""
+    sizes = {size for size in arch.windows if size}
+    if len(sizes) > 1:
+        raise InputError(f"config.model.arch.windows: {sorted(sizes)}; a Hugging Face config holds one size of window")
+    return max(sizes, default=None)
+
+
+def require_whole_heads(arch: Arch):
+    """InputError where a config.json that has no key for them could not tell the heads' number and size."""
+    if arch.num_heads * arch.head_dim != arch.dim or arch.num_kv_heads != arch.num_heads:
+        raise InputError(
+            f"config.model.arch: a Hugging Face config of family {arch.family!r} needs num_heads x head_dim = dim and as many "
+            f"num_kv_heads; got {arch.num_heads} x {arch.head_dim}, dim {arch.dim}, num_kv_heads {arch.num_kv_heads}"
+        )
+
+
+def base(config, family: str) -> dict:
+    """The sizes that Llama-like configs name alike, as keywords of Arch."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return dict(
+        family=family,
+        vocab_size=config.vocab_size,
+        dim=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        ffn_dim=config.intermediate_size,
+        norm_eps=config.rms_norm_eps,
+        tie_embeddings=bool(config.tie_word_embeddings),
+        init_std=config.initializer_range,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def base_written(arch: Arch, architecture: str, dtype: str) -> dict:
+    """The config.json keys of `base`."""
+    return {
+        "architectures": [architecture],
+        "model_type": arch.family,
+        "vocab_size": arch.vocab_size,
+        "hidden_size": arch.dim,
+        "num_hidden_layers": arch.num_layers,
+        "num_attention_heads": arch.num_heads,
+        "num_key_value_heads": arch.num_kv_heads,
+        "head_dim": arch.head_dim,
+        "intermediate_size": arch.ffn_dim,
+        "rms_norm_eps": arch.norm_eps,
+        "tie_word_embeddings": arch.tie_embeddings,
+        "initializer_range": arch.init_std,
+        "max_position_embeddings": arch.max_positions,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its name before transformers 5
+    }

@@ -1,0 +1,131 @@
+"""A Hugging Face directory through every stage, and what was trained out again as one: made models, the real path."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from reft_jax import config, convert, models
+from reft_jax.data import tokenizer as tokenizers
+from tests import runs, tiny
+
+QUESTIONS = [
+    (
+        f"Tom has {a} bags with {b} pens each. How many pens does he have?",
+        f"    bags = {a}\n    return bags * {b}",
+        a * b,
+    )
+    for a in range(2, 10)
+    for b in range(2, 10)
+]
+SHAPES = {
+    "opt": dict(
+        positions="learned",
+        position_offset=2,
+        max_positions=420,
+        norm="layer",
+        activation="gelu",
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        num_kv_heads=4,
+    ),
+    "codegen": dict(
+        rotary_dim=4,
+        rope_interleaved=True,
+        norm="layer",
+        parallel=True,
+        activation="gelu_tanh",
+        gated=False,
+        mlp_bias=True,
+        unembed_bias=True,
+        num_kv_heads=4,
+        tie_embeddings=False,
+    ),
+    "gemma3_text": dict(
+        norm="rms_plus_one",
+        post_norms=True,
+        activation="gelu_tanh",
+        windows=(8, 0),
+        local_rope_theta=100.0,
+        qk_norm=True,
+        attention_scale=0.5,
+        embed_scale=4.0,
+        num_kv_heads=2,
+    ),
+}
+
+
+def make(folder, family):
+    """A directory as a hub has it: weights, config.json, a byte-level tokenizer with an end and no padding token."""
+    texts = [text for question, body, _ in QUESTIONS for text in (question, f"def solution():\n{body}")]
+    tokenizer = tokenizers.build_bpe(texts * 2, 400)
+    tokenizers.save(tokenizer, folder)
+    sizes = dict(dim=32, num_layers=2, num_heads=4, head_dim=8, ffn_dim=24, rope_theta=100.0, norm_eps=1e-5)
+    sizes |= dict(vocab_size=len(tokenizer) + 3, tie_embeddings=True, init_std=0.1, family=family)
+    model = models.Model(config.Arch(**(sizes | SHAPES[family])))
+    models.save_hf(folder, model, models.init(model, jax.random.key(0)))
+    return folder
+
+
+def data_file(path):
+    records = [
+        dict(item_id=f"q_{i}", question=question, answer_value=float(answer), answer_cot=f"def solution():\n{body}")
+        for i, (question, body, answer) in enumerate(QUESTIONS)
+    ]
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.mark.parametrize(
+    "family", ["opt", *(pytest.param(name, marks=pytest.mark.slow) for name in SHAPES if name != "opt")]
+)
+def test_every_stage_runs_on_a_directory_and_transformers_loads_what_comes_out(family, tmp_path):
+    model = make(tmp_path / "model", family)
+    file = data_file(tmp_path / "train.json")
+    spec = f"configs/reft.py:smoke,data=svamp,cot=program,model={model},train_file={file},test_file={file}"
+    workdir = runs.run(tmp_path / "run", spec=spec)
+    stages = json.loads((workdir / "results.json").read_text())["stages"]
+    assert set(stages) == {"warmup", "sft", "reft"}
+    about = json.loads((workdir / "config.json").read_text())
+    assert about["tokenizer"]["eos_token"] == "<eos>"
+    lines = runs.lines(workdir / "reft" / "metrics.jsonl")
+    assert lines[1]["ppo/first_ratio_error"] < 1e-4 and lines[1]["sample/logp_gap_max"] < 1e-3
+
+    out = tmp_path / "out"
+    assert convert.main([f"--from={workdir / 'reft'}", f"--to={out}"]) == 0
+    ours, params = models.load_hf(out)
+    assert set(params) - set(models.shapes(ours)) == {"value_head"}
+    before = models.load_hf(model)[1]
+    assert np.abs(np.asarray(params["embed"]["kernel"]) - before["embed"]["kernel"]).max() > 0  # it was trained
+
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, attn_implementation="eager").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    ids = tokenizer("Question:\nTom has 3 bags", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+    got = np.asarray(models.logits(ours, params, np.asarray([ids], np.int32)))[0]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_export_stage_merges_adapters_and_says_how_near_a_reload_is(tmp_path):
+    spec = tmp_path / "spec.py"
+    spec.write_text(
+        "from configs import common, demo\n\n\n"
+        "def get_config(arg=''):\n"
+        "    config = demo.get_config(arg).to_dict()\n"
+        "    stages = dict(warmup=config['stages']['warmup'], out=dict(kind='export', init_from='warmup'))\n"
+        "    model = config['model'] | dict(lora=common.lora(4))\n"
+        "    return common.ordered(config | dict(model=model, stages=stages))\n"
+    )
+    workdir = runs.run(tmp_path / "run", spec=f"{spec}:smoke")
+    assert json.loads((workdir / "out" / "DONE").read_text())["max_logit_error"] == 0.0
+    _, merged = models.load_hf(workdir / "out" / "hf")
+    _, base = models.load_hf(models.resolve("arithmetic_base"))
+    tiny.assert_trees_equal(merged["embed"], base["embed"])
+    moved = np.abs(np.asarray(merged["blocks"]["mlp"]["up"]["kernel"]) - base["blocks"]["mlp"]["up"]["kernel"]).max()
+    assert 1e-4 < moved < 1
+    assert convert.main([f"--from={workdir / 'warmup'}", f"--to={tmp_path / 'x'}"]) == 2  # adapters alone
