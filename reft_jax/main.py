@@ -81,6 +81,43 @@ def check_fingerprint(workdir: pathlib.Path, data_sha256: str):
         )
 
 
+def identities(config: config_lib.Config) -> dict:
+    """{source: what it is now} of every directory that a stage reads from outside the workdir: a Hugging Face directory's files
+    (names, sizes, the first and last megabyte of each), a checkpoint's folder with its step."""
+    from reft_jax import checkpoint, models
+
+    names, out = {"random", *(name for name, _ in config.stages)}, {}
+    for _, stage in config.stages:
+        for _, source in stage.checkpoints if stage.kind == "evaluate" else (("", stage.init_from),):
+            if source in names:
+                continue
+            if (folder := models.resolve(source)) is None:
+                out[source] = str(checkpoint.locate(source).resolve())
+                continue
+            digest = hashlib.sha256()
+            for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+                size = path.stat().st_size
+                digest.update(f"{path.name} {size}\n".encode())
+                with open(path, "rb") as file:
+                    digest.update(file.read(2**20))
+                    file.seek(max(size - 2**20, 0))
+                    digest.update(file.read())
+            out[source] = digest.hexdigest()
+    return out
+
+
+def check_identities(workdir: pathlib.Path, now: dict):
+    """Refuses to go on with a run whose starting weights are no longer what they were: a resumed stage reads them again."""
+    path = workdir / "config.json"
+    before = json.loads(path.read_text()).get("sources", {}) if os.path.exists(path) else {}
+    for source, identity in before.items():
+        if now.get(source, identity) != identity:
+            raise InputError(
+                f"--workdir={workdir}: its run was begun with other weights in {source} (they have changed since: {identity} then, "
+                f"{now[source]} now); restore them, name a checkpoint by its step, or choose another folder"
+            )
+
+
 @contextlib.contextmanager
 def opened(workdir: pathlib.Path):
     """Makes the folder, and keeps a second process out of it while the block runs; the lock goes with the process."""
@@ -279,6 +316,7 @@ def prepare(argv: list[str], stop):
     layout = sharding.make_layout(config.mesh)
     check_batches(config, layout)
     check_sizes(config, arch)
+    check_identities(workdir, identities(config))
     model = models.Model(
         arch,
         config.model.param_dtype,
@@ -389,6 +427,7 @@ def execute(run, tree: dict, notes: list[str]):
     about = describe(tree, run.layout) | {
         "tokenizer": tokenizers.special_ids(run.tokenizer),
         "data_sha256": fingerprint(run.splits),
+        "sources": identities(run.config),
         "notes": notes,
     }
     write_json(workdir / "config.json", about)  # first: it says whose folder this is

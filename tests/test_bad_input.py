@@ -488,3 +488,18 @@ def test_more_tokens_than_learned_positions(refused):
         "--config.model.arch.max_positions=80",
     )
     assert "got 86; the model has 80 positions" in said
+
+
+def test_weights_that_changed_under_a_run(refused, model_directory, tmp_path):
+    from reft_jax import config as config_lib
+
+    spec, workdir = on(model_directory), tmp_path / "run"
+    config, tree = config_lib.load(spec.removeprefix("--config="))
+    workdir.mkdir()
+    before = main_lib.identities(config)
+    write(workdir / "config.json", dict(config=json.loads(json.dumps(tree)), sources=before))
+    main_lib.check_identities(workdir, before)
+    file = model_directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    said = refused(spec)
+    assert "begun with other weights" in said and str(model_directory) in said
