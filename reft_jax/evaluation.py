@@ -53,7 +53,7 @@ def respond(
         tokens, mask = np.asarray(sample.tokens), np.asarray(sample.mask)
         for place, row in enumerate(rows):
             for k in range(place * num_samples, (place + 1) * num_samples):
-                texts[row].append(tokenizers.decode(run.tokenizer, tokens[k][mask[k]].tolist()))
+                texts[row].append(tokenizers.decode(run.tokenizer, tokens[k][mask[k]].tolist(), ends=run.eos_ids))
         if each_batch is not None:
             each_batch(start + len(rows))
     return texts

@@ -299,6 +299,7 @@ def prepare(argv: list[str], stop):
     check_workdir(workdir, tree)
 
     from reft_jax import models, sharding
+    from reft_jax.data import tokenizer as tokenizers
     from reft_jax.stages import common
 
     directory = None
@@ -327,7 +328,8 @@ def prepare(argv: list[str], stop):
         vocab_multiple=config.model.vocab_multiple,
     )
     check_adapters(config, model)
-    return common.Run(config, workdir, model, tokenizer, splits, stop), tree, notes
+    more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
+    return common.Run(config, workdir, model, tokenizer, splits, stop, more), tree, notes
 
 
 def check_sources(config: config_lib.Config):
@@ -425,16 +427,17 @@ def execute(run, tree: dict, notes: list[str]):
 
     workdir = run.workdir
     about = describe(tree, run.layout) | {
-        "tokenizer": tokenizers.special_ids(run.tokenizer),
+        "tokenizer": tokenizers.special_ids(run.tokenizer) | {"more_eos_ids": run.more_eos_ids},
         "data_sha256": fingerprint(run.splits),
         "sources": identities(run.config),
         "notes": notes,
     }
     write_json(workdir / "config.json", about)  # first: it says whose folder this is
     tokenizers.save(run.tokenizer, workdir / "tokenizer")
-    models.save_config(
-        workdir / "tokenizer", run.model, run.tokenizer
-    )  # with it, a checkpoint can become a Hugging Face directory
+    # with these two, a checkpoint can become a Hugging Face directory
+    models.save_config(workdir / "tokenizer", run.model, run.tokenizer)
+    generation = export.generation_config(run.tokenizer, run.eos_ids)
+    write_json(workdir / "tokenizer" / "generation_config.json", generation)
     count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(run.model)))
     splits = run.splits
     print(

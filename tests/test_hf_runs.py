@@ -63,6 +63,8 @@ def make(folder, family):
     texts = [text for question, body, _ in QUESTIONS for text in (question, f"def solution():\n{body}")]
     tokenizer = tokenizers.build_bpe(texts * 2, 400)
     tokenizers.save(tokenizer, folder)
+    ends = dict(eos_token_id=[tokenizer.eos_token_id, 5])  # as instruction-tuned models have it
+    (folder / "generation_config.json").write_text(json.dumps(ends))
     sizes = dict(dim=32, num_layers=2, num_heads=4, head_dim=8, ffn_dim=24, rope_theta=100.0, norm_eps=1e-5)
     sizes |= dict(vocab_size=len(tokenizer) + 3, tie_embeddings=True, init_std=0.1, family=family)
     model = models.Model(config.Arch(**(sizes | SHAPES[family])))
@@ -90,12 +92,13 @@ def test_every_stage_runs_on_a_directory_and_transformers_loads_what_comes_out(f
     stages = json.loads((workdir / "results.json").read_text())["stages"]
     assert set(stages) == {"warmup", "sft", "reft"}
     about = json.loads((workdir / "config.json").read_text())
-    assert about["tokenizer"]["eos_token"] == "<eos>"
+    assert about["tokenizer"]["eos_token"] == "<eos>" and about["tokenizer"]["more_eos_ids"] == [5]
     lines = runs.lines(workdir / "reft" / "metrics.jsonl")
     assert lines[1]["ppo/first_ratio_error"] < 1e-4 and lines[1]["sample/logp_gap_max"] < 1e-3
 
     out = tmp_path / "out"
     assert convert.main([f"--from={workdir / 'reft'}", f"--to={out}"]) == 0
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [1, 5]
     ours, params = models.load_hf(out)
     assert set(params) - set(models.shapes(ours)) == {"value_head"}
     before = models.load_hf(model)[1]

@@ -512,3 +512,20 @@ def test_byte_level_with_a_space_before_every_text(tmp_path):
     for text, expected in (("of 12", "o f Ġ 12"), ("    return", "ĠĠĠ Ġreturn"), ("\n\na", "Ċ Ċ a")):
         assert spelt(loaded, continued(loaded, text)) == expected
         assert tokenizer.decode(loaded, continued(loaded, text)) == text
+
+
+@pytest.mark.parametrize(
+    "named, expected",
+    [([1, 7, 7, 9], (7, 9)), (7, (7,)), (1, ()), (None, ()), ([True, -1, 10**6], ()), ("</s>", ())],
+)
+def test_further_ends_come_from_generation_config(named, expected, tmp_path, bpe):
+    assert bpe.eos_token_id == 1
+    (tmp_path / "generation_config.json").write_text(json.dumps(dict(eos_token_id=named)))
+    assert tokenizer.more_eos_ids(bpe, tmp_path) == expected
+    (tmp_path / "generation_config.json").write_text("{")
+    assert tokenizer.more_eos_ids(bpe, tmp_path) == tokenizer.more_eos_ids(bpe, tmp_path / "absent") == ()
+
+
+def test_decode_leaves_out_further_ends(bpe):
+    ids = tokenizer.encode(bpe, "a b")
+    assert tokenizer.decode(bpe, [*ids, 9], ends=(1, 9)) == "a b" != tokenizer.decode(bpe, [*ids, 9])

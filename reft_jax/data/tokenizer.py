@@ -178,6 +178,18 @@ def _check_exact(tokenizer, directory: pathlib.Path) -> None:
             )
 
 
+def more_eos_ids(tokenizer, directory) -> tuple[int, ...]:
+    """What else ends a response of the model in a Hugging Face directory: the ids that its generation_config.json names
+    besides the tokenizer's EOS."""
+    try:
+        named = json.loads((pathlib.Path(directory) / "generation_config.json").read_text()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return ()
+    named = named if isinstance(named, list) else [named]
+    known = [i for i in named if type(i) is int and 0 <= i < len(tokenizer) and i != tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(known))
+
+
 def check_fits(tokenizer, vocab_size: int, where: str) -> None:
     """InputError if text, EOS or padding can have an id that the embedding has no row for. Special tokens may: no text turns
     into them (Gemma 3's text models have one for images)."""
@@ -224,9 +236,9 @@ def encode_batch(tokenizer, texts: Sequence[str], *, after_newline: Sequence[boo
     return [list(rows[pair]) for pair in pairs]
 
 
-def decode(tokenizer, ids: Iterable[int]) -> str:
-    """The text of a response's `ids` (numpy integers too), leaving out pad and eos wherever they stand."""
-    skipped = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+def decode(tokenizer, ids: Iterable[int], *, ends: Sequence[int] = ()) -> str:
+    """The text of a response's `ids` (numpy integers too), leaving out pad, eos and `ends` wherever they stand."""
+    skipped = {tokenizer.pad_token_id, tokenizer.eos_token_id, *ends}
     kept = [int(i) for i in ids if int(i) not in skipped]
     start, text = _line_start(tokenizer)
     return _text(tokenizer, start + kept).removeprefix(text)

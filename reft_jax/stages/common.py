@@ -31,6 +31,11 @@ class Run:
     tokenizer: object  # a transformers fast tokenizer
     splits: Splits
     stop: Stop
+    more_eos_ids: tuple[int, ...] = ()  # further tokens that end a response: an instruction-tuned model's end of a turn
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.tokenizer.eos_token_id, *self.more_eos_ids)
 
     @property
     def layout(self) -> Layout:

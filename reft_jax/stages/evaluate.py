@@ -36,7 +36,7 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
             run.model,
             sampling,
             max_new=data.max_response,
-            eos_ids=(tokenizer.eos_token_id,),
+            eos_ids=run.eos_ids,
             pad_id=tokenizer.pad_token_id,
             num_samples=num_samples,
         )

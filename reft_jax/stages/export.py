@@ -16,23 +16,24 @@ from reft_jax.stages import common
 def run(name: str, stage: Export, run: common.Run):
     folder = run.folder(name) / "hf"
     params = common.initial_params(run, stage.init_from)
-    write(folder, run.model, params, run.tokenizer)
+    write(folder, run.model, params, run.tokenizer, run.eos_ids)
     texts = [prompts.prompt(record) for record in (run.splits.test or run.splits.train)[:8]]
     error = compare(folder, run.model, params, tokenizers.encode_batch(run.tokenizer, texts))
     run.finish(name, max_logit_error=error)
     print(f"{name}: wrote {folder}; read again, its logits differ by at most {error:.2g}")
 
 
-def write(folder: pathlib.Path, model, params, tokenizer):
+def write(folder: pathlib.Path, model, params, tokenizer, eos_ids: tuple[int, ...]):
     """Weights, config.json, generation_config.json and the tokenizer's files: all that transformers and vLLM need."""
     models.save_hf(folder, model, params)
     models.save_config(folder, model, tokenizer)
-    write_json(folder / "generation_config.json", generation_config(tokenizer))
+    write_json(folder / "generation_config.json", generation_config(tokenizer, eos_ids))
     tokenizers.save(tokenizer, folder)
 
 
-def generation_config(tokenizer) -> dict:
-    return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
+def generation_config(tokenizer, eos_ids: tuple[int, ...]) -> dict:
+    ends = list(eos_ids) if len(eos_ids) > 1 else eos_ids[0]
+    return {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
 
 
 def compare(folder: pathlib.Path, model, params, prompts: list[list[int]]) -> float:

@@ -47,7 +47,7 @@ def run(name: str, stage: ReFT, run: common.Run):
         run.tuned,
         stage.sampling,
         max_new=data.max_response,
-        eos_ids=(run.tokenizer.eos_token_id,),
+        eos_ids=run.eos_ids,
         pad_id=run.tokenizer.pad_token_id,
         num_samples=stage.num_samples,
     )
@@ -150,7 +150,10 @@ def trim(run, sample: Sample) -> Sample:
 
 def decode(run, sample: Sample) -> list[str]:
     tokens, mask = np.asarray(sample.tokens), np.asarray(sample.mask)
-    return [tokenizers.decode(run.tokenizer, row[real].tolist()) for row, real in zip(tokens, mask, strict=True)]
+    return [
+        tokenizers.decode(run.tokenizer, row[real].tolist(), ends=run.eos_ids)
+        for row, real in zip(tokens, mask, strict=True)
+    ]
 
 
 def grade(run, records, texts) -> list[rewards.Grade]:

@@ -107,7 +107,7 @@ def make_check(run, stage, purpose: str, frozen: dict):
         run.tuned,
         Sampling(0.0, 0, 1.0),
         max_new=run.config.data.max_response,
-        eos_ids=(run.tokenizer.eos_token_id,),
+        eos_ids=run.eos_ids,
         pad_id=run.tokenizer.pad_token_id,
     )
 
