@@ -43,8 +43,8 @@ PAPER = {
     ("arithmetic", "program"): (20, 4, 15),
     ("arithmetic", "nl"): (20, 4, 15),
 }
-# A preset knows no language when it begins; these are enough to see every stage work in a quarter of an hour on two
-# cores, not to be good at it.
+# A preset knows no language when it begins; these are enough to see every stage work in twenty minutes on two cores,
+# not to be good at it.
 SCRATCH = {
     "gsm8k": (1, 0.5, 0.2),
     "svamp": (4, 2, 1),

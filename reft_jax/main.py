@@ -292,7 +292,7 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
 
 
 def prepare(argv: list[str], stop):
-    """Everything up to the first write: (Run, config tree, notes). Raises InputError."""
+    """Everything up to the first write: (Run, what config.json is to say of it). Raises InputError."""
     spec, workdir, overrides = parse(argv)
     config, tree = config_lib.load(spec, overrides)
     workdir = pathlib.Path(workdir).absolute()
@@ -309,7 +309,7 @@ def prepare(argv: list[str], stop):
         )
     check_sources(config)
     splits = data_lib.load(config.data)
-    check_fingerprint(workdir, fingerprint(splits))
+    check_fingerprint(workdir, data_sha256 := fingerprint(splits))
     tokenizer = build_tokenizer(config, splits, directory)
     arch = resolve_arch(config, tokenizer, directory)
     notes = check_data(config, tokenizer, splits)
@@ -317,7 +317,7 @@ def prepare(argv: list[str], stop):
     layout = sharding.make_layout(config.mesh)
     check_batches(config, layout)
     check_sizes(config, arch)
-    check_identities(workdir, identities(config))
+    check_identities(workdir, sources := identities(config))
     model = models.Model(
         arch,
         config.model.param_dtype,
@@ -329,7 +329,13 @@ def prepare(argv: list[str], stop):
     )
     check_adapters(config, model)
     more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
-    return common.Run(config, workdir, model, tokenizer, splits, stop, more), tree, notes
+    about = describe(tree, layout) | {
+        "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": more},
+        "data_sha256": data_sha256,
+        "sources": sources,
+        "notes": notes,
+    }
+    return common.Run(config, workdir, model, tokenizer, splits, stop, more), about
 
 
 def check_sources(config: config_lib.Config):
@@ -416,7 +422,7 @@ def check_batches(config: config_lib.Config, layout):
                 )
 
 
-def execute(run, tree: dict, notes: list[str]):
+def execute(run, about: dict):
     """Writes the run's first files and runs what is not done yet."""
     import jax
 
@@ -426,12 +432,6 @@ def execute(run, tree: dict, notes: list[str]):
     from reft_jax.stages import evaluate, export, reft, sft
 
     workdir = run.workdir
-    about = describe(tree, run.layout) | {
-        "tokenizer": tokenizers.special_ids(run.tokenizer) | {"more_eos_ids": run.more_eos_ids},
-        "data_sha256": fingerprint(run.splits),
-        "sources": identities(run.config),
-        "notes": notes,
-    }
     write_json(workdir / "config.json", about)  # first: it says whose folder this is
     tokenizers.save(run.tokenizer, workdir / "tokenizer")
     # with these two, a checkpoint can become a Hugging Face directory
@@ -446,7 +446,7 @@ def execute(run, tree: dict, notes: list[str]):
         f"ends with {run.tokenizer.eos_token!r} ({run.tokenizer.eos_token_id}); "
         f"{len(run.layout.mesh.devices.flat)} x {jax.devices()[0].device_kind}, mesh {dict(run.layout.mesh.shape)}"
     )
-    for note in notes:
+    for note in about["notes"]:
         print(f"note: {note}")
     kinds = {"sft": sft.run, "reft": reft.run, "evaluate": evaluate.run, "export": export.run}
     for name, stage in run.config.stages:
@@ -469,9 +469,9 @@ def main(argv: list[str]) -> int:
     stop = Stop()
     try:
         with stop.listening():
-            run, tree, notes = prepare(argv, stop)
+            run, about = prepare(argv, stop)
             with opened(run.workdir):
-                execute(run, tree, notes)
+                execute(run, about)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

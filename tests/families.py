@@ -28,6 +28,15 @@ LINEAR = dict(rope_type="linear", rope_theta=100.0, factor=4.0)
 # torch gives the row of a padding token no gradient, hence none
 GEMMA = dict(pad_token_id=None, head_dim=6, sliding_window=4, query_pre_attn_scalar=10)
 GPT = dict(vocab_size=VOCAB, n_layer=3, n_head=4, n_positions=POSITIONS, bos_token_id=1, eos_token_id=1)
+OPT = dict(
+    vocab_size=VOCAB,
+    pad_token_id=None,
+    hidden_size=16,
+    ffn_dim=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=POSITIONS,
+)
 # name -> (transformers' config class, its arguments); a name's first word is the family
 CASES = {
     "llama": ("LlamaConfig", COMMON),
@@ -70,29 +79,11 @@ CASES = {
     "gpt2 untied": ("GPT2Config", GPT | dict(n_embd=16, n_inner=20, tie_word_embeddings=False)),
     "opt": (
         "OPTConfig",
-        dict(
-            vocab_size=VOCAB,
-            pad_token_id=None,
-            hidden_size=16,
-            ffn_dim=24,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=POSITIONS,
-            activation_function="gelu",
-        ),
+        OPT | dict(activation_function="gelu"),
     ),
     "opt without biases": (
         "OPTConfig",
-        dict(
-            vocab_size=VOCAB,
-            pad_token_id=None,
-            hidden_size=16,
-            ffn_dim=24,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=POSITIONS,
-            enable_bias=False,
-        ),
+        OPT | dict(enable_bias=False),
     ),
     "codegen": ("CodeGenConfig", GPT | dict(n_embd=32, n_ctx=POSITIONS, rotary_dim=4)),
 }

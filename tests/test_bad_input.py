@@ -503,3 +503,14 @@ def test_weights_that_changed_under_a_run(refused, model_directory, tmp_path):
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
     said = refused(spec)
     assert "begun with other weights" in said and str(model_directory) in said
+
+
+@pytest.mark.parametrize("targets, gated", [("mlp.gat", True), ("embed", True), ("mlp.gate", False)])
+def test_adapters_that_would_adapt_nothing(refused, targets, gated):
+    lora = dict(rank=2, alpha=1.0, targets=targets)
+    said = refused(
+        f"--config={runs.ROOT / 'configs/reft.py'}:smoke,data=arithmetic,model=tiny",
+        f"--config.model.lora={lora}",
+        f"--config.model.arch.gated={gated}",
+    )
+    assert f"got {targets!r}; it matches no matrix of this model (attention.q" in said

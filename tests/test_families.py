@@ -335,6 +335,7 @@ def test_a_padded_vocabulary_is_padded_at_the_start_too():
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rope_type 'dynamic'",
         ),
+        ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
         ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before is False; only True"),
         ("opt", {"word_embed_proj_dim": 8}, "word_embed_proj_dim is 8; only 16"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),

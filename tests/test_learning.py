@@ -1,4 +1,4 @@
-"""ReFT learns: a short run from the shipped base reaches what the demo's recipe is known to reach in 30 steps."""
+"""ReFT learns: 30 steps from the shipped base raise the sampled accuracy."""
 
 import pytest
 

@@ -3,7 +3,6 @@
 from reft_jax.models.adapters import init as init_adapters
 from reft_jax.models.adapters import join, only_adapters
 from reft_jax.models.adapters import merge as merge_adapters
-from reft_jax.models.adapters import without as without_adapters
 from reft_jax.models.decoder import (
     Cache,
     Model,
@@ -50,5 +49,4 @@ __all__ = [
     "unembed",
     "value_axes",
     "values",
-    "without_adapters",
 ]

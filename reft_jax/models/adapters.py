@@ -4,7 +4,6 @@
 which has the shape of the model without `lora`, and the adapters, which optimizer and checkpoints see alone.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -13,11 +12,6 @@ import jax.numpy as jnp
 from reft_jax.models import decoder
 
 NAMES = ("lora_a", "lora_b")
-
-
-def without(model):
-    """The same decoder without adapters: what the base's tree belongs to."""
-    return dataclasses.replace(model, lora=None)
 
 
 def init(model, key) -> dict:

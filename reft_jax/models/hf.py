@@ -70,9 +70,7 @@ def read_config(directory):
         arch = FAMILIES[model_type].read(config, str(path))
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # transformers' own checks raise what they like, and so does a null where a number belongs
+    except Exception as error:  # transformers' checks raise what they like, and so does null in place of a number
         said = " ".join(str(error).split())
         raise InputError(
             f"{path}: it does not describe a {model_type} model ({type(error).__name__}: {said})"
@@ -187,7 +185,7 @@ def _names(weight, num_layers: int) -> list[str]:
 
 
 def check_hf(directory):
-    """InputError where `load_hf` would raise one; reads the files' headers alone."""
+    """InputError where `load_hf` would raise one; reads headers alone, but for heads and a tied embedding stored twice."""
     _checked(pathlib.Path(directory))
 
 
@@ -209,7 +207,8 @@ def load_hf(
     """(model, params) of a Hugging Face directory, with the value head if `heads.safetensors` has one.
 
     `shardings`: a tree like params (a value head's is not needed), or None for the default device. `layout` and
-    `vocab_multiple` go into the model. Raises InputError with every weight that is unmapped, missing, doubly stored or mis-shaped.
+    `vocab_multiple` go into the model. Raises InputError with every weight that is unmapped, missing, doubly stored or
+    mis-shaped.
     """
     directory = pathlib.Path(directory)
     arch, table, files = _checked(directory)

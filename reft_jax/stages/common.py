@@ -88,12 +88,14 @@ def frozen_and_trained(run: Run, name: str) -> tuple[dict, dict]:
     source = _origin(run, name)
     if run.tuned.lora is None:
         return {}, initial_params(run, source)
+    if run.tuned.base != "full" and source in dict(run.config.stages):
+        return _quantized(run, source), _adapters(run, source)
     fresh = models.init_adapters(run.tuned, key_of(run.config.seed, "adapters", 0, INIT))
     if run.tuned.base == "full":
         params = initial_params(run, source)
         base = {key: params[key] for key in models.shapes(run.model)}
         return base, fresh | {key: node for key, node in params.items() if key not in base}
-    return _quantized(run, source), _adapters(run, source) if source in dict(run.config.stages) else fresh
+    return _quantized(run, source), fresh
 
 
 def reference(run: Run, frozen: dict, params: dict) -> tuple[models.Model, dict]:

@@ -24,7 +24,7 @@ def run(name: str, stage: Export, run: common.Run):
 
 
 def write(folder: pathlib.Path, model, params, tokenizer, eos_ids: tuple[int, ...]):
-    """Weights, config.json, generation_config.json and the tokenizer's files: all that transformers and vLLM need."""
+    """Weights, config.json, generation_config.json and the tokenizer's files: what transformers loads."""
     models.save_hf(folder, model, params)
     models.save_config(folder, model, tokenizer)
     write_json(folder / "generation_config.json", generation_config(tokenizer, eos_ids))

@@ -15,54 +15,22 @@ def read(config, where: str) -> Arch:
     """The Arch of a transformers CodeGenConfig."""
     if config.n_head % CORES:
         raise InputError(f"{where}: n_head is {config.n_head}; CodeGen's fused matrix needs a multiple of {CORES}")
-    head_dim = config.n_embd // config.n_head
     if not config.rotary_dim:
         raise InputError(f"{where}: rotary_dim is {config.rotary_dim!r}; it must be a number of a head's dimensions")
     return Arch(
-        family="codegen",
-        vocab_size=config.vocab_size,
-        dim=config.n_embd,
-        num_layers=config.n_layer,
-        num_heads=config.n_head,
-        num_kv_heads=config.n_head,
-        head_dim=head_dim,
-        ffn_dim=config.n_inner or 4 * config.n_embd,
-        rope_theta=10000.0,
-        norm_eps=config.layer_norm_epsilon,
-        tie_embeddings=bool(config.tie_word_embeddings),
-        init_std=config.initializer_range,
-        max_positions=config.n_positions,
+        **translate.gpt_base(config, where, "codegen"),
         rotary_dim=config.rotary_dim,
         rope_interleaved=True,
-        norm="layer",
         parallel=True,
-        activation=translate.activation(where, config.activation_function),
-        gated=False,
-        mlp_bias=True,
         unembed_bias=not config.tie_word_embeddings,
     )
 
 
 def write(arch: Arch, dtype: str) -> dict:
     """The config.json of an Arch."""
-    translate.require_whole_heads(arch)
-    return {
-        "architectures": ["CodeGenForCausalLM"],
-        "model_type": "codegen",
-        "vocab_size": arch.vocab_size,
-        "n_embd": arch.dim,
-        "n_layer": arch.num_layers,
-        "n_head": arch.num_heads,
-        "n_inner": arch.ffn_dim,
-        "n_positions": arch.max_positions,
+    return translate.gpt_base_written(arch, "CodeGenForCausalLM", dtype) | {
         "n_ctx": arch.max_positions,
         "rotary_dim": arch.rotary_dim,
-        "layer_norm_epsilon": arch.norm_eps,
-        "tie_word_embeddings": arch.tie_embeddings,
-        "initializer_range": arch.init_std,
-        "activation_function": translate.WRITTEN[arch.activation],
-        "dtype": dtype,
-        "torch_dtype": dtype,
     }
 
 

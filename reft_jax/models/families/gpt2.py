@@ -11,52 +11,20 @@ IGNORED = r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"  # the causal mask, s
 def read(config, where: str) -> Arch:
     """The Arch of a transformers GPT2Config."""
     translate.require(where, config, scale_attn_weights=True, add_cross_attention=False)
-    head_dim = config.n_embd // config.n_head
     return Arch(
-        family="gpt2",
-        vocab_size=config.vocab_size,
-        dim=config.n_embd,
-        num_layers=config.n_layer,
-        num_heads=config.n_head,
-        num_kv_heads=config.n_head,
-        head_dim=head_dim,
-        ffn_dim=config.n_inner or 4 * config.n_embd,
-        rope_theta=10000.0,
-        norm_eps=config.layer_norm_epsilon,
-        tie_embeddings=bool(config.tie_word_embeddings),
-        init_std=config.initializer_range,
-        max_positions=config.n_positions,
+        **translate.gpt_base(config, where, "gpt2"),
         positions="learned",
-        norm="layer",
-        activation=translate.activation(where, config.activation_function),
-        gated=False,
         qkv_bias=True,
         out_bias=True,
-        mlp_bias=True,
         scale_by_layer=bool(config.scale_attn_by_inverse_layer_idx),
     )
 
 
 def write(arch: Arch, dtype: str) -> dict:
     """The config.json of an Arch."""
-    translate.require_whole_heads(arch)
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": arch.vocab_size,
-        "n_embd": arch.dim,
-        "n_layer": arch.num_layers,
-        "n_head": arch.num_heads,
-        "n_inner": arch.ffn_dim,
-        "n_positions": arch.max_positions,
-        "layer_norm_epsilon": arch.norm_eps,
-        "tie_word_embeddings": arch.tie_embeddings,
-        "initializer_range": arch.init_std,
-        "activation_function": translate.WRITTEN[arch.activation],
+    return translate.gpt_base_written(arch, "GPT2LMHeadModel", dtype) | {
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": arch.scale_by_layer,
-        "dtype": dtype,
-        "torch_dtype": dtype,
     }
 
 

@@ -21,13 +21,10 @@ def read(config, where: str) -> Arch:
 
 def write(arch: Arch, dtype: str) -> dict:
     """The config.json of an Arch."""
-    window = translate.one_window(arch)
     return translate.base_written(arch, "Qwen2ForCausalLM", dtype) | {
         **translate.rope_written(arch.rope_theta, arch.rope_scaling),
         "hidden_act": translate.WRITTEN[arch.activation],
-        "use_sliding_window": window is not None,
-        "sliding_window": window,
-        "layer_types": translate.layer_types(arch),
+        **translate.windows_written(arch),
     }
 
 

@@ -31,14 +31,14 @@ def activation(where: str, name: str) -> str:
 def rope_scaling(where: str, rope: dict, max_positions: int) -> RopeScaling:
     """The RopeScaling of a transformers `rope_parameters` dict."""
     kind = rope.get("rope_type", "default")
-    if kind == "default":
-        return RopeScaling()
-    if kind not in ("linear", "llama3", "yarn"):
+    if kind not in ("default", "linear", "llama3", "yarn"):
         raise InputError(f"{where}: rope_type {kind!r} is not supported; supported are default, linear, llama3, yarn")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if (rope.get("partial_rotary_factor") or 1.0) != 1.0:
         raise InputError(
             f"{where}: partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported; only 1.0 is"
         )
+    if kind == "default":
+        return RopeScaling()
     if rope.get("mscale") and rope.get("mscale_all_dim"):
         raise InputError(
             f"{where}: yarn with mscale and mscale_all_dim is not supported; give attention_factor instead"
@@ -110,6 +110,16 @@ def layer_types(arch: Arch) -> list[str]:
     return ["sliding_attention" if size else "full_attention" for size in sizes]
 
 
+def windows_written(arch: Arch) -> dict:
+    """config.json keys of Qwen's windows."""
+    window = one_window(arch)
+    return {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": layer_types(arch),
+    }
+
+
 def one_window(arch: Arch) -> int | None:
     """The size that all windows of the model share; None without any. A Hugging Face config has room for one."""
     sizes = {size for size in arch.windows if size}
@@ -125,6 +135,50 @@ def require_whole_heads(arch: Arch):
             f"config.model.arch: a Hugging Face config of family {arch.family!r} needs num_heads x head_dim = dim and as many "
             f"num_kv_heads; got {arch.num_heads} x {arch.head_dim}, dim {arch.dim}, num_kv_heads {arch.num_kv_heads}"
         )
+
+
+def gpt_base(config, where: str, family: str) -> dict:
+    """What GPT-2 and CodeGen have in common, sizes and form, as keywords of Arch."""
+    return dict(
+        family=family,
+        vocab_size=config.vocab_size,
+        dim=config.n_embd,
+        num_layers=config.n_layer,
+        num_heads=config.n_head,
+        num_kv_heads=config.n_head,
+        head_dim=config.n_embd // config.n_head,
+        ffn_dim=config.n_inner or 4 * config.n_embd,
+        rope_theta=10000.0,
+        norm_eps=config.layer_norm_epsilon,
+        tie_embeddings=bool(config.tie_word_embeddings),
+        init_std=config.initializer_range,
+        max_positions=config.n_positions,
+        norm="layer",
+        activation=activation(where, config.activation_function),
+        gated=False,
+        mlp_bias=True,
+    )
+
+
+def gpt_base_written(arch: Arch, architecture: str, dtype: str) -> dict:
+    """The config.json keys of `gpt_base`."""
+    require_whole_heads(arch)
+    return {
+        "architectures": [architecture],
+        "model_type": arch.family,
+        "vocab_size": arch.vocab_size,
+        "n_embd": arch.dim,
+        "n_layer": arch.num_layers,
+        "n_head": arch.num_heads,
+        "n_inner": arch.ffn_dim,
+        "n_positions": arch.max_positions,
+        "layer_norm_epsilon": arch.norm_eps,
+        "tie_word_embeddings": arch.tie_embeddings,
+        "initializer_range": arch.init_std,
+        "activation_function": WRITTEN[arch.activation],
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
 
 
 def base(config, family: str) -> dict:
