@@ -1,4 +1,4 @@
-"""The base model that the demo starts from: one pass over 500,000 generated problems, a quarter of them wrong.
+"""The base model that the demo starts from: one pass over 1,000,000 generated problems, a quarter of them wrong.
 
 The corpus plays the web: six styles of solution, 25 % sloppy. `export` writes a Hugging Face directory; the one under
 reft_jax/assets/arithmetic_base was made by
@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config(arg=""):
-    arg = common.parse_arg(arg, seed=0, num_train=500_000, smoke=False)
+    arg = common.parse_arg(arg, seed=0, num_train=1_000_000, smoke=False)
     sizes = dict(num_train=512, dev_size=32, num_test=32) if arg.smoke else dict(num_train=arg.num_train)
     rows = 32 if arg.smoke else 200
     optim = common.optim(1e-3, warmup=0.01, hold=0.4, final=0.03, weight_decay=0.01, b2=0.98)

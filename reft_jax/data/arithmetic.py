@@ -43,7 +43,7 @@ SWAP_PROBABILITY = 0.25
 SLOPPY_PROBABILITY = 0.25
 BARE_PROBABILITY = 0.1
 
-FAMILY_WEIGHTS = {"chain": 30, "compare": 20, "boxes": 14, "earnings": 12, "sharing": 12, "shopping": 12}
+FAMILY_WEIGHTS = {"chain": 30, "compare": 14, "boxes": 14, "earnings": 12, "sharing": 12, "shopping": 12}
 NUM_OPS_WEIGHTS = {
     "pretrain": {1: 20, 2: 32, 3: 33, 4: 15},
     "target": {3: 2, 4: 1},
@@ -525,7 +525,7 @@ def _chain(tell, num_ops):
 
 
 def _compare(tell, num_ops):
-    """People described one through another; asked for the last, for a difference or for a sum."""
+    """People described one through another; asked for the last, or for a difference or a sum of the last ones."""
     rng = tell.rng
     num_asked = rng.choice([n for n in (0, 1, 1, 2) if n < num_ops])  # operations in the question itself
     num_related = num_ops - num_asked
@@ -533,37 +533,35 @@ def _compare(tell, num_ops):
     held = [_number(rng)]
     tell.say("has", held[0], name=people[0])
     for index in range(1, num_related + 1):
-        before = index - 1 if rng.random() < 0.85 else rng.randrange(index)
         relation = rng.choice(("more", "more", "fewer", "fewer", "times", "twice", "half_as_many"))
-        now = value(held[before])
+        before = held[-1]
+        now = value(before)
         if now is None:
-            return held[-1]
+            return None
         x = {"times": rng.randint(3, 6), "fewer": _number(rng, now - 1)}.get(relation) or _number(rng)
-        tell.say(relation, x, name=people[before], friend=people[index])
+        tell.say(relation, x, name=people[index - 1], friend=people[index])
         expr = {
-            "more": ("+", held[before], x),
-            "fewer": ("-", held[before], x),
-            "times": ("*", held[before], x),
-            "twice": ("*", held[before], 2),
-            "half_as_many": ("/", held[before], 2),
+            "more": ("+", before, x),
+            "fewer": ("-", before, x),
+            "times": ("*", before, x),
+            "twice": ("*", before, 2),
+            "half_as_many": ("/", before, 2),
         }[relation]
         held.append(expr)
-    last = num_related
     if num_asked == 0:
-        tell.ask("person_has", name=people[last])
-        return held[last]
-    others = rng.sample(range(last), min(last, num_asked))
-    if num_asked == 2 and len(others) == 2:
-        first, second = sorted(others)
-        tell.ask("three_together", name=people[first], friend=people[second], third=people[last])
-        return ("+", ("+", held[first], held[second]), held[last])
-    one = others[0]
-    told = held[last][1] == held[one] and held[last][0] in "+-"  # the story itself states that difference
+        tell.ask("person_has", name=people[-1])
+        return held[-1]
+    if num_asked == 2:
+        if len(people) < 3:
+            return None
+        tell.ask("three_together", name=people[-3], friend=people[-2], third=people[-1])
+        return ("+", ("+", held[-3], held[-2]), held[-1])
+    told = held[-1][0] in "+-"  # the story itself states that difference
     if not told and rng.random() < 0.5:
-        tell.ask("difference", name=people[last], friend=people[one])
-        return ("-", held[last], held[one])
-    tell.ask("two_together", name=people[one], friend=people[last])
-    return ("+", held[one], held[last])
+        tell.ask("difference", name=people[-1], friend=people[-2])
+        return ("-", held[-1], held[-2])
+    tell.ask("two_together", name=people[-2], friend=people[-1])
+    return ("+", held[-2], held[-1])
 
 
 def _boxes(tell, num_ops):
