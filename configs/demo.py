@@ -2,7 +2,7 @@
 
 A shipped base model of 0.4M parameters (made by configs/pretrain.py) meets 1,000 questions that are harder than its
 pretraining and half in unknown phrasings. The gold annotation shows one of many right solutions (annotations=diverse):
-there ReFT wins. annotations=canonical is the control: with one way to write every solution, SFT is the better method.
+there ReFT wins. annotations=canonical is the control: with one way to write every solution, SFT does as well.
 
 python -m reft_jax.main --config=configs/demo.py:seed=0,annotations=diverse --workdir=runs/demo
 """

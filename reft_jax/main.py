@@ -422,6 +422,15 @@ def check_batches(config: config_lib.Config, layout):
                 )
 
 
+def multiply_in(compute_dtype: str):
+    """Makes float32 mean float32: left alone, GPUs multiply it in TF32 (10 bits) and TPUs in bfloat16 (7 bits), and the
+    sampler's log-probabilities are then not the scorer's."""
+    import jax
+
+    if compute_dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
 def execute(run, about: dict):
     """Writes the run's first files and runs what is not done yet."""
     import jax
@@ -431,6 +440,7 @@ def execute(run, about: dict):
     from reft_jax.metrics import write_json
     from reft_jax.stages import evaluate, export, reft, sft
 
+    multiply_in(run.model.compute_dtype)
     workdir = run.workdir
     write_json(workdir / "config.json", about)  # first: it says whose folder this is
     tokenizers.save(run.tokenizer, workdir / "tokenizer")

@@ -7,7 +7,7 @@ from tests import runs
 
 @pytest.mark.slow
 def test_thirty_steps_of_reft_raise_the_sampled_accuracy(tmp_path):
-    """1,000 questions, 256 a step: 7.68 epochs are 30 steps. Seen with the shipped base: .444 in the first five, .685 in the last."""
+    """1,000 questions, 256 a step: 7.68 epochs are 30 steps. Seen with the shipped base: .567 in the first five, .767 in the last."""
     path = tmp_path / "short.py"  # the demo's warm-up and ReFT, without the SFT baseline and the evaluation
     path.write_text(
         "from configs import common, demo\n\n\n"
@@ -24,7 +24,7 @@ def test_thirty_steps_of_reft_raise_the_sampled_accuracy(tmp_path):
     print(
         f"sampled accuracy: first five steps {first:.3f}, last five {last:.3f}; dev {[line.get('eval/dev_accuracy') for line in lines]}"
     )
-    assert last >= 0.62 and last >= first + 0.15, (first, last)
+    assert last >= 0.70 and last >= first + 0.08, (first, last)
     assert max(line["ppo/first_ratio_error"] for line in lines[1:]) < 1e-4
     assert 0 < lines[-1]["kl/mean"] < 10
     assert lines[-1]["eval/dev_accuracy"] > lines[0]["eval/dev_accuracy"]

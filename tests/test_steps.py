@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from reft_jax import config as config_lib
-from reft_jax import models, optim, steps
+from reft_jax import main, models, optim, steps
 from reft_jax.types import Prompts, Rollout, Sample
 from tests import reference, tiny
 
@@ -514,3 +514,16 @@ def test_one_ppo_step_raises_the_rewarded_token_and_lowers_the_others():
     after, _, _, _ = steps.make_score(model)(state.params, params, batch.prompts, batch.tokens, batch.mask)
     gain = np.where(batch.mask, np.asarray(after - logp), 0.0).sum(1) / np.asarray(batch.mask).sum(1)
     assert (gain * signs[:, 0]).mean() > 0 and gain[::2].mean() > gain[1::2].mean()
+
+
+@pytest.mark.parametrize("dtype, there", [("float32", True), ("bfloat16", False)])
+def test_a_float32_run_asks_for_float32_products(dtype, there):
+    before = jax.config.jax_default_matmul_precision
+    try:
+        main.multiply_in(dtype)
+        model = tiny.model("one", compute_dtype=dtype)
+        tokens = jnp.ones((1, 4), jnp.int32)
+        text = jax.jit(functools.partial(models.logits, model)).lower(tiny.params(model), tokens).as_text()
+        assert "dot_general" in text and ("HIGHEST" in text) == there
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
