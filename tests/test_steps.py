@@ -520,6 +520,7 @@ def test_one_ppo_step_raises_the_rewarded_token_and_lowers_the_others():
 def test_a_float32_run_asks_for_float32_products(dtype, there):
     before = jax.config.jax_default_matmul_precision
     try:
+        jax.config.update("jax_default_matmul_precision", None)  # an earlier test may have run in float32
         main.multiply_in(dtype)
         model = tiny.model("one", compute_dtype=dtype)
         tokens = jnp.ones((1, 4), jnp.int32)
