@@ -190,7 +190,7 @@ class SFT:
     reduce: str = setting(one_of=("token", "sequence"))
     optim: Optim = setting()
     eval_every: float = setting(0)  # epochs; 0 = only at the end
-    eval_batch_size: int = setting(1)
+    eval_batch_size: int = setting(1)  # responses that decode together in a check
     select: str = setting(one_of=("best", "last"))
     select_on: str = setting(one_of=("dev", "test"))
     log_every: int = setting(1)
@@ -240,7 +240,7 @@ class ReFT:
     ppo: PPO = setting()
     optim: Optim = setting()
     eval_every: float = setting(0)
-    eval_batch_size: int = setting(1)
+    eval_batch_size: int = setting(1)  # responses that decode together in a check
     select: str = setting(one_of=("best", "last"))
     select_on: str = setting(one_of=("dev", "test"))
     log_every: int = setting(1)
@@ -257,7 +257,7 @@ class Evaluate:
     num_samples: int = setting(0)
     num_questions: int = setting(0)
     sampling: Sampling = setting()
-    batch_size: int = setting(1)
+    batch_size: int = setting(1)  # responses that decode together
 
 
 @dataclasses.dataclass(frozen=True)

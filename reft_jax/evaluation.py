@@ -7,8 +7,6 @@ stage go through the same three. A question too long to ask counts as wrong.
 import dataclasses
 import math
 
-import numpy as np
-
 from reft_jax.data import batching, prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.rewards import estimates, score
@@ -36,26 +34,20 @@ def ask(run, records, purpose: str, limit: int = 0) -> Questions:
     return Questions(purpose, batching.fit(run.tokenizer, records, run.config.data, purpose=purpose))
 
 
-def respond(
-    run, sampler, params, questions: Questions, batch_size: int, key, num_samples: int = 1, each_batch=None
-) -> list[list[str]]:
-    """num_samples texts for each fitted question. Questions of like length share a batch; what is drawn does not depend on it.
-
-    each_batch(number of questions done) is called as the work goes on.
-    """
+def respond(run, sampler, params, questions: Questions, key, each=None) -> list[list[str]]:
+    """sampler.num_samples texts for each fitted question. `each(responses so far)` is called as the work goes on."""
     encoded = questions.fitted.encoded
+    # prompts of like length are read together
     by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt))
-    texts: list[list[str]] = [[] for _ in encoded]
-    for start in range(0, len(by_length), batch_size):
-        rows = by_length[start : start + batch_size]
-        full = rows + [rows[-1]] * (batch_size - len(rows))  # one shape; the repeated rows are dropped below
-        sample = sampler(params, common.make_prompts(run, encoded, full), key)
-        tokens, mask = np.asarray(sample.tokens), np.asarray(sample.mask)
-        for place, row in enumerate(rows):
-            for k in range(place * num_samples, (place + 1) * num_samples):
-                texts[row].append(tokenizers.decode(run.tokenizer, tokens[k][mask[k]].tolist(), ends=run.eos_ids))
-        if each_batch is not None:
-            each_batch(start + len(rows))
+    texts = [[""] * sampler.num_samples for _ in encoded]
+    if not encoded:
+        return texts
+    asked = common.make_prompts(run, encoded, by_length)
+    for count, done in enumerate(sampler.stream(params, asked, key), start=1):
+        place, k = divmod(done.row, sampler.num_samples)
+        texts[by_length[place]][k] = tokenizers.decode(run.tokenizer, done.tokens.tolist(), ends=run.eos_ids)
+        if each is not None:
+            each(count)
     return texts
 
 

@@ -14,7 +14,6 @@ from reft_jax import masked, models
 from reft_jax.losses import ppo as ppo_losses
 from reft_jax.losses.advantages import gae
 from reft_jax.losses.sft import sft_loss
-from reft_jax.sampling import decode
 from reft_jax.types import PPOBatch, Rollout, TrainState
 
 
@@ -151,24 +150,7 @@ def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None):
     return functools.partial(step, frozen=frozen) if frozen else step
 
 
-# ------------------------------------------------------------------ sampling, scoring, advantages
-
-
-def make_sampler(model, sampling, *, max_new: int, eos_ids: tuple[int, ...], pad_id: int, num_samples: int = 1):
-    """(params, Prompts, key) -> Sample of B * num_samples rows."""
-    return jax.jit(
-        functools.partial(
-            decode.sample,
-            model,
-            max_new=max_new,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            eos_ids=eos_ids,
-            pad_id=pad_id,
-            num_samples=num_samples,
-        )
-    )
+# ------------------------------------------------------------------ scoring, advantages
 
 
 def make_score(model, ref_model=None):
@@ -207,6 +189,7 @@ def make_advantages(ppo):
             "ppo/explained_variance": ppo_losses.explained_variance(rollout.values, returns, mask),
             "ppo/adv_std": jnp.sqrt(masked.var(adv, mask)),
             "value/mean": masked.mean(rollout.values, mask),
+            "sample/logp_gap_mean": masked.mean(gap, mask),
             "sample/logp_gap_max": gap.max(),
         }
         adv = masked.whiten(adv, mask) if ppo.whiten else adv

@@ -72,9 +72,7 @@ def test_sampler_logp_equals_scorer_logp():
     model = tiny.model("one")
     params = tiny.params(model, value_head=True)
     prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6)
-    sampler = steps.make_sampler(
-        model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2), pad_id=tiny.PAD
-    )
+    sampler = tiny.sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2), pad_id=tiny.PAD)
     sample = sampler(params, prompts, KEY)
     assert 1 < lengths(sample).min() < 7 or lengths(sample).min() != lengths(sample).max()  # ragged
     logp, ref_logp, _, _ = steps.make_score(model)(params, params, prompts, sample.tokens, sample.mask)
@@ -119,9 +117,7 @@ def test_equal_prompts_in_one_batch_are_sampled_apart_and_keys_matter(model, par
 def test_the_questions_index_and_not_its_row_decides_what_is_drawn():
     model = tiny.model("one")
     params = tiny.params(model)
-    sampler = steps.make_sampler(
-        model, config_lib.Sampling(1.0, 0, 1.0), max_new=6, eos_ids=(tiny.EOS,), pad_id=tiny.PAD
-    )
+    sampler = tiny.sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=6, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6).replace(
         index=np.array([7, 30, 2, 9], np.int32)
     )

@@ -230,7 +230,7 @@ def test_parts_of_a_batch_drop_different_things():
 def start_of_ppo(model, params, ppo, *, score=None, ref_params=None):
     """(rollout, ppo batch, metrics) of a sample of the policy itself."""
     prompts = on(model, tiny.random_prompts(np.random.default_rng(3), PROMPT_LENGTHS, 6))
-    sampler = steps.make_sampler(
+    sampler = tiny.sampler(
         model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2, 3), pad_id=tiny.PAD
     )
     sample = sampler(params, prompts, KEY)
@@ -315,9 +315,7 @@ def test_each_function_is_traced_once(where, tmp_path):
 
     model, params, state = make(where)
     ppo = tiny.ppo(minibatch_size=4)
-    sampler = steps.make_sampler(
-        model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS,), pad_id=tiny.PAD
-    )
+    sampler = tiny.sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     score_fn, advantages, ppo_step = (
         steps.make_score(model),
         steps.make_advantages(ppo),
@@ -367,7 +365,7 @@ def everything(where):
     updated, ppo_metrics = steps.make_ppo_step(model, TX, params, tiny.ppo(accumulate=1))(
         steps.init_state(model, TX, params), on(model, ppo_batch()), ROWS
     )
-    sampler = steps.make_sampler(
+    sampler = tiny.sampler(
         model, config_lib.Sampling(1.0, 0, 1.0), max_new=5, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=2
     )
     sample = sampler(params, batch.prompts, KEY)
@@ -476,9 +474,7 @@ def test_reft_without_text_raises_the_chance_of_the_rewarded_token():
     tx = optim.make_optimizer(tiny.optim(0.02), 100)
     params = tiny.params(model, value_head=True)
     state = steps.init_state(model, tx, params)
-    sampler = steps.make_sampler(
-        model, config_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD
-    )
+    sampler = tiny.sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     score_fn, advantages, ppo_step = (
         steps.make_score(model),
         steps.make_advantages(ppo),

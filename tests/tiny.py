@@ -11,6 +11,7 @@ import pytest
 
 from reft_jax import config as config_lib
 from reft_jax import models, sharding
+from reft_jax.sampling import decode
 from reft_jax.types import PPOBatch, Prompts, SFTBatch
 
 VOCAB = 24
@@ -192,3 +193,20 @@ def assert_trees_equal(a, b):
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
         x, y = np.asarray(x), np.asarray(y)
         assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+
+def sampler(model, sampling, *, max_new: int, eos_ids: tuple[int, ...], pad_id: int, num_samples: int = 1):
+    """The plain sampler, jitted: (params, Prompts, key) -> Sample of B * num_samples rows."""
+    return jax.jit(
+        functools.partial(
+            decode.sample,
+            model,
+            max_new=max_new,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            eos_ids=eos_ids,
+            pad_id=pad_id,
+            num_samples=num_samples,
+        )
+    )

@@ -48,9 +48,11 @@ class Model:
 class Cache(flax.struct.PyTreeNode):
     """Keys and values of what was read so far; slots [0, length) are filled."""
 
-    k: tuple[jax.Array, ...]  # per layer [B, S, K, H]
-    v: tuple[jax.Array, ...]  # per layer [B, S, K, H]
-    length: jax.Array  # i32[]
+    k: tuple[
+        jax.Array, ...
+    ]  # per layer [B, K, S, H]: a head's keys lie together, as the product with a query reads them
+    v: tuple[jax.Array, ...]  # per layer [B, K, S, H]
+    length: jax.Array  # i32[], or i32[B] where each row has its own; then tokens come one at a time
 
 
 # ------------------------------------------------------------------ modules
@@ -154,23 +156,32 @@ class Attention(nnx.Module):
     def __call__(self, x, rope, visible, scale, cache=None):
         """x [B, T, D], rope (cos, sin) or None, visible bool[B, T, S], scale f32[] -> ([B, T, D], (k, v)).
 
-        `cache`: (k, v, length), buffers [B, S, K, H] into which the new keys and values go at slot `length`.
+        `cache`: (k, v, length), buffers [B, K, S, H] into which the new keys and values go at slot `length`.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.arch.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = (rotate(y, *rope, interleaved=self.arch.rope_interleaved) for y in (q, k))
+        keys = "bskh"
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, cache[2], axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, cache[2], axis=1)
+            keys = "bksh"
+            k, v = (_written(old, new.swapaxes(1, 2), cache[2]) for old, new in zip(cache, (k, v), strict=False))
         b, t, n, h = q.shape
-        q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
-        weights = scale * jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+        q = q.reshape(b, t, self.arch.num_kv_heads, n // self.arch.num_kv_heads, h)
+        weights = scale * jnp.einsum(f"btkgh,{keys}->bkgts", q, k, preferred_element_type=jnp.float32)
         weights = soft_cap(weights, self.arch.attention_softcap)
         weights = jax.nn.softmax(jnp.where(visible[:, None, None], weights, MASKED), axis=-1).astype(v.dtype)
-        out = jnp.einsum("bkgts,bskh->btkgh", weights, v)
+        out = jnp.einsum(f"bkgts,{keys}->btkgh", weights, v)
         return self.o(out.reshape(b, t, n, h)), (k, v)
+
+
+def _written(buffer, new, length):
+    """The buffer [B, K, S, H] with new [B, K, T, H] in the slots from `length` on; see Cache."""
+    if length.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, length, axis=2)
+    rows = jnp.arange(len(buffer))
+    return buffer.at[rows, :, length].set(new[:, :, 0], unique_indices=True, indices_are_sorted=True)
 
 
 ACTIVATIONS = {
@@ -327,12 +338,13 @@ def positions_of(mask):
 
 @functools.cache
 def _graphs(model: Model):
-    """(graphdef of the decoder, graphdef of one block, shapes, logical axis names); nothing is allocated."""
+    """(graphdef of the last norm, graphdef of one block, shapes, logical axis names); nothing is allocated."""
     with nnx.use_eager_sharding(False):
         whole = jax.eval_shape(lambda: nnx.split(Decoder(model, rngs=nnx.Rngs(params=0))))
         block = jax.eval_shape(lambda: nnx.split(Block(model, rngs=nnx.Rngs(params=0))))
+        norm = jax.eval_shape(lambda: nnx.split(Norm(model.arch.dim, model, rngs=nnx.Rngs(params=0))))
     axes = nnx.to_pure_dict(nnx.get_partition_spec(whole[1]))
-    return whole[0], block[0], nnx.to_pure_dict(whole[1]), axes
+    return norm[0], block[0], nnx.to_pure_dict(whole[1]), axes
 
 
 def shapes(model: Model) -> dict:
@@ -379,16 +391,14 @@ class _Layers:
     """What differs between layers: which slots they see, their rotary tables and their scale. Layer numbers may be traced."""
 
     def __init__(self, arch: Arch, positions, visible, first):
-        """visible bool[B, T, S] without windows; query t stands in slot first + t."""
+        """visible bool[B, T, S] without windows; query t stands in slot first + t, first i32[B or 1, 1, 1]."""
         self.arch, self.visible = arch, visible
         self.windows = np.asarray(arch.windows or (0,) * arch.num_layers)
         rotary = arch.positions == "rotary"
         self.rope = rotary_tables(arch, positions, local=False) if rotary else None
         self.local_rope = rotary_tables(arch, positions, local=True) if rotary and arch.local_rope_theta else None
         queries, slots = visible.shape[1:]
-        self.age = (first + jnp.arange(queries)[:, None] - jnp.arange(slots)[None])[
-            None
-        ]  # how long ago a slot was filled
+        self.age = first + jnp.arange(queries)[None, :, None] - jnp.arange(slots)[None, None]  # since a slot was filled
 
     def __getitem__(self, i):
         """(rope, visible, scale) of layer i."""
@@ -417,15 +427,14 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
     tokens go into slots [length, length + T), and mask is bool[B, S] over the slots. `rate` is dropout's, with its `key`.
     """
     arch = model.arch
-    graphdef, block_graphdef = _graphs(model)[:2]
-    decoder = nnx.merge(graphdef, nnx.State({name: params[name] for name in shapes(model)}))
+    norm_graphdef, block_graphdef = _graphs(model)[:2]
     x = _constrain(model, embed(model, params, tokens, positions))
     if rate:
         x = dropout(x, rate, key, 2)
     num_queries, num_slots = tokens.shape[1], mask.shape[1]
-    first = 0 if cache is None else cache.length
-    causal = jnp.arange(num_slots)[None] <= first + jnp.arange(num_queries)[:, None]
-    layers = _Layers(arch, positions, causal[None] & mask[:, None], first)
+    first = jnp.zeros((1, 1, 1), jnp.int32) if cache is None else cache.length.reshape(-1, 1, 1)
+    causal = jnp.arange(num_slots)[None, None] <= first + jnp.arange(num_queries)[None, :, None]
+    layers = _Layers(arch, positions, causal & mask[:, None], first)
 
     if cache is None:
 
@@ -441,18 +450,35 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
     else:
         keys, values = [], []
         for i in range(arch.num_layers):
-            block = nnx.merge(block_graphdef, nnx.State(jax.tree.map(lambda w, i=i: w[i], params["blocks"])))
+            blocks = params["blocks"]
+            weights = blocks[i] if isinstance(blocks, tuple) else jax.tree.map(lambda w, i=i: w[i], blocks)
+            block = nnx.merge(block_graphdef, nnx.State(weights))
             x, (k, v) = block(x, *layers[i], (cache.k[i], cache.v[i], cache.length))
             keys.append(k)
             values.append(v)
         cache = Cache(tuple(keys), tuple(values), cache.length + num_queries)
-    return decoder.norm(x), cache
+    return nnx.merge(norm_graphdef, nnx.State(params["norm"]))(x), cache
+
+
+def for_decoding(model: Model, params) -> dict:
+    """The parameters as decoding reads them, with the same results: matrices in the compute dtype, and a tuple of layers in the
+    place of the stack (cutting a layer out of it at every token would move each weight twice)."""
+    dtype = jnp.dtype(model.compute_dtype)
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf  # other leaves are used in float32, or not only
+
+    def layer(i):
+        return jax.tree_util.tree_map_with_path(lambda path, w: cast(path, w[i]), params["blocks"])
+
+    rest = {name: node for name, node in params.items() if name != "blocks"}
+    return jax.tree_util.tree_map_with_path(cast, rest) | {"blocks": tuple(map(layer, range(model.arch.num_layers)))}
 
 
 def empty_cache(model: Model, batch: int, num_slots: int) -> Cache:
     arch = model.arch
-    shape = (batch, num_slots, arch.num_kv_heads, arch.head_dim)
-    names = ("batch", None, "kv_heads", "head_dim")
+    shape = (batch, arch.num_kv_heads, num_slots, arch.head_dim)
+    names = ("batch", "kv_heads", None, "head_dim")
 
     def buffer():
         zeros = jnp.zeros(shape, jnp.dtype(model.compute_dtype))

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from reft_jax import checkpoint, models, steps
-from reft_jax.config import Config
+from reft_jax.config import Config, Sampling
 from reft_jax.data import batching
 from reft_jax.data.records import Splits
 from reft_jax.errors import InputError, Preempted, RunError, Stop
 from reft_jax.metrics import write_json
+from reft_jax.sampling.engine import Engine
 from reft_jax.sharding import Layout
 from reft_jax.types import Prompts
 
@@ -72,11 +73,27 @@ def key_of(seed: int, name: str, step: int, stream: int) -> jax.Array:
 
 
 def make_prompts(run: Run, encoded, rows) -> Prompts:
-    """The prompts of those rows on the mesh, left-padded to the bucket of the longest."""
+    """The prompts of those rows, left-padded to the bucket of the longest; host arrays."""
     tokens = [encoded[i].prompt for i in rows]
     length = batching.bucket(max(map(len, tokens)), run.config.data.prompt_buckets)
     padded, mask = batching.pad_left(tokens, length, run.tokenizer.pad_token_id)
-    return run.layout.batch(Prompts(padded, mask, np.asarray(rows, np.int32)))
+    return Prompts(padded, mask, np.asarray(rows, np.int32))
+
+
+def make_sampler(run: Run, model, sampling: Sampling, num_slots: int, num_samples: int = 1) -> Engine:
+    """What draws responses from `model` with `sampling`, num_slots of them at a time."""
+    return Engine(
+        model,
+        max_prompt=run.config.data.max_prompt,
+        max_new=run.config.data.max_response,
+        num_slots=num_slots,
+        eos_ids=run.eos_ids,
+        pad_id=run.tokenizer.pad_token_id,
+        num_samples=num_samples,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+    )
 
 
 def frozen_and_trained(run: Run, name: str) -> tuple[dict, dict]:

@@ -6,7 +6,7 @@ evaluation goes on with the next label.
 
 import json
 
-from reft_jax import evaluation, steps
+from reft_jax import evaluation
 from reft_jax.config import Evaluate, Sampling
 from reft_jax.metrics import Progress, table, write_json, write_text
 from reft_jax.rewards import answer
@@ -25,46 +25,28 @@ def run(name: str, stage: Evaluate, run: common.Run):
 
 
 def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
-    data, tokenizer = run.config.data, run.tokenizer
+    data = run.config.data
     stages = dict(run.config.stages)
     purpose = "reft" if source in stages and stages[source].kind == "reft" else "evaluate"
     params = common.initial_params(run, source)
     facts = run.facts(source) if source in stages else {}
 
-    def sampler(sampling, num_samples):
-        return steps.make_sampler(
-            run.model,
-            sampling,
-            max_new=data.max_response,
-            eos_ids=run.eos_ids,
-            pad_id=tokenizer.pad_token_id,
-            num_samples=num_samples,
-        )
-
     result, lines = {}, []
     key = common.key_of(run.config.seed, "evaluate", 0, common.SAMPLE)
-    greedy = sampler(Sampling(0.0, 0, 1.0), 1)
+    greedy = common.make_sampler(run, run.model, Sampling(0.0, 0, 1.0), stage.batch_size)
     for split, records in (("dev", run.splits.dev), ("test", run.splits.test)):
         if not records:
             continue
         questions = evaluation.ask(run, records, purpose)
-        texts, grades = answer_all(run, f"{label}: greedy {split}", greedy, params, questions, stage.batch_size, key)
+        texts, grades = answer_all(run, f"{label}: greedy {split}", greedy, params, questions, key)
         summary = evaluation.greedy_summary(questions, grades)
         lines += predictions(questions, texts, grades, split=split, mode="greedy")
         result = result | ({"dev": summary} if split == "dev" else summary)
     if stage.num_samples and run.splits.test:
         k = stage.num_samples
         questions = evaluation.ask(run, run.splits.test, purpose, stage.num_questions)
-        texts, grades = answer_all(
-            run,
-            f"{label}: {k} samples",
-            sampler(stage.sampling, k),
-            params,
-            questions,
-            max(stage.batch_size // k, 1),
-            key,
-            k,
-        )
+        sampler = common.make_sampler(run, run.model, stage.sampling, stage.batch_size, k)
+        texts, grades = answer_all(run, f"{label}: {k} samples", sampler, params, questions, key)
         kind = answer_kind(data.name)
 
         def matches(i, vote):
@@ -87,15 +69,15 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
     }
 
 
-def answer_all(run, title, sampler, params, questions, batch_size, key, num_samples=1):
-    """(texts, grades) of all questions, with a progress line; a stop that was asked for is obeyed between batches."""
-    bar = Progress(title, len(questions.fitted.records), 0, unit="question")
+def answer_all(run, title, sampler, params, questions, key):
+    """(texts, grades) of all questions, with a progress line; a stop that was asked for is obeyed between responses."""
+    bar = Progress(title, len(questions.fitted.records) * sampler.num_samples, 0, unit="response")
 
-    def each_batch(done):
+    def each(done):
         bar.update(done)
         run.stop_if_asked()
 
-    texts = evaluation.respond(run, sampler, params, questions, batch_size, key, num_samples, each_batch)
+    texts = evaluation.respond(run, sampler, params, questions, key, each)
     bar.close()
     return texts, evaluation.mark(run, questions, texts)
 

@@ -43,14 +43,7 @@ def run(name: str, stage: ReFT, run: common.Run):
     progress = {"best_step": None, "best_accuracy": -1.0}
     if (start := checkpoints.latest()) is not None:
         state, progress = checkpoints.restore(start, state)
-    sample_fn = steps.make_sampler(
-        run.tuned,
-        stage.sampling,
-        max_new=data.max_response,
-        eos_ids=run.eos_ids,
-        pad_id=run.tokenizer.pad_token_id,
-        num_samples=stage.num_samples,
-    )
+    sampler = common.make_sampler(run, run.tuned, stage.sampling, num_rows, stage.num_samples)
     score_fn, advantages_fn = steps.make_score(run.tuned, ref_model), steps.make_advantages(ppo)
     ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, frozen=frozen)
     check = make_check(run, stage, "reft", frozen)
@@ -68,10 +61,10 @@ def run(name: str, stage: ReFT, run: common.Run):
         rows = batching.batch_indices(seed, step - 1, size, num)
         questions = common.make_prompts(run, train.encoded, rows)
         policy = models.join(frozen, state.params)
-        sample = sample_fn(policy, questions, common.key_of(seed, name, step, common.SAMPLE))
-        sample, questions = trim(run, sample), repeat(run, questions, stage.num_samples)
+        sample = trim(run, sampler(policy, questions, common.key_of(seed, name, step, common.SAMPLE)))
         records = [train.records[row] for row in rows for _ in range(stage.num_samples)]
         texts = decode(run, sample)
+        sample, questions = run.layout.batch((sample, repeat(questions, stage.num_samples)))
         clock.append(time.monotonic())
 
         # Dispatched first: the device works on it while the answers are graded.
@@ -134,11 +127,9 @@ def run(name: str, stage: ReFT, run: common.Run):
 # ------------------------------------------------------------------ parts of a step
 
 
-def repeat(run, questions, num_samples: int):
+def repeat(questions, num_samples: int):
     """Each prompt num_samples times in a row, as the sampler orders its rows."""
-    if num_samples == 1:
-        return questions
-    return run.layout.batch(jax.tree.map(lambda x: np.repeat(np.asarray(x), num_samples, axis=0), questions))
+    return jax.tree.map(lambda x: np.repeat(x, num_samples, axis=0), questions)
 
 
 def trim(run, sample: Sample) -> Sample:

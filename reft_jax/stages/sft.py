@@ -103,19 +103,13 @@ def make_check(run, stage, purpose: str, frozen: dict):
     if not split:
         return lambda state: {}
     questions = evaluation.ask(run, split, purpose)
-    greedy = steps.make_sampler(
-        run.tuned,
-        Sampling(0.0, 0, 1.0),
-        max_new=run.config.data.max_response,
-        eos_ids=run.eos_ids,
-        pad_id=run.tokenizer.pad_token_id,
-    )
+    greedy = common.make_sampler(run, run.tuned, Sampling(0.0, 0, 1.0), stage.eval_batch_size)
 
     def check(state: TrainState) -> dict:
         began = time.monotonic()
         key = common.key_of(run.config.seed, "check", 0, common.SAMPLE)  # greedy: any key will do
         params = models.join(frozen, state.params)
-        texts = evaluation.respond(run, greedy, params, questions, stage.eval_batch_size, key)
+        texts = evaluation.respond(run, greedy, params, questions, key)
         grades = evaluation.mark(run, questions, texts)
         return {
             f"eval/{stage.select_on}_accuracy": evaluation.accuracy(questions, grades),

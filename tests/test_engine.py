@@ -1,0 +1,206 @@
+"""The slot engine: sample for sample what the plain sampler gives, whatever the slots, and a schedule that loses nothing."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import transformers
+
+from reft_jax import models
+from reft_jax.sampling import decode
+from reft_jax.sampling.engine import Engine, Schedule
+from reft_jax.types import Prompts
+from tests import families, tiny
+
+MAX_PROMPT, MAX_NEW = 11, 9
+KEY = jax.random.key(3)
+
+
+def ragged(num, vocab, *, longest=MAX_PROMPT, seed=0) -> Prompts:
+    """Prompts of 1 to `longest` tokens, the first as long as can be; indices that are not their places."""
+    rng = np.random.default_rng(seed)
+    tokens, mask = np.zeros((num, longest), np.int32), np.zeros((num, longest), bool)
+    for row in range(num):
+        length = longest if row == 0 else rng.integers(1, longest + 1)
+        tokens[row, longest - length :] = rng.integers(2, vocab, length)
+        mask[row, longest - length :] = True
+    return Prompts(tokens, mask, np.arange(num, dtype=np.int32)[::-1] * 7)
+
+
+def plain(model, params, prompts, *, num_samples=1, eos_ids=(1,), max_new=MAX_NEW, temperature=1.0, top_k=0, top_p=1.0):
+    sample = functools.partial(
+        decode.sample,
+        model,
+        max_new=max_new,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        eos_ids=eos_ids,
+        pad_id=0,
+        num_samples=num_samples,
+    )
+    return jax.device_get(jax.jit(sample)(params, prompts, KEY))
+
+
+def engine(model, **changes):
+    settings = dict(max_prompt=MAX_PROMPT, max_new=MAX_NEW, num_slots=4, eos_ids=(1,), pad_id=0)
+    return Engine(model, **settings | changes)
+
+
+def same(ours, theirs):
+    np.testing.assert_array_equal(ours.mask, theirs.mask)
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    np.testing.assert_allclose(ours.logp, theirs.logp, atol=2e-5)
+
+
+ENDS = (1, 2, 3, 4)  # of 24 tokens: responses of very different lengths
+
+
+@functools.cache
+def expected(num_samples):
+    model = tiny.model()
+    return plain(model, tiny.params(model), ragged(13, tiny.VOCAB), num_samples=num_samples, eos_ids=ENDS)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize("num_slots, chunk, prefill", [(1, 1, 1), (3, 64, 2), (8, 5, 8), (16, 2, 3), (64, 64, 64)])
+def test_samples_are_the_plain_sampler_s_for_any_slots_and_chunks(num_slots, chunk, prefill, num_samples):
+    model = tiny.model()
+    prompts, theirs = ragged(13, tiny.VOCAB), expected(num_samples)
+    lengths = theirs.mask.sum(1)
+    assert lengths.min() == 1 and lengths.max() == MAX_NEW  # an end at the first token, and one at the limit
+    machine = engine(model, num_slots=num_slots, chunk=chunk, prefill=prefill, eos_ids=ENDS, num_samples=num_samples)
+    ours = machine(tiny.params(model), prompts, KEY)
+    same(ours, theirs)
+    assert machine.counts["prefills"] == -(-13 // prefill)  # a prompt is read once for all its samples
+    assert machine.counts["slot_steps"] >= lengths.sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 32])
+def test_samples_are_the_same_while_buffers_grow_and_shrink(chunk, monkeypatch):
+    monkeypatch.setattr(Engine, "LEAST_WIDTH", 1)
+    model = tiny.model()
+    machine = engine(model, num_slots=9, chunk=chunk, eos_ids=ENDS, num_samples=3)
+    assert machine.widths == (10, 15, 20)
+    same(machine(tiny.params(model), ragged(13, tiny.VOCAB), KEY), expected(3))
+    assert machine.counts["moves"] > 1 or chunk == 32
+    short = Prompts(*(x[1:] for x in dataclasses.astuple(ragged(13, tiny.VOCAB, longest=4))))
+    settings = dict(eos_ids=ENDS, num_samples=2)
+    theirs = plain(model, tiny.params(model), short, **settings)
+    same(engine(model, num_slots=3, chunk=chunk, **settings)(tiny.params(model), short, KEY), theirs)
+
+
+@pytest.mark.parametrize("where", ["data", "fsdp", "mixed"])
+def test_samples_are_the_same_on_eight_devices(where):
+    model = tiny.model(where)
+    ours = engine(model, num_slots=8, eos_ids=ENDS, num_samples=3)(tiny.params(model), ragged(13, tiny.VOCAB), KEY)
+    same(ours, expected(3))
+
+
+@pytest.mark.parametrize("case", [name for name in families.CASES if " " not in name])
+def test_samples_are_the_plain_sampler_s_for_every_family(case, tmp_path):
+    name, arguments = families.CASES[case]
+    getattr(transformers, name)(**arguments).save_pretrained(tmp_path)
+    model = models.Model(models.read_config(tmp_path))
+    params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, models.init(model, jax.random.key(0)))
+    prompts = ragged(5, families.VOCAB)
+    theirs = plain(model, params, prompts, eos_ids=(1, 2, 3))
+    same(engine(model, num_slots=2, eos_ids=(1, 2, 3))(params, prompts, KEY), theirs)
+
+
+@pytest.mark.parametrize("settings", [dict(temperature=0.0), dict(temperature=0.7, top_k=5), dict(top_p=0.8)])
+def test_token_choice_is_the_plain_sampler_s(settings):
+    model = tiny.model()
+    params, prompts = tiny.params(model), ragged(6, tiny.VOCAB)
+    theirs = plain(model, params, prompts, eos_ids=ENDS, **settings)
+    same(engine(model, eos_ids=ENDS, **settings)(params, prompts, KEY), theirs)
+
+
+def test_one_new_token():
+    model = tiny.model()
+    params, prompts = tiny.params(model), ragged(6, tiny.VOCAB)
+    ours = engine(model, max_new=1)(params, prompts, KEY)
+    same(ours, plain(model, params, prompts, max_new=1))
+    assert ours.mask.all()
+
+
+def test_bfloat16_decoding_reads_what_scoring_reads():
+    model = tiny.model(compute_dtype="bfloat16")
+    params = tiny.params(model)
+    laid = models.for_decoding(model, params)
+    assert laid["blocks"][1]["attention"]["q"]["kernel"].dtype == jnp.bfloat16
+    assert laid["norm"]["scale"].dtype == jnp.float32
+    prompts = ragged(6, tiny.VOCAB)
+    ours, theirs = engine(model, eos_ids=ENDS)(params, prompts, KEY), plain(model, params, prompts, eos_ids=ENDS)
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+
+
+@pytest.mark.parametrize("where", ["one", "mixed"])
+def test_programs_are_compiled_once_for_a_whole_run(where):
+    model = tiny.model(where)
+    machine, params = engine(model, num_slots=16, eos_ids=ENDS), tiny.params(model)
+    programs = (machine._empty, machine._relay, machine._prefill, machine._admit, machine._move, machine._decode)
+    counts = []
+    for seed in range(3):
+        before = [program._cache_size() for program in programs]
+        machine(params, ragged(40, tiny.VOCAB, seed=seed), KEY)
+        counts.append([program._cache_size() - num for program, num in zip(programs, before, strict=True)])
+    assert len(machine.sizes) == 2 and sum(counts[0]) <= 9 and counts[2] == [0] * 6
+
+
+@pytest.mark.parametrize("lengths, named", [([3, 0, 2], "prompt 1 has 0"), ([3, 12], "prompt 1 has 12")])
+def test_prompts_that_cannot_be_read_are_refused(lengths, named):
+    mask = np.arange(12)[None] >= 12 - np.array(lengths)[:, None]
+    prompts = Prompts(np.full(mask.shape, 5, np.int32), mask, np.arange(len(lengths), dtype=np.int32))
+    model = tiny.model()
+    with pytest.raises(ValueError, match=named):
+        engine(model)(tiny.params(model), prompts, KEY)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_schedule_begins_every_sample_once_in_order_and_shares_no_slot(seed):
+    rng = random.Random(seed)
+    sizes = tuple(sorted(rng.sample(range(1, 30), rng.randint(1, 4))))
+    total, num_samples = rng.randint(1, 90), rng.randint(1, 7)
+    schedule = Schedule(total, sizes)
+    begun, ended = [], []
+    while schedule.busy or schedule.waiting:
+        while (row := schedule.next_row()) is not None:
+            before = set(schedule.holder[schedule.holder >= 0])
+            stop = (
+                row // num_samples + rng.randint(1, 3)
+            ) * num_samples  # samples of the prompts that are read by then
+            slots, rows = schedule.admit(stop)
+            assert len(slots) == len(set(slots)) and max(rows) < min(stop, total) and not before & set(rows)
+            assert before | set(rows) == set(schedule.holder[schedule.holder >= 0])
+            begun += list(rows)
+        assert not schedule.waiting or schedule.busy == schedule.num_slots
+        holding = schedule.holder.copy()
+        if (kept := schedule.shrink()) is not None:
+            assert not schedule.waiting and schedule.num_slots in sizes and schedule.num_slots < len(holding)
+            np.testing.assert_array_equal(holding[kept], schedule.holder)
+            assert set(holding) - {-1} == set(schedule.holder) - {-1}
+        assert 0 <= schedule.stop_at() < schedule.busy
+        over = np.array([rng.random() < 0.3 for _ in range(schedule.num_slots)])
+        expected_rows = [int(r) for r, o in zip(schedule.holder, over, strict=True) if o and r >= 0]
+        done = schedule.release(over)
+        assert [row for _, row in done] == expected_rows
+        ended += expected_rows
+    assert begun == list(range(total)) and sorted(ended) == begun
+
+
+@pytest.mark.slow
+def test_the_benchmark_draws_the_same_tokens_with_both_samplers_in_fewer_steps():
+    root = pathlib.Path(__file__).resolve().parents[1]
+    command = [sys.executable, str(root / "benchmarks" / "rollout.py"), "--toy", "slots", "batch"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    slots, batch = (json.loads(line) for line in out.splitlines())
+    assert slots["tokens"] == batch["tokens"] > 0 and slots["steps"] < batch["steps"]
