@@ -1,4 +1,4 @@
-"""The jitted steps: the only place that calls jax.jit on a training or sampling loop's work.
+"""The jitted steps: the only place that calls jax.jit on a training loop's work (the sampler's programs: sampling/).
 
 Each `make_*` returns one function that is compiled once per shape (lengths come in buckets). States are donated; keys
 are folded from (seed, step) by the caller; everything is placed by the model's layout.

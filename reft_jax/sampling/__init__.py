@@ -1,4 +1,5 @@
-"""Sampling responses from a model: `generate` for lists of token ids, `decode.sample` inside other jitted functions."""
+"""Sampling responses from a model: `generate` for lists of token ids, `engine.Engine` for many prompts in slots,
+`decode.sample` for one batch inside other jitted functions."""
 
 import functools
 

@@ -267,8 +267,8 @@ def _programs(model):
     return (
         jax.jit(functools.partial(models.for_decoding, model)),
         jax.jit(functools.partial(_prefill, model)),
-        jax.jit(functools.partial(_admit), donate_argnums=0, out_shardings=_places(model)),
-        jax.jit(functools.partial(_move), static_argnames="width", out_shardings=_places(model)),
+        jax.jit(_admit, donate_argnums=0, out_shardings=_places(model)),
+        jax.jit(_move, static_argnames="width", out_shardings=_places(model)),
     )
 
 
