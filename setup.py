@@ -25,7 +25,7 @@ RUN_TIME = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8.3", "pytest-xdist>=3.6", "qwix>=0.1.8", "ruff>=0.9"],
+    "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "qwix>=0.1.8", "ruff>=0.9"],
     # A second opinion on whole models, used by tests only; they skip themselves where it is not installed.
     "parity": ["torch>=2.9"],
     # Adapters over a base in 8 or 4 bits.

@@ -82,12 +82,13 @@ def batch(load, folder):
     import jax
     import numpy as np
 
+    from reft_jax.config import WHOLE
     from reft_jax.sampling import decode
     from reft_jax.types import Prompts
 
     model, params = make_model()
     tokens, mask = make_prompts(load)
-    settings = dict(max_new=load["max_new"], temperature=1.0, top_k=0, top_p=1.0, eos_ids=ends(load), pad_id=0)
+    settings = dict(max_new=load["max_new"], sampling=WHOLE, eos_ids=ends(load), pad_id=0)
     draw = jax.jit(functools.partial(decode.sample, model, **settings))
 
     def sample():

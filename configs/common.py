@@ -141,7 +141,7 @@ def mesh():
         kv_heads=("tensor",),
         mlp=("tensor",),
     )
-    return dict(data=-1, fsdp=1, tensor=1, rules=rules)
+    return dict(data=-1, fsdp=1, tensor=1, rules=rules, decode="replicated")
 
 
 def rewards():
@@ -165,7 +165,18 @@ def optim(lr, *, warmup=0.0, hold=0.0, final=1.0, schedule_epochs=0.0, weight_de
 
 
 def sampling(temperature=1.0):
-    return dict(temperature=temperature, top_k=0, top_p=1.0)
+    """The model's whole distribution. Lengths in tokens, max_new=0 = data.max_response; see config.Sampling."""
+    return dict(
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        forbidden=(),
+        stop=(),
+        min_new=0,
+        max_new=0,
+    )
 
 
 def sft(
@@ -215,6 +226,8 @@ def ppo(*, kl_coef, minibatch_size, value_coef=5.0, value_init="normal"):
         accumulate=1,
         whiten=True,
         reduce="sequence",
+        correction="none",
+        importance_cap=2.0,
         value_init=value_init,
         value_bias=True,
     )
@@ -228,6 +241,7 @@ def reft(init_from, epochs, optim, ppo, *, batch_size, eval_every, eval_batch_si
         batch_size=batch_size,
         num_samples=1,
         sampling=sampling(),
+        max_logp_gap=0.0,
         partial_reward=0.1,
         partial_on="numeric",
         ppo=ppo,

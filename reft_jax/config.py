@@ -147,6 +147,9 @@ class Mesh:
     fsdp: int = setting(-1)
     tensor: int = setting(-1)
     rules: tuple[tuple[str, tuple[str, ...]], ...] = setting()
+    decode: str = setting(
+        one_of=("replicated", "tensor", "as_trained"), default="replicated"
+    )  # while sampling; sharding.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,15 +217,36 @@ class PPO:
     reduce: str = setting(one_of=("token", "sequence"))
     value_init: str = setting(one_of=("zeros", "normal"))
     value_bias: bool = setting()
+    # What is done about samples of another distribution than the trained policy's. none: such settings are refused; temper: the
+    # policy (and the reference) is the tempered one in scoring too; importance: tokens are weighted by min(p / q, importance_cap).
+    correction: str = setting(one_of=("none", "temper", "importance"), default="none")
+    importance_cap: float = setting(above=0, default=2.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """temperature 0 = greedy; top_k 0 and top_p 1 = off."""
+    """How a response is drawn. The settings act in transformers' order: repetition penalty, forbidden tokens, temperature (0 = greedy),
+    top-k, top-p, min-p. Lengths are in tokens."""
 
     temperature: float = setting(0)
-    top_k: int = setting(0)
-    top_p: float = setting(high=1, above=0)
+    top_k: int = setting(0)  # 0 = off
+    top_p: float = setting(high=1, above=0)  # 1 = off
+    min_p: float = setting(0, 1, default=0.0)  # tokens less likely than this share of the likeliest are out; 0 = off
+    repetition_penalty: float = setting(
+        above=0, default=1.0
+    )  # on tokens of the prompt and of the response so far; 1 = off
+    forbidden: tuple[int, ...] = setting(0, default=())  # token ids that are never drawn
+    stop: tuple[str, ...] = setting(default=())  # strings that end a response; its text is cut before the first of them
+    min_new: int = setting(0, default=0)  # no end-of-sequence token before so many tokens
+    max_new: int = setting(0, default=0)  # 0 = data.max_response
+
+    @property
+    def shapes_distribution(self) -> bool:
+        """Whether a token's distribution differs from the model's by more than the temperature."""
+        return self != Sampling(self.temperature, 0, 1.0, stop=self.stop, max_new=self.max_new)
+
+
+WHOLE, GREEDY = Sampling(1.0, 0, 1.0), Sampling(0.0, 0, 1.0)  # the model's own distribution; its likeliest tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +270,9 @@ class ReFT:
     log_every: int = setting(1)
     log_samples: int = setting(0)  # responses a step that samples.jsonl keeps
     save_every: int = setting(1)
+    # The run stops before training if the sampler's log-probs differ by more than this, on average, from those that training
+    # computes; 0 = 1e-4 with compute_dtype float32, 0.05 with bfloat16.
+    max_logp_gap: float = setting(0, default=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,10 +384,12 @@ def _build(cls, value, path):
             out[name] = None if value[name] is None else _build(record, value[name], here)
         elif dataclasses.is_dataclass(kind):
             out[name] = _build(kind, value[name], here)
-        elif kind == tuple[int, ...]:
-            if not isinstance(value[name], (tuple, list)) or not (value[name] or field.default == ()):
-                raise InputError(f"{here}: got {value[name]!r}; it must be a non-empty tuple of integers")
-            out[name] = tuple(_leaf(v, int, here, meta) for v in value[name])
+        elif kind in (tuple[int, ...], tuple[str, ...]):
+            item, none_is_legal = typing.get_args(kind)[0], field.default == ()
+            if not isinstance(value[name], (tuple, list)) or not (value[name] or none_is_legal):
+                what = "a tuple" if none_is_legal else "a non-empty tuple"
+                raise InputError(f"{here}: got {value[name]!r}; it must be {what} of {_type_name(item)} values")
+            out[name] = tuple(_leaf(v, item, here, meta) for v in value[name])
         elif name == "rules":
             out[name] = _rules(value[name], here)
         elif name == "checkpoints":
@@ -388,8 +417,8 @@ def _rules(value, path):
     return tuple((key, tuple(axes)) for key, axes in value.items())
 
 
-def build(tree: dict) -> Config:
-    """The checked record of a nested dict; InputError for the first thing wrong."""
+def build(tree: dict, *, reads_data: bool = True) -> Config:
+    """The checked record of a nested dict; InputError for the first thing wrong. reads_data False: files need not be named."""
     if missing := [key for key in ("seed", "model", "data", "mesh", "rewards", "stages") if key not in tree]:
         raise InputError(f"config: missing {', '.join(missing)}")
     for key in tree:
@@ -415,7 +444,7 @@ def build(tree: dict) -> Config:
         ),
         tuple(stages),
     )
-    _check_across(config)
+    _check_across(config, reads_data)
     return config
 
 
@@ -432,7 +461,36 @@ def check_arch(arch: Arch, path: str):
         raise InputError(f"{path}.windows: got {len(arch.windows)} of them; one per layer ({arch.num_layers}), or none")
 
 
-def _check_across(config: Config):
+def _check_sampling(sampling: Sampling, data: Data, path: str):
+    max_new = sampling.max_new or data.max_response
+    if max_new > data.max_response:
+        raise InputError(
+            f"{path}.max_new: got {max_new}; it must be at most config.data.max_response = {data.max_response}"
+        )
+    if sampling.min_new > max_new:
+        raise InputError(f"{path}.min_new: got {sampling.min_new}; a response has at most {max_new} tokens")
+    if "" in sampling.stop:
+        raise InputError(f"{path}.stop: got {sampling.stop!r}; an empty string would end every response at once")
+
+
+def _check_on_policy(stage: ReFT, path: str):
+    """Refuses sampling whose log-probs would not be those of the policy that PPO trains, unless it is told how to account for them."""
+    sampling, correction = stage.sampling, stage.ppo.correction
+    if sampling.temperature == 0.0:
+        raise InputError(f"{path}.sampling.temperature: got 0.0; PPO explores by sampling: it must be > 0")
+    tempered = sampling.temperature != 1.0 and correction == "none"
+    if tempered or sampling.shapes_distribution and correction != "importance":
+        names = [f.name for f in dataclasses.fields(sampling) if f.name not in ("stop", "max_new")]
+        changed = [name for name in names if getattr(sampling, name) != getattr(WHOLE, name)]
+        given = ", ".join(f"{name}={getattr(sampling, name)!r}" for name in changed)
+        raise InputError(
+            f"{path}.sampling: got {given}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1 and no "
+            f"other changes. Or set {path}.ppo.correction: 'temper' trains the tempered policy (a temperature alone), 'importance' weights "
+            "tokens by min(p / q, importance_cap)"
+        )
+
+
+def _check_across(config: Config, reads_data: bool):
     """What no single key can tell: things that must divide, combine or come in order."""
     model, data, mesh = config.model, config.data, config.mesh
     if (model.arch is None) == (model.directory == ""):
@@ -456,7 +514,7 @@ def _check_across(config: Config):
         raise InputError(
             f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic is generated, the others are read from files"
         )
-    if data.source == "files" and not data.train_file:
+    if data.source == "files" and not data.train_file and reads_data:
         raise InputError(
             f"config.data.train_file: got ''; {data.name} is read from files: say which (:train_file=PATH)"
         )
@@ -516,10 +574,9 @@ def _check_across(config: Config):
                 raise InputError(
                     f"{path}.ppo.accumulate: got {stage.ppo.accumulate}; it must divide minibatch_size = {stage.ppo.minibatch_size}"
                 )
-            if stage.sampling != Sampling(1.0, 0, 1.0):
-                raise InputError(
-                    f"{path}.sampling: got {stage.sampling}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1"
-                )
+            _check_on_policy(stage, path)
+        if stage.kind in ("reft", "evaluate"):
+            _check_sampling(stage.sampling, data, f"{path}.sampling")
         if stage.kind in ("sft", "reft"):
             optim = stage.optim
             if optim.warmup > optim.hold:
@@ -534,7 +591,8 @@ def _check_across(config: Config):
                 raise InputError(
                     f"{path}.select_on: 'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')"
                 )
-            if stage.select == "best" and stage.select_on == "test" and data.source == "files" and not data.test_file:
+            no_test = data.source == "files" and not data.test_file and reads_data
+            if stage.select == "best" and stage.select_on == "test" and no_test:
                 raise InputError(f"{path}.select_on: 'test' needs config.data.test_file")
         seen.append(name)
 
@@ -585,7 +643,7 @@ def override(config: ml_collections.ConfigDict, path: str, text: str):
         node[last] = _parse_value(text, node[last], f"config.{path}")
 
 
-def load(spec: str, overrides: list[tuple[str, str]] = ()) -> tuple[Config, dict]:
+def load(spec: str, overrides: list[tuple[str, str]] = (), *, reads_data: bool = True) -> tuple[Config, dict]:
     """(record, plain dict) of "FILE.py[:argument]" with [(path, text)] overrides. Raises InputError."""
     file, _, arg = spec.partition(":")
     path = pathlib.Path(file).resolve()
@@ -613,4 +671,4 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> tuple[Config, dict
     for key, text in overrides:
         override(config, key, text)
     tree = config.to_dict()
-    return build(tree), tree
+    return build(tree, reads_data=reads_data), tree

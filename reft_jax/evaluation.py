@@ -8,7 +8,6 @@ import dataclasses
 import math
 
 from reft_jax.data import batching, prompts
-from reft_jax.data import tokenizer as tokenizers
 from reft_jax.rewards import estimates, score
 from reft_jax.rewards.score import Grade
 from reft_jax.stages import common
@@ -34,8 +33,9 @@ def ask(run, records, purpose: str, limit: int = 0) -> Questions:
     return Questions(purpose, batching.fit(run.tokenizer, records, run.config.data, purpose=purpose))
 
 
-def respond(run, sampler, params, questions: Questions, key, each=None) -> list[list[str]]:
-    """sampler.num_samples texts for each fitted question. `each(responses so far)` is called as the work goes on."""
+def respond(run, sampler, params, questions: Questions, key, *, each=None, ahead=None) -> list[list[str]]:
+    """sampler.num_samples texts for each fitted question. `each(responses so far)` is called as the work goes on; `ahead`
+    (a `rewards.score.Ahead`) begins to run the programs meanwhile."""
     encoded = questions.fitted.encoded
     # prompts of like length are read together
     by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt))
@@ -45,14 +45,17 @@ def respond(run, sampler, params, questions: Questions, key, each=None) -> list[
     asked = common.make_prompts(run, encoded, by_length)
     for count, done in enumerate(sampler.stream(params, asked, key), start=1):
         place, k = divmod(done.row, sampler.num_samples)
-        texts[by_length[place]][k] = tokenizers.decode(run.tokenizer, done.tokens.tolist(), ends=run.eos_ids)
+        text = texts[by_length[place]][k] = sampler.response(done.tokens)
+        if ahead is not None:
+            record = questions.fitted.records[by_length[place]]
+            ahead.add(prompts.completed(record, text, run.config.data, purpose=questions.purpose))
         if each is not None:
             each(count)
     return texts
 
 
-def mark(run, questions: Questions, texts: list[list[str]]) -> list[list[Grade]]:
-    """A Grade for each text of `respond`."""
+def mark(run, questions: Questions, texts: list[list[str]], ahead=None) -> list[list[Grade]]:
+    """A Grade for each text of `respond`; `ahead`: the same as there."""
     data, rewards = run.config.data, run.config.rewards
     pairs = [(record, text) for record, row in zip(questions.fitted.records, texts, strict=True) for text in row]
     grades = iter(
@@ -65,6 +68,7 @@ def mark(run, questions: Questions, texts: list[list[str]]) -> list[list[Grade]]
             timeout_s=rewards.timeout_s,
             memory_mb=rewards.memory_mb,
             workers=rewards.workers,
+            ahead=ahead,
         )
     )
     return [[next(grades) for _ in row] for row in texts]

@@ -25,7 +25,7 @@ from reft_jax.errors import InputError, Preempted, RunError, Stop
 USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...]"
 
 # Settings that a started run may change: they say how it is watched and kept, or where it lies, not what it computes.
-CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor")
+CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor", "decode")
 
 
 def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
@@ -372,6 +372,11 @@ def check_sizes(config: config_lib.Config, arch):
         )
     names, checked = {name for name, _ in config.stages}, set()
     for name, stage in config.stages:
+        for token in stage.sampling.forbidden if stage.kind in ("reft", "evaluate") else ():
+            if token >= arch.vocab_size:
+                raise InputError(
+                    f"config.stages.{name}.sampling.forbidden: got {token}; the model has tokens 0 to {arch.vocab_size - 1}"
+                )
         for key, source in stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),):
             folder = None if source in names else models.resolve(source)
             if folder is None and source not in names and source != "random":

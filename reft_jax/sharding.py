@@ -1,8 +1,8 @@
 """The mesh, and where each logical axis lies on it: the only file that knows PartitionSpecs.
 
 Parameters, optimizer state, batches and activations carry logical axis names ("embed", "heads", "batch", ...);
-`config.mesh.rules` maps a name to mesh axes ("data", "fsdp", "tensor"). A name without a rule, or a dimension that
-the axes do not divide, is replicated. One device is a mesh of 1 x 1 x 1 and takes the same path.
+`config.mesh.rules` maps a name to mesh axes ("data", "fsdp", "tensor"). A name without a rule is replicated; a dimension that the
+axes do not divide is split over the last of them that do. One device is a mesh of 1 x 1 x 1 and takes the same path.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import math
 import typing
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reft_jax import config as config_lib
@@ -29,8 +30,8 @@ class Layout:
         rules, used, out = dict(self.rules), set(), []
         for name, size in zip(names, shape, strict=True):
             axes = tuple(axis for axis in rules.get(name, ()) if axis not in used)
-            if size % math.prod(self.mesh.shape[axis] for axis in axes):
-                axes = ()
+            while size % math.prod(self.mesh.shape[axis] for axis in axes):
+                axes = axes[1:]
             used |= set(axes)
             out.append(axes or None)
         return PartitionSpec(*out)
@@ -51,6 +52,26 @@ class Layout:
         return jax.tree.map(
             lambda x: jax.device_put(x, self.sharding(("batch",) + (None,) * (x.ndim - 1), x.shape)), tree
         )
+
+    def for_decoding(self, how: str) -> "Layout":
+        """The layout while responses are sampled, token by token; `how` is config.mesh.decode.
+
+        replicated: weights are split over "tensor" alone, so that no token waits for fsdp's gathering; rows as before.
+        tensor: weights are split over "fsdp" as well where they were over "tensor" (heads, mlp, vocab), rows over the rest.
+        as_trained: no change.
+        """
+        if how == "as_trained":
+            return self
+        rules = []
+        for name, axes in self.rules:
+            if name == "batch":
+                axes = tuple(axis for axis in axes if how == "replicated" or axis != "fsdp")
+            elif how == "tensor" and "tensor" in axes:
+                axes = ("fsdp", "tensor")
+            else:
+                axes = tuple(axis for axis in axes if axis == "tensor")
+            rules.append((name, axes))
+        return dataclasses.replace(self, rules=tuple(rules))
 
     @property
     def replicated(self) -> NamedSharding:
@@ -78,5 +99,16 @@ def make_layout(mesh: config_lib.Mesh, devices=None) -> Layout:
             f"config.mesh: data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not multiply to the {len(devices)} devices here; "
             f"set sizes whose product is {len(devices)}, or one of them to -1"
         )
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    return Layout(jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices), mesh.rules)
+    return Layout(Mesh(_arranged(sizes, devices), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3), mesh.rules)
+
+
+def _arranged(sizes: list[int], devices):
+    """The devices as an array of those sizes, neighbours in it being neighbours in the network; several TPU slices lie along `data`,
+    which alone needs the slower network between them."""
+    slices = {getattr(device, "slice_index", 0) for device in devices} if devices[0].platform == "tpu" else {0}
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % len(slices):
+        raise InputError(f"config.mesh.data: got {sizes[0]}; the {len(slices)} slices here must divide it")
+    inner = [sizes[0] // len(slices), *sizes[1:]]
+    return mesh_utils.create_hybrid_device_mesh(inner, [len(slices), 1, 1], devices, allow_split_physical_axes=True)

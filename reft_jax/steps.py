@@ -58,6 +58,11 @@ def state_shardings(model, tx, params) -> TrainState:
     return TrainState(model.layout.replicated, places, opt_places)
 
 
+def eval_state(tx, params) -> TrainState:
+    """The shapes of `init_state`'s."""
+    return jax.eval_shape(lambda params: TrainState(jnp.zeros((), jnp.int32), params, tx.init(params)), params)
+
+
 def init_state(model, tx, params) -> TrainState:
     """A fresh TrainState around params (copied: states are donated, and a caller may keep the params as reference)."""
 
@@ -122,13 +127,13 @@ def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce:
     return functools.partial(step, frozen=frozen) if frozen else step
 
 
-def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None):
+def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, temperature: float = 1.0):
     """(state, PPOBatch, rows i32[minibatch]) -> (state, metrics): one update on those rows of `params`; `frozen`: the rest."""
 
     def loss_fn(params, batch, part, frozen):
         params = models.join(frozen or {}, params)
         hidden = response_states(model, params, batch.prompts, batch.tokens, batch.mask)
-        logp, _ = models.token_logp(model, params, hidden, batch.tokens)
+        logp, _ = models.token_logp(model, params, hidden, batch.tokens, temperature=temperature)
         return ppo_losses.ppo_loss(
             logp,
             models.values(params, hidden),
@@ -153,20 +158,20 @@ def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None):
 # ------------------------------------------------------------------ scoring, advantages
 
 
-def make_score(model, ref_model=None):
+def make_score(model, ref_model=None, *, temperature: float = 1.0):
     """(params, ref_params, Prompts, tokens, mask) -> (logp, ref_logp, values, entropy), each f32[B, R].
 
     `ref_params` are of `ref_model` (None = of the same). The training forward without dropout: old log-probs and values are
-    recomputed with it (section 4 of the recipe).
+    recomputed with it (section 4 of the recipe). `temperature`: of the policy and the reference, where PPO trains a tempered one.
     """
 
     ref_model = model if ref_model is None else ref_model
 
     def score(params, ref_params, prompts, tokens, mask):
         hidden = response_states(model, params, prompts, tokens, mask)
-        logp, entropy = models.token_logp(model, params, hidden, tokens)
+        logp, entropy = models.token_logp(model, params, hidden, tokens, temperature=temperature)
         ref_hidden = response_states(ref_model, ref_params, prompts, tokens, mask)
-        ref_logp, _ = models.token_logp(ref_model, ref_params, ref_hidden, tokens)
+        ref_logp, _ = models.token_logp(ref_model, ref_params, ref_hidden, tokens, temperature=temperature)
         return logp, ref_logp, models.values(params, hidden), entropy
 
     return jax.jit(score)
@@ -193,7 +198,16 @@ def make_advantages(ppo):
             "sample/logp_gap_max": gap.max(),
         }
         adv = masked.whiten(adv, mask) if ppo.whiten else adv
-        batch = PPOBatch(rollout.prompts, rollout.sample.tokens, mask, rollout.logp, rollout.values, adv, returns)
+        weights = None
+        if ppo.correction == "importance":
+            weights = ppo_losses.importance(rollout.logp, rollout.sample.logp, mask, cap=ppo.importance_cap)
+            capped = (weights >= ppo.importance_cap).astype(jnp.float32)
+            metrics |= {
+                "ppo/importance_mean": masked.mean(weights, mask),
+                "ppo/importance_capped": masked.mean(capped, mask),
+            }
+        tokens, logp, values = rollout.sample.tokens, rollout.logp, rollout.values
+        batch = PPOBatch(rollout.prompts, tokens, mask, logp, values, adv, returns, weights)
         return batch, metrics, kl
 
     return jax.jit(advantages)

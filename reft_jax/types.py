@@ -15,6 +15,7 @@ class Prompts(flax.struct.PyTreeNode):
     tokens: jax.Array  # i32[B, P] left-padded
     mask: jax.Array  # bool[B, P]
     index: jax.Array  # i32[B] which question: with the step and seed it decides what is sampled
+    given: jax.Array | None = None  # i32[B] how many of the last tokens are a response's beginning; None = none
 
 
 class Sample(flax.struct.PyTreeNode):
@@ -47,6 +48,7 @@ class PPOBatch(flax.struct.PyTreeNode):
     old_values: jax.Array  # f32[B, R]
     adv: jax.Array  # f32[B, R] whitened
     returns: jax.Array  # f32[B, R]
+    weights: jax.Array | None = None  # f32[B, R] of the policy loss (truncated importance weights); None = 1
 
 
 class TrainState(flax.struct.PyTreeNode):

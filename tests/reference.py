@@ -75,6 +75,7 @@ def ppo_loss(logp, values, batch, *, clip, value_clip, value_coef, reduce):
             ratio = math.exp(float(logp[b][t]) - float(batch.old_logp[b][t]))
             advantage = float(batch.adv[b][t])
             policy[b, t] = -min(advantage * ratio, advantage * min(max(ratio, 1 - clip), 1 + clip))
+            policy[b, t] *= 1.0 if batch.weights is None else float(batch.weights[b][t])
             new, old, target = float(values[b][t]), float(batch.old_values[b][t]), float(batch.returns[b][t])
             near = old + min(max(new - old, -value_clip), value_clip)
             value[b, t] = 0.5 * max((new - target) ** 2, (near - target) ** 2)
@@ -157,9 +158,17 @@ def log_softmax(x):
 # ------------------------------------------------------------------ sampling
 
 
-def sampling_probs(logits, *, temperature, top_k, top_p):
-    """The distribution of one row: divide by the temperature, keep the top_k, of these the fewest that hold top_p, renormalise."""
-    scaled = np.asarray(logits, np.float64) / temperature
+def sampling_probs(
+    logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, forbidden=(), seen=()
+):
+    """The distribution of one row: the logits of `seen` tokens are divided by the penalty (multiplied where negative), forbidden
+    tokens go, divide by the temperature, keep the top_k, of these the fewest that hold top_p, of these those of at least min_p
+    times the likeliest's probability, renormalise."""
+    raw = np.array(logits, np.float64)
+    for i in seen:
+        raw[i] = raw[i] / repetition_penalty if raw[i] > 0 else raw[i] * repetition_penalty
+    raw[list(forbidden)] = -1e9
+    scaled = raw / temperature
     ranked = sorted(range(len(scaled)), key=lambda i: -scaled[i])
     kept = ranked[:top_k] if top_k else ranked
     weights = {i: math.exp(scaled[i] - scaled[ranked[0]]) for i in kept}
@@ -170,6 +179,7 @@ def sampling_probs(logits, *, temperature, top_k, top_p):
             if sum(weights[j] for j in nucleus) / mass >= top_p:
                 break
         weights = {i: weights[i] for i in nucleus}
+    weights = {i: weight for i, weight in weights.items() if weight >= min_p * max(weights.values())}
     out = np.zeros(len(scaled))
     for i, weight in weights.items():
         out[i] = weight / sum(weights.values())

@@ -214,7 +214,7 @@ def leaves(tree):
     for path, _, cls in groups(config_lib.Config, tree):
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            if hints[field.name] in (int, float, str, bool, tuple[int, ...]) and field.metadata:
+            if hints[field.name] in (int, float, str, bool, tuple[int, ...], tuple[str, ...]) and field.metadata:
                 yield path, field.name, hints[field.name], field.metadata
 
 
@@ -242,7 +242,8 @@ def test_wrong_types_and_ranges_name_the_key_and_the_value(path, key, kind, meta
         float: ["7", True, None, float("nan"), float("inf")],
         str: [1, None, True],
         bool: [1, 0, "True", None],
-        tuple[int, ...]: [8, "8", (8.0,), ("8",), None] + ([()] if key != "windows" else []),
+        tuple[int, ...]: [8, "8", (8.0,), ("8",), None] + ([()] if key not in ("windows", "forbidden") else []),
+        tuple[str, ...]: [8, "8", (8,), None],
     }[kind]
     if meta["low"] is not None:
         wrong.append((meta["low"] - 1,) if kind == tuple[int, ...] else kind(meta["low"] - 1))
@@ -323,7 +324,13 @@ def test_a_model_is_either_read_or_new():
         ("stages.sft.init_from", "random", ["continue_run", "earlier sft stage"]),
         ("stages.warmup.continue_run", True, ["continue_run", "'random'"]),
         ("stages.reft.sampling.temperature", 0.7, ["sampling", "temperature 1"]),
-        ("stages.reft.sampling.top_k", 5, ["sampling", "top_k 0"]),
+        ("stages.reft.sampling.top_k", 5, ["sampling", "top_k 0", "correction", "importance_cap"]),
+        ("stages.reft.sampling.min_p", 0.1, ["sampling: got min_p=0.1"]),
+        ("stages.reft.sampling.temperature", 0.0, ["sampling.temperature: got 0.0", "> 0"]),
+        ("stages.reft.sampling.max_new", 257, ["sampling.max_new: got 257", "max_response = 256"]),
+        ("stages.evaluate.sampling.min_new", 300, ["sampling.min_new: got 300", "256"]),
+        ("stages.evaluate.sampling.stop", ("",), ["sampling.stop", "empty string"]),
+        ("stages.evaluate.sampling.stop", (3,), ["sampling.stop", "type str"]),
         ("stages.reft.optim.warmup", 0.5, ["optim.hold", "warmup = 0.5"]),
         ("stages.sft.optim.schedule_epochs", 1.0, ["schedule_epochs", "it must cover epochs = "]),
         ("data.dev_size", 0, ["select_on", "dev_size"]),

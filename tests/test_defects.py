@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from configs import common as fragments
 from reft_jax import config as config_lib
 from reft_jax import data as data_lib
 from reft_jax import main, masked, models, steps
+from reft_jax.errors import InputError, RunError
 from reft_jax.losses.advantages import gae
 from reft_jax.losses.ppo import ppo_loss, token_rewards
 from reft_jax.metrics import Lines
@@ -340,6 +342,61 @@ def test_pass_at_k_counts_a_question_as_solved_by_any_one_right_sample():
         and estimates.pass_at_k(4, 0, 4) == 0.0
         and estimates.pass_at_k(4, 1, 1) == 0.25
     )
+
+
+# ------------------------------------------------------------------ the sampler's distribution and the trained policy's
+
+
+def sampled_with(correction, **changes):
+    """small_config with that correction and those changes of the sampling."""
+    ppo = fragments.ppo(kl_coef=0.1, minibatch_size=2) | dict(correction=correction)
+    return small_config(ppo=ppo, sampling=fragments.sampling() | changes)
+
+
+def test_log_probs_that_differ_from_trainings_stop_the_run_before_it_trains(tmp_path, monkeypatch):
+    make_score = steps.make_score
+
+    def shifted(*args, **kwargs):
+        score = make_score(*args, **kwargs)
+        return lambda *inputs: (score(*inputs)[0] - 0.01, *score(*inputs)[1:])
+
+    monkeypatch.setattr(steps, "make_score", shifted)
+    run = make_run(small_config(), tmp_path)
+    with pytest.raises(
+        RunError, match=r"differ from those that training computes by 0.01 on average.*max_logp_gap allows 0.0001"
+    ):
+        run_stage(run, "reft")
+    assert not (tmp_path / "reft" / "metrics.jsonl").exists()
+    run_stage(make_run(small_config(max_logp_gap=0.02), tmp_path), "reft")  # but can be allowed
+    assert len(lines(tmp_path / "reft" / "metrics.jsonl")) == 5
+
+
+def test_a_tempered_policy_is_tempered_in_scoring_too(tmp_path):
+    run_stage(make_run(sampled_with("temper", temperature=0.5), tmp_path), "reft")
+    rows = lines(tmp_path / "reft" / "metrics.jsonl")[1:]
+    for row in rows:
+        assert row["sample/logp_gap_max"] < 1e-4 and row["ppo/first_ratio_error"] < 1e-4
+    assert rows[0]["kl/mean"] == pytest.approx(0, abs=1e-4)
+
+
+def test_importance_weights_account_for_another_distribution(tmp_path):
+    changes = dict(top_k=5, min_new=3, stop=("zz",))
+    run_stage(make_run(sampled_with("importance", **changes), tmp_path), "reft")
+    for row in lines(tmp_path / "reft" / "metrics.jsonl")[1:]:
+        assert row["sample/logp_gap_mean"] > 0.1  # q holds five tokens, p all of them
+        assert 0 < row["ppo/importance_mean"] < 1 and row["ppo/first_ratio_error"] < 1e-4
+    plain = small_config(ppo=fragments.ppo(kl_coef=0.1, minibatch_size=2) | dict(correction="importance"))
+    shutil.rmtree(tmp_path / "reft")
+    run_stage(make_run(plain, tmp_path), "reft")
+    for row in lines(tmp_path / "reft" / "metrics.jsonl")[1:]:
+        assert row["ppo/importance_mean"] == pytest.approx(1, abs=1e-4) and row["ppo/importance_capped"] == 0
+
+
+def test_a_forbidden_token_must_be_one(tmp_path):
+    config = sampled_with("importance", forbidden=(10**6,))
+    run = make_run(config, tmp_path)
+    with pytest.raises(InputError, match="sampling.forbidden: got 1000000"):
+        main.check_sizes(config, run.model.arch)
 
 
 # ------------------------------------------------------------------ "samples overwritten each step; resume that repeats data"

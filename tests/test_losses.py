@@ -138,6 +138,23 @@ def test_ppo_gradients_match_finite_differences_and_are_zero_at_the_padding(redu
     assert (np.asarray(grads[0])[~MASK] == 0).all() and (np.asarray(grads[1])[~MASK] == 0).all()
 
 
+@pytest.mark.parametrize("reduce", ["sequence", "token"])
+def test_weights_multiply_the_policy_loss_of_each_token(reduce):
+    rng = np.random.default_rng(8)
+    logp, values, batch = ppo_inputs(4, np.nan)
+    q = draw(rng, -2, 1, np.nan)
+    weights = jax.jit(functools.partial(ppo.importance, cap=1.5))(batch.old_logp, q, MASK)
+    expected = np.minimum(np.exp(np.where(MASK, batch.old_logp - q, 0.0).astype(np.float64)), 1.5)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    assert (expected[MASK] == 1.5).any() and (expected[MASK] < 1.0).any()
+    batch = batch.replace(weights=np.where(MASK, weights, np.nan))
+    loss, metrics = jitted_ppo(reduce)(logp, values, batch)
+    total, policy, value, _ = reference.ppo_loss(logp, values, batch, **SETTINGS, reduce=reduce)
+    np.testing.assert_allclose(loss, total, rtol=1e-5)
+    np.testing.assert_allclose(metrics["ppo/policy_loss"], policy, rtol=1e-5)
+    np.testing.assert_allclose(metrics["ppo/value_loss"], value, rtol=1e-5)
+
+
 def test_padding_that_differs_from_array_to_array_is_ignored():
     clean = jitted_ppo("sequence")(*ppo_inputs(6, 0.0))
     logp, values, batch = ppo_inputs(6, 0.0)

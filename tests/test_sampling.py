@@ -181,7 +181,7 @@ def test_decoding_stops_when_every_response_has_ended(model, params, monkeypatch
 
     monkeypatch.setattr(decode, "choose", counted)
     prompts = tiny.random_prompts(np.random.default_rng(0), [3, 2], 4)
-    settings = dict(max_new=30, temperature=1.0, top_k=0, top_p=1.0, eos_ids=(1, 2, 3, 4), pad_id=0)
+    settings = dict(max_new=30, sampling=config_lib.WHOLE, eos_ids=(1, 2, 3, 4), pad_id=0)
     sample = jax.jit(functools.partial(decode.sample, model, **settings))(params, prompts, KEY)
     jax.effects_barrier()
     assert len(steps_taken) == lengths(sample).max() < 30
@@ -250,7 +250,7 @@ SETTINGS = [
         (0.8, 6, 0.7),
         (1.0, 100, 0.999),
     ]
-]
+] + [dict(temperature=1.0, min_p=0.3), dict(temperature=0.6, top_k=7, top_p=0.9, min_p=0.05)]
 
 
 def logits_rows():
@@ -273,7 +273,8 @@ def test_the_sampling_distribution_matches_the_oracle(settings):
 @pytest.mark.parametrize("settings", [SETTINGS[i] for i in (0, 1, 2, 4, 6)], ids=str)
 def test_tokens_are_drawn_with_these_frequencies(settings):
     num, logits = 4000, np.random.default_rng(1).normal(0, 1.5, 8).astype(np.float32)
-    token, logp = jax.jit(functools.partial(choose.choose, **settings))(
+    sampling = dataclasses.replace(config_lib.WHOLE, **settings)
+    token, logp = jax.jit(functools.partial(choose.choose, sampling=sampling))(
         np.tile(logits, (num, 1)), jax.random.split(jax.random.key(5), num)
     )
     expected = reference.sampling_probs(logits, **settings)
@@ -286,14 +287,101 @@ def test_tokens_are_drawn_with_these_frequencies(settings):
     assert chi2 < degrees + 4 * np.sqrt(2 * degrees) + 1  # four sigmas; the seed is fixed
 
 
-def test_generate_passes_its_settings_on(model, params):
-    settings = dict(temperature=1.7, top_k=3, top_p=0.9)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=1.7, top_k=3, top_p=0.9),
+        dict(temperature=0.9, min_p=0.1, forbidden=(3, 20)),
+        dict(repetition_penalty=1.8, top_p=0.95),
+    ],
+    ids=str,
+)
+def test_generate_passes_its_settings_on(model, params, settings):
     sample = generate(model, params, PROMPTS, KEY, max_new=5, eos_id=NEVER, num_samples=2, **settings)
     for row in range(8):
-        prompt, tokens = PROMPTS[row // 2], np.asarray(sample.tokens[row])
+        prompt, tokens = PROMPTS[row // 2], np.asarray(sample.tokens[row]).tolist()
         rows = next_logits(model, params, [*prompt, *tokens])[len(prompt) - 1 :]
-        expected = [reference.sampling_probs(rows[t], **settings)[token] for t, token in enumerate(tokens)]
-        np.testing.assert_allclose(np.exp(sample.logp[row]), expected, rtol=1e-4)
+        for t, token in enumerate(tokens):
+            expected = reference.sampling_probs(rows[t], **settings, seen={*prompt, *tokens[:t]})[token]
+            np.testing.assert_allclose(np.exp(sample.logp[row, t]), expected, rtol=1e-4)
+
+
+def test_the_order_of_the_settings_is_that_of_transformers():
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as theirs
+
+    rng = np.random.default_rng(2)
+    logits, seen = rng.normal(0, 2, (6, 40)).astype(np.float32), rng.integers(0, 40, (6, 5))
+    sampling = config_lib.Sampling(0.8, 20, 0.9, min_p=0.05, repetition_penalty=1.4, forbidden=(3, 4), min_new=2)
+    t = jnp.array([0, 1, 2, 3, 4, 5])
+    scores = torch.tensor(logits)
+    for processor in (
+        theirs.RepetitionPenaltyLogitsProcessor(1.4),
+        theirs.SuppressTokensLogitsProcessor([3, 4]),
+        theirs.TemperatureLogitsWarper(0.8),
+        theirs.TopKLogitsWarper(20),
+        theirs.TopPLogitsWarper(0.9),
+        theirs.MinPLogitsWarper(0.05),
+    ):
+        scores = processor(torch.tensor(seen), scores)
+    mask = jnp.zeros((6, 40), bool).at[jnp.arange(6)[:, None], seen].set(True)
+    ours = choose.adjusted(logits, sampling, ends=(), t=t, seen=mask)
+    ours = choose.sampling_logp(ours, temperature=0.8, top_k=20, top_p=0.9, min_p=0.05)
+    np.testing.assert_allclose(np.exp(ours), torch.softmax(scores, -1).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("vocab", [7, 3000])
+def test_thresholds_by_bits_keep_what_sorting_keeps(vocab):
+    rng = np.random.default_rng(vocab)
+    logits = np.round(rng.normal(0, 2, (20, vocab)), 1).astype(np.float32)  # many ties
+    logits[0], logits[1, ::2] = 0.0, -1e30
+    ordered = -np.sort(-logits, axis=1)
+    for k in (1, 3, vocab - 1):
+        kept = np.asarray(choose.sampling_logp(logits, temperature=1.0, top_k=k)) > -1e20
+        np.testing.assert_array_equal(kept, (logits >= ordered[:, k - 1 : k]) & (logits > -1e20))
+    for p in (0.01, 0.5, 0.93):
+        kept = np.asarray(choose.sampling_logp(logits, temperature=1.0, top_p=p)) > -1e20
+        for row, drawn in zip(logits.astype(np.float64), kept, strict=True):
+            probs = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+            above = np.array([probs[row > x].sum() for x in row])  # a token stays while those above it hold less than p
+            sure = np.abs(above - p) > 1e-6
+            np.testing.assert_array_equal(drawn[sure & (row > -1e20)], (above < p)[sure & (row > -1e20)])
+
+
+def test_no_end_before_min_new_and_then_as_without_it(model, params):
+    ids = (1, 2, 3, 4, 5, 6)
+    run = functools.partial(generate, model, params, PROMPTS, KEY, max_new=9, eos_id=ids, num_samples=4)
+    free, held = run(), run(min_new=5)
+    assert lengths(free).min() == 1 and lengths(held).min() == 6 and lengths(held).max() == 9
+    tokens = np.asarray(held.tokens)
+    assert not np.isin(tokens[:, :5], ids).any()
+    late = lengths(free) > 5  # nothing was banned that had been drawn
+    np.testing.assert_array_equal(tokens[late, :5], np.asarray(free.tokens)[late, :5])
+
+
+# ------------------------------------------------------------------ going on with a response
+
+
+@pytest.mark.parametrize("settings", [{}, dict(repetition_penalty=1.5, min_new=6)], ids=str)
+def test_a_response_whose_beginning_is_given_goes_on_as_it_did(model, params, settings):
+    ids = (1, 2, 3)
+    run = functools.partial(generate, model, params, key=KEY, max_new=9, eos_id=ids, **settings)
+    whole = run(PROMPTS)
+    given = np.minimum([0, 2, 5, 3], lengths(whole) - 1)
+    starts = [np.asarray(whole.tokens[row, :num]).tolist() for row, num in enumerate(given)]
+    rest = run([prompt + start for prompt, start in zip(PROMPTS, starts, strict=True)], given=given.tolist())
+    for row, num in enumerate(given):
+        mine = np.asarray(whole.tokens[row])[num : lengths(whole)[row]]
+        np.testing.assert_array_equal(np.asarray(rest.tokens[row])[: lengths(rest)[row]], mine)
+        np.testing.assert_allclose(
+            rest.logp[row][: len(mine)], whole.logp[row, num : num + len(mine)], rtol=1e-5, atol=2e-5
+        )
+
+
+@pytest.mark.parametrize("given", [[3, 0, 0, 0], [0, 0, 5, 0], [-1, 0, 0, 0]])
+def test_more_than_can_be_given_is_refused(model, params, given):
+    with pytest.raises(ValueError, match="are given as its response's"):
+        generate(model, params, PROMPTS, KEY, max_new=5, given=given, eos_id=tiny.EOS)
 
 
 def test_padding_up_to_sixteen_costs_no_new_compilation(model, params):

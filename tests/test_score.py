@@ -99,6 +99,51 @@ def test_equal_programs_run_once(monkeypatch):
     assert seen == [["p", "q"]] and [g.correct for g in grades] == [True, True, False, True]
 
 
+def test_programs_that_ran_ahead_are_not_run_again(monkeypatch):
+    ran = []
+
+    def watched(programs, **limits):
+        ran.extend(programs)
+        assert limits == LIMITS
+        return [ProgramResult("ok", program[-1]) for program in programs]
+
+    monkeypatch.setattr(score_lib, "run_programs", watched)
+    ahead = score_lib.Ahead(matcher="reft_paper", **LIMITS)
+    for _ in range(2):  # it begins anew after each use
+        programs = ["1\n\nprint(7)", "2", "1", "3"]
+        for program in programs[:3]:
+            ahead.add(program)
+        grades = grade("svamp", "program", programs, ["1", "1", "1", "3"], matcher="reft_paper", ahead=ahead, **LIMITS)
+        assert [g.extracted for g in grades] == ["1", "2", "1", "3"] and sorted(ran) == ["1", "2", "3"]
+        assert ahead.hidden_s >= 0
+        ran.clear()
+    assert grade("svamp", "program", ["4"], ["4"], matcher="reft_paper", ahead=ahead, **LIMITS)[0].correct
+
+
+def test_a_failure_ahead_is_raised_where_the_grades_are_asked_for(monkeypatch):
+    def broken(programs, **limits):
+        if programs:
+            raise VerifierError("no processes left")
+        return []
+
+    monkeypatch.setattr(score_lib, "run_programs", broken)
+    ahead = score_lib.Ahead(**LIMITS)
+    ahead.add("1")
+    with pytest.raises(VerifierError, match="no processes left"):
+        grade("svamp", "program", ["1"], ["1"], ahead=ahead, **LIMITS)
+
+
+def test_ahead_gives_what_grading_at_once_gives():
+    programs = [returns(str(i % 7)) for i in range(30)] + ["def solution():\n    while True: pass", "nonsense("]
+    golds = ["3"] * len(programs)
+    ahead = score_lib.Ahead(**LIMITS)
+    for program in programs:
+        ahead.add(program)
+    assert grade("svamp", "program", programs, golds, ahead=ahead, **LIMITS) == grade(
+        "svamp", "program", programs, golds, **LIMITS
+    )
+
+
 def test_a_verifier_failure_is_not_a_reward_of_zero(monkeypatch):
     """Defect: an exception of the verifier counted as reward 0."""
     fault = ProgramResult("error", None, "verifier: lost two servers")

@@ -23,7 +23,8 @@ def ppo_loss(logp, values, batch, *, clip: float, value_clip: float, value_coef:
     """(loss, metrics): mean max(-A ratio, -A clip(ratio, 1 -+ clip)) + value_coef mean 0.5 max((v - ret)^2, (clip(v, v_old -+ value_clip) - ret)^2).
 
     ratio = exp(logp - old_logp); logp, values f32[B, R]; batch: any record with mask, old_logp, old_values, adv, returns,
-    all [B, R]. reduce "sequence" is the paper's (mean over a response's tokens, then over responses), or "token".
+    all [B, R]. reduce "sequence" is the paper's (mean over a response's tokens, then over responses), or "token". A `weights`
+    of the batch, if it has one and it is not None, multiplies each token's policy loss (see `importance`).
     """
     mask = batch.mask
     adv, returns, old_values = (jnp.where(mask, x, 0.0) for x in (batch.adv, batch.returns, batch.old_values))
@@ -31,6 +32,8 @@ def ppo_loss(logp, values, batch, *, clip: float, value_clip: float, value_coef:
     log_ratio = jnp.where(mask, logp - batch.old_logp, 0.0)  # masked before exp: one overflowing pad token would be NaN
     ratio = jnp.exp(log_ratio)
     policy = jnp.maximum(-adv * ratio, -adv * jnp.clip(ratio, 1.0 - clip, 1.0 + clip))
+    if getattr(batch, "weights", None) is not None:
+        policy = policy * jnp.where(mask, batch.weights, 0.0)
     clipped = old_values + jnp.clip(values - old_values, -value_clip, value_clip)
     value = 0.5 * jnp.maximum(jnp.square(values - returns), jnp.square(clipped - returns))
     policy_loss, value_loss = masked.reduce(policy, mask, reduce), masked.reduce(value, mask, reduce)
@@ -44,6 +47,15 @@ def ppo_loss(logp, values, batch, *, clip: float, value_clip: float, value_coef:
         "ppo/ratio_error": jnp.max(jnp.where(mask, jnp.abs(ratio - 1.0), 0.0)),
     }
     return loss, metrics
+
+
+def importance(logp: jax.Array, sample_logp: jax.Array, mask: jax.Array, *, cap: float) -> jax.Array:
+    """min(p / q, cap) of each token, f32[B, R]: p the policy by the training forward, q what the token was drawn from.
+
+    Truncated importance weights (Ionides 2008) correct a policy gradient for samples of another distribution: other precision or
+    token choice, or an older policy. What q can never draw they cannot correct.
+    """
+    return jnp.minimum(jnp.exp(jnp.where(mask, logp - sample_logp, 0.0)), cap)
 
 
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:

@@ -422,6 +422,16 @@ def for_decoding(model: Model, params) -> dict:
     return jax.tree_util.tree_map_with_path(cast, rest) | {"blocks": tuple(map(layer, range(model.arch.num_layers)))}
 
 
+def decoding_shardings(model: Model):
+    """Where the model's layout has what `for_decoding` gives; None without a layout."""
+    if model.layout is None:
+        return None
+    names = axes(model)
+    layer = jax.tree.map(lambda of: of[1:], names["blocks"], is_leaf=lambda x: isinstance(x, tuple))
+    out = jax.eval_shape(functools.partial(for_decoding, model), shapes(model))
+    return model.layout.tree(out, names | {"blocks": (layer,) * model.arch.num_layers})
+
+
 def empty_cache(model: Model, batch: int, num_slots: int) -> Cache:
     arch = model.arch
     shape = (batch, arch.num_kv_heads, num_slots, arch.head_dim)
@@ -450,15 +460,16 @@ def unembed(model: Model, params, hidden) -> jax.Array:
     return out
 
 
-def token_logp(model: Model, params, hidden, tokens):
-    """(logp, entropy) f32[B, R] of tokens i32[B, R] given the states hidden [B, R, D] that emit them.
+def token_logp(model: Model, params, hidden, tokens, *, temperature: float = 1.0):
+    """(logp, entropy) f32[B, R] of tokens i32[B, R] given the states hidden [B, R, D] that emit them, of softmax(logits / temperature).
 
     Logits exist for `logits_chunk` positions at a time, also in the backward pass: [B, R, V] float32 would be the memory peak.
     """
 
     def chunk(args):
         hidden, tokens = args
-        logp = jax.nn.log_softmax(unembed(model, params, hidden))
+        logits = unembed(model, params, hidden)
+        logp = jax.nn.log_softmax(logits if temperature == 1.0 else logits / temperature)
         return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], -(jnp.exp(logp) * logp).sum(-1)
 
     length, size = tokens.shape[1], model.logits_chunk

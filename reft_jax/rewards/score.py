@@ -8,6 +8,9 @@ instead of paying 0.
 
 import collections
 import dataclasses
+import queue
+import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +39,56 @@ class Grade:
     correct: bool
 
 
+class Ahead:
+    """Runs programs in a thread of its own while more of them are still being sampled.
+
+    `add` hands over a response's program; `grade(..., ahead=...)` waits for all of them and begins anew. Equal programs are run
+    once. The settings are those of `grade`, which must be called with the same.
+    """
+
+    def __init__(self, *, matcher: str = "reft", timeout_s: float = 2.0, memory_mb: int = 512, workers: int = 0):
+        self._matcher, self._limits = matcher, dict(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
+        self._waiting, self._ran, self._failed = queue.Queue(), {}, None
+        self._added: set[str] = set()
+        self._busy_s = 0.0
+        self.hidden_s = 0.0  # of the last `grade`: how long programs ran before anyone waited for them
+
+    def add(self, text: str) -> None:
+        if not self._added:  # a daemon, so that an interrupted run does not wait for it
+            threading.Thread(target=self._work, daemon=True).start()
+        source = _source(text, self._matcher)
+        if source not in self._added:
+            self._added.add(source)
+            self._waiting.put(source)
+
+    def _work(self) -> None:
+        while (source := self._waiting.get()) is not None:
+            bundle = [source]
+            while not self._waiting.empty() and self._waiting.queue[0] is not None:
+                bundle.append(self._waiting.get())
+            began = time.monotonic()
+            try:
+                self._ran |= dict(zip(bundle, run_programs(bundle, **self._limits), strict=True))
+            except Exception as error:  # raised where the results are asked for
+                self._failed = error
+            self._busy_s += time.monotonic() - began
+            for _ in bundle:
+                self._waiting.task_done()
+        self._waiting.task_done()
+
+    def take(self) -> dict[str, ProgramResult]:
+        """What became of every program since the last call; waits for those that still run."""
+        began = time.monotonic()
+        if self._added:
+            self._waiting.put(None)
+            self._waiting.join()
+        self.hidden_s = max(self._busy_s - (time.monotonic() - began), 0.0)
+        ran, failed, self._ran, self._failed, self._added, self._busy_s = self._ran, self._failed, {}, None, set(), 0.0
+        if failed is not None:
+            raise failed
+        return ran
+
+
 def grade(
     task: str,
     cot: str,
@@ -46,13 +99,14 @@ def grade(
     timeout_s: float = 2.0,
     memory_mb: int = 512,
     workers: int = 0,
+    ahead: Ahead | None = None,
 ) -> list[Grade]:
     """Grades responses (`cot` "nl": text with the closing sentence; "program": the whole program) against gold answers.
 
     `texts` and `golds` are parallel. Equal programs are run once. `matcher` "reft_paper" also cuts a program at its
     first blank line, and for a choice takes a None returned for the answer "none", as the authors do. Unknown names
     and gold answers that are none raise InputError; VerifierError when more than a tenth of the programs fail for a
-    reason that is not theirs. `timeout_s`, `memory_mb`, `workers`: see `run_programs`.
+    reason that is not theirs. `timeout_s`, `memory_mb`, `workers`: see `run_programs`; programs that `ahead` has run are not run again.
     """
     kind = answer_kind(task)
     _check("cot", cot, COTS)
@@ -65,11 +119,11 @@ def grade(
     if cot == "nl":
         outcomes = [("ok", answer.extract(text, kind=kind, matcher=matcher)) for text in texts]
     else:
-        sources = [text.strip("\n").split("\n\n", 1)[0] if matcher == "reft_paper" else text for text in texts]
-        unique = list(dict.fromkeys(sources))
-        results = dict(
-            zip(unique, run_programs(unique, timeout_s=timeout_s, memory_mb=memory_mb, workers=workers), strict=True)
-        )
+        sources = [_source(text, matcher) for text in texts]
+        results = ahead.take() if ahead is not None else {}
+        left = [source for source in dict.fromkeys(sources) if source not in results]
+        limits = dict(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
+        results |= dict(zip(left, run_programs(left, **limits), strict=True))
         _check_verifier([results[source] for source in sources])
         outcomes = [_outcome(results[source], kind, matcher) for source in sources]
     return [_grade(status, extracted, gold, kind) for (status, extracted), gold in zip(outcomes, golds, strict=True)]
@@ -109,6 +163,11 @@ def answer_kind(task: str) -> str:
     """What the task's answers are: "number" or "choice". InputError for an unknown task."""
     _check("task", task, tuple(TASKS))
     return TASKS[task]
+
+
+def _source(text: str, matcher: str) -> str:
+    """The program of a response."""
+    return text.strip("\n").split("\n\n", 1)[0] if matcher == "reft_paper" else text
 
 
 def _check(name: str, value: str, legal: Sequence[str]) -> None:

@@ -6,41 +6,61 @@ import functools
 import jax
 import numpy as np
 
+from reft_jax.config import Sampling
 from reft_jax.sampling import decode
 from reft_jax.types import Prompts, Sample
 
 _sample = functools.partial(
-    jax.jit,
-    static_argnums=0,
-    static_argnames=("max_new", "temperature", "top_k", "top_p", "eos_ids", "pad_id", "num_samples"),
+    jax.jit, static_argnums=0, static_argnames=("max_new", "sampling", "eos_ids", "pad_id", "num_samples")
 )(decode.sample)
 
 
 def generate(
-    model, params, prompts, key, *, max_new, temperature=1.0, top_k=0, top_p=1.0, eos_id, num_samples=1
+    model,
+    params,
+    prompts,
+    key,
+    *,
+    max_new,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    forbidden=(),
+    min_new=0,
+    given=None,
+    eos_id,
+    num_samples=1,
 ) -> Sample:
     """Responses of at most max_new tokens to prompts (lists of token ids); row i belongs to prompt i // num_samples.
 
-    eos_id: an id or several; a response ends with the first of them, which its mask includes. temperature 0 is greedy.
+    eos_id: an id or several; a response ends with the first of them, which its mask includes. temperature 0 is greedy; the other
+    settings are config.Sampling's. given: for each prompt, how many of its last tokens are the beginning of the response, which
+    then goes on as if it had been sampled so far (they count in max_new and are not returned).
     Prompt i's sample k is a function of (key, i, k) alone. Arrays are [len(prompts) * num_samples, max_new].
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ValueError("generate needs at least one prompt and at least one token in each")
+    if given is not None:
+        decode.check_given(given, [len(prompt) for prompt in prompts], max_new)
     eos_ids = tuple(int(i) for i in np.atleast_1d(np.asarray(eos_id)))
     length = -(-max(map(len, prompts)) // 16) * 16  # few distinct shapes, hence few compilations
     tokens, mask = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):
         tokens[row, length - len(prompt) :], mask[row, length - len(prompt) :] = prompt, True
-    batch = Prompts(tokens, mask, np.arange(len(prompts), dtype=np.int32))
+    given = None if given is None else np.asarray(given, np.int32)
+    batch = Prompts(tokens, mask, np.arange(len(prompts), dtype=np.int32), given)
+    sampling = Sampling(
+        float(temperature), int(top_k), float(top_p), min_p, repetition_penalty, tuple(forbidden), min_new=min_new
+    )
     return _sample(
         model,
         params,
         batch,
         key,
         max_new=max_new,
-        temperature=float(temperature),
-        top_k=int(top_k),
-        top_p=float(top_p),
+        sampling=sampling,
         eos_ids=eos_ids,
         pad_id=0,
         num_samples=num_samples,

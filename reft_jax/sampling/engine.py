@@ -9,11 +9,17 @@ runs three jitted functions and the host only schedules:
 
 The slots' buffers are as wide as the longest response needs so far, in a few steps; when nothing waits any more and most
 slots are free, the others move to a smaller set. What is sampled for (key, question, k) at response position t is a function
-of these and the prompt: not of slots, neighbours, buckets or chunks.
+of these and the prompt: not of slots, neighbours, buckets or chunks. Before the work begins the parameters are laid out for
+decoding (unstacked, in the compute dtype, on the mesh as `layout` says); that copy lives as long as the work.
+
+With several processes each runs the same schedule: what the host decides on is replicated.
 """
 
+import bisect
+import dataclasses
 import functools
 import typing
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -21,7 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from reft_jax import models
-from reft_jax.sampling.choose import choose
+from reft_jax.config import WHOLE, Sampling
+from reft_jax.sampling.choose import choose, first_seen, now_seen
+from reft_jax.sampling.decode import check_given
 from reft_jax.types import Prompts, Sample
 
 
@@ -31,7 +39,8 @@ class Slots(flax.struct.PyTreeNode):
     cache: models.Cache  # [N, K, W, H] a layer; its length i32[N]: tokens whose keys and values are in it
     hidden: jax.Array  # [N, D] the state that emits the next token
     key: jax.Array  # key[N]
-    t: jax.Array  # i32[N] response tokens so far
+    seen: jax.Array  # bool[N, V] tokens of prompt and response, for a repetition penalty; without one [N, 0]
+    t: jax.Array  # i32[N] response tokens so far, those given with the prompt included
     live: jax.Array  # bool[N]
     tokens: jax.Array  # i32[N, max_new]
     logp: jax.Array  # f32[N, max_new]
@@ -42,12 +51,26 @@ class Store(flax.struct.PyTreeNode):
 
     cache: models.Cache  # [P, K, L, H] a layer
     hidden: jax.Array  # [P, D]
+    seen: jax.Array  # bool[P, V], or [P, 0]
     length: jax.Array  # i32[P]
+
+
+class Look(typing.NamedTuple):
+    """What the host sees between two chunks, the same in every process; fields as in Slots."""
+
+    live: jax.Array
+    t: jax.Array
+    length: jax.Array
+    tokens: jax.Array
+    logp: jax.Array
+    steps: jax.Array  # i32[] taken in the chunk
 
 
 class Finished(typing.NamedTuple):
     row: int  # of the sample: question's place * num_samples + k
-    tokens: np.ndarray  # i32[n], the end-of-sequence token included
+    tokens: (
+        np.ndarray
+    )  # i32[n], the end-of-sequence token included; with a stop string, up to the token that completes it
     logp: np.ndarray  # f32[n]
 
 
@@ -56,6 +79,7 @@ class Engine:
 
     num_slots: how many responses decode together (rounded up to what the mesh divides). chunk: at most so many tokens between
     two looks of the host. One prefill reads `prefill` prompts (0: as many as 4,096 tokens hold, but no more than slots).
+    layout: where parameters lie while decoding, see sharding.Layout.for_decoding. text: token ids -> str, for `response` and stop strings.
     """
 
     LEAST_WIDTH = 128  # narrower buffers would save less than another program costs
@@ -70,52 +94,107 @@ class Engine:
         eos_ids: tuple[int, ...],
         pad_id: int,
         num_samples: int = 1,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: Sampling = WHOLE,
+        text: Callable[[list[int]], str] | None = None,
+        layout: str = "as_trained",
         chunk: int = 32,
         prefill: int = 0,
     ):
         for name, given, least in (("num_slots", num_slots, 1), ("max_new", max_new, 1), ("chunk", chunk, 1)):
             if given < least:
                 raise ValueError(f"{name} is {given}; it must be {least} or more")
-        self.model, self.max_new, self.pad_id = model, max_new, pad_id
+        if sampling.stop and text is None:
+            raise ValueError("sampling.stop needs `text`, which turns token ids into a string")
+        if model.layout is not None:
+            model = dataclasses.replace(model, layout=model.layout.for_decoding(layout))
+        self.model, self.max_new, self.pad_id, self.sampling, self.text = model, max_new, pad_id, sampling, text
         parts = 1 if model.layout is None else model.layout.parts("batch")
-        self.chunk, self.num_samples = chunk, num_samples
-        self.lengths = _buckets(max_prompt, least=32, step=2)
+        self.chunk, self.num_samples, self.max_prompt = chunk, num_samples, max_prompt
+        full = max_prompt + max_new
+        self.lengths = (
+            *_buckets(max_prompt, least=32, step=2),
+            full,
+        )  # the last for prompts with a response's beginning
         self.sizes = _buckets(num_slots, least=8, step=4, multiple=parts)
         prefill = prefill or max(1, min(num_slots, 4096 // max_prompt))
         self.prefill_rows = -(-prefill // parts) * parts
-        self._relay, self._prefill, self._admit, self._move = _programs(model)
-        full = max_prompt + max_new
         self.widths = tuple(sorted({full} | {w for w in (full // 2, full * 3 // 4) if w >= self.LEAST_WIDTH}))
-        self._empty = _beginning(model, max_new, pad_id)
-        self._decode = _decoding(model, tuple(eos_ids), float(temperature), int(top_k), float(top_p))
+        # What else the settings hold makes no other program, so engines of one model share these.
+        shaping = dataclasses.replace(sampling, stop=(), max_new=0)
+        penalty = dataclasses.replace(WHOLE, repetition_penalty=sampling.repetition_penalty)
+        self._relay, self._prefill, self._admit, self._move, self._halt = _programs(model, penalty)
+        self._empty = _beginning(model, penalty, max_new, pad_id)
+        self._decode = _decoding(model, tuple(eos_ids), shaping)
         self.counts = dict(steps=0, slot_steps=0, prefills=0, chunks=0, moves=0)
+
+    @property
+    def num_programs(self) -> int:
+        """How many programs were compiled for this engine, and for those of the same model that share them."""
+        jitted = (self._relay, self._prefill, self._admit, self._move, self._halt, self._empty, self._decode)
+        return sum(function._cache_size() for function in jitted)
+
+    def programs(self, params) -> dict[str, tuple]:
+        """{name: (jitted function, arguments)} of a run at its largest shapes, to be lowered without arrays; `params` are shapes with
+        shardings."""
+        num, width, length = self.sizes[-1], self.widths[-1], self.lengths[-2]
+
+        def placed(tree, places):
+            if places is None:
+                return tree
+            return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+
+        def ints(*shape):
+            return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+        params = {name: params[name] for name in models.shapes(self.model)}
+        laid = placed(jax.eval_shape(self._relay, params), models.decoding_shardings(self.model))
+        places, stored = _places(self.model)
+        slots = placed(jax.eval_shape(lambda: self._empty(num=num, width=width)), places)
+        prompts = ints(self.prefill_rows, length), ints(self.prefill_rows)
+        store = placed(jax.eval_shape(self._prefill, laid, *prompts), stored)
+        key, rows = jax.eval_shape(lambda: jax.random.key(0)), ints(num)
+        return dict(
+            relay=(self._relay, (params,)),
+            prefill=(self._prefill, (laid, *prompts)),
+            admit=(self._admit, (slots, store, rows, rows, key, rows, rows, rows)),
+            decode=(self._decode, (laid, slots, 0, self.chunk)),
+        )
 
     # -------------------------------------------------------------- what callers use
 
-    def __call__(self, params, prompts: Prompts, key) -> Sample:
-        """num_samples responses a prompt, as `decode.sample` orders them: row i belongs to prompt i // num_samples. Host arrays."""
+    def __call__(self, params, prompts: Prompts, key, each: Callable[[Finished], None] | None = None) -> Sample:
+        """num_samples responses a prompt, as `decode.sample` orders them: row i belongs to prompt i // num_samples. Host arrays.
+
+        `each` is called with every response as it ends, while others are still being sampled.
+        """
         rows = len(prompts.tokens) * self.num_samples
         tokens = np.full((rows, self.max_new), self.pad_id, np.int32)
         mask, logp = np.zeros((rows, self.max_new), bool), np.zeros((rows, self.max_new), np.float32)
         for done in self.stream(params, prompts, key):
             num = len(done.tokens)
             tokens[done.row, :num], mask[done.row, :num], logp[done.row, :num] = done.tokens, True, done.logp
+            if each is not None:
+                each(done)
         return Sample(tokens, mask, logp)
+
+    def response(self, tokens: np.ndarray) -> str:
+        """The text of a response's tokens, cut before the first stop string."""
+        text = self.text(tokens.tolist())
+        return text[: min([text.find(stop) for stop in self.sampling.stop if stop in text], default=len(text))]
 
     def stream(self, params, prompts: Prompts, key):
         """Yields a Finished for every response, as they end. `prompts` holds host arrays."""
         num_samples = self.num_samples
         texts = [row[real] for row, real in zip(np.asarray(prompts.tokens), np.asarray(prompts.mask), strict=True)]
-        for place, text in enumerate(texts):
-            if not 1 <= len(text) <= self.lengths[-1]:
+        given = np.zeros(len(texts), int) if prompts.given is None else np.asarray(prompts.given)
+        for place, (text, num) in enumerate(zip(texts, given, strict=True)):
+            if not 1 <= len(text) - num <= self.max_prompt:
                 raise ValueError(
-                    f"prompt {place} has {len(text)} tokens; from 1 to max_prompt {self.lengths[-1]} can be read"
+                    f"prompt {place} has {len(text) - num} tokens; from 1 to max_prompt {self.max_prompt} can be read"
                 )
+        check_given(given, [len(text) for text in texts], self.max_new)
         index = np.asarray(prompts.index)
-        params = self._relay(params)
+        params = self._relay({name: params[name] for name in models.shapes(self.model)})
         schedule = Schedule(len(texts) * num_samples, self.sizes)
         width = self._width(max(map(len, texts)) + 1)
         slots = self._empty(num=schedule.num_slots, width=width)
@@ -131,7 +210,14 @@ class Engine:
                 into, rows = schedule.admit(stored.stop * num_samples)
                 questions = rows // num_samples
                 slots = self._fill(
-                    slots, store, into, questions - stored.start, key, index[questions], rows % num_samples
+                    slots,
+                    store,
+                    key,
+                    rows=questions - stored.start,
+                    targets=into,
+                    questions=index[questions],
+                    ks=rows % num_samples,
+                    given=given[questions],
                 )
                 filled[into] = [len(texts[i]) for i in questions]
             kept = schedule.shrink()
@@ -143,18 +229,25 @@ class Engine:
                 rows = np.arange(schedule.num_slots) if kept is None else kept
                 slots = self._move(slots, rows.astype(np.int32), width=width)
                 self.counts["moves"] += 1
-            steps = min(self.chunk, width - longest)
-            slots, steps = self._decode(params, slots, schedule.stop_at(), steps)
-            live, t, total, tokens, logp, steps = jax.device_get(
-                (slots.live, slots.t, slots.cache.length, slots.tokens, slots.logp, steps)
-            )
-            filled = np.array(total, int)
+            slots, look = self._decode(params, slots, schedule.stop_at(), min(self.chunk, width - longest))
+            look = jax.device_get(look)
+            filled = np.array(look.length, int)
             self.counts["chunks"] += 1
-            self.counts["steps"] += int(steps)
-            self.counts["slot_steps"] += int(steps) * schedule.num_slots
-            for slot, row in schedule.release(~live):
-                num = t[slot]
-                yield Finished(row, tokens[slot, :num].copy(), logp[slot, :num].copy())
+            self.counts["steps"] += int(look.steps)
+            self.counts["slot_steps"] += int(look.steps) * schedule.num_slots
+            ends, stopped = look.t.copy(), np.zeros(schedule.num_slots, bool)
+            if self.sampling.stop:
+                for slot in np.flatnonzero(schedule.holder >= 0):
+                    question = schedule.holder[slot] // num_samples
+                    before, first = texts[question], given[question]
+                    new = look.tokens[slot, first : look.t[slot]]
+                    if (num := self._stop(before[len(before) - first :], new)) is not None:
+                        ends[slot], stopped[slot] = first + num, True
+                if (stopped & look.live).any():
+                    slots = self._halt(slots, stopped)
+            for slot, row in schedule.release(~look.live | stopped):
+                new = slice(given[row // num_samples], ends[slot])
+                yield Finished(row, look.tokens[slot, new].copy(), look.logp[slot, new].copy())
 
     # -------------------------------------------------------------- the host's side of the three functions
 
@@ -171,14 +264,28 @@ class Engine:
         self.counts["prefills"] += 1
         return self._prefill(params, tokens, lengths)
 
-    def _fill(self, slots, store, into, stored, key, questions, ks) -> Slots:
-        """Padded to the number of slots with a target that is not there, so that one program serves any number."""
+    def _fill(self, slots, store, key, *, rows, targets, questions, ks, given) -> Slots:
+        """Padded to all slots or a quarter of them, with a target that is not there: two programs serve any number."""
         num = len(slots.live)
+        size = next(size for size in (-(-num // 4), num) if size >= len(rows))
 
         def padded(values, filler=0):
-            return np.concatenate([values, np.full(num - len(values), filler)]).astype(np.int32)
+            return np.concatenate([values, np.full(size - len(values), filler)]).astype(np.int32)
 
-        return self._admit(slots, store, padded(stored), padded(into, num), key, padded(questions), padded(ks))
+        return self._admit(
+            slots, store, padded(rows), padded(targets, num), key, padded(questions), padded(ks), padded(given)
+        )
+
+    def _stop(self, before, new) -> int | None:
+        """How many of the tokens `new` a response has that follows on `before` and ends with a stop string; None if there is none."""
+
+        def ended(num):
+            text = self.text([*before.tolist(), *new[:num].tolist()])
+            return any(stop in text for stop in self.sampling.stop)
+
+        if not ended(len(new)):
+            return None
+        return bisect.bisect_left(range(1, len(new)), True, key=ended) + 1
 
 
 class Schedule:
@@ -247,9 +354,9 @@ def _buckets(most: int, *, least: int, step: int, multiple: int = 1) -> tuple[in
 
 
 def _places(model):
-    """Slots' shardings, over the axes of "batch"; always the same, since another layout would be another program."""
+    """(slots', store's) shardings, over the axes of "batch"; always the same, since another layout would be another program."""
     if model.layout is None:
-        return None
+        return None, None
 
     def over(*names):
         return model.layout.sharding(
@@ -258,42 +365,45 @@ def _places(model):
 
     rows, table, buffers = over(), over(None), (over("kv_heads", None, None),) * model.arch.num_layers
     cache = models.Cache(buffers, buffers, rows)
-    return Slots(cache, hidden=table, key=rows, t=rows, live=rows, tokens=table, logp=table)
+    slots = Slots(cache, hidden=table, key=rows, seen=table, t=rows, live=rows, tokens=table, logp=table)
+    return slots, Store(cache.replace(length=model.layout.replicated), hidden=table, seen=table, length=rows)
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(model):
-    """relay, prefill, admit, move."""
+def _programs(model, sampling):
+    """relay, prefill, admit, move, halt."""
+    slots, store = _places(model)
     return (
-        jax.jit(functools.partial(models.for_decoding, model)),
-        jax.jit(functools.partial(_prefill, model)),
-        jax.jit(_admit, donate_argnums=0, out_shardings=_places(model)),
-        jax.jit(_move, static_argnames="width", out_shardings=_places(model)),
+        jax.jit(functools.partial(models.for_decoding, model), out_shardings=models.decoding_shardings(model)),
+        jax.jit(functools.partial(_prefill, model, sampling), out_shardings=store),
+        jax.jit(_admit, donate_argnums=0, out_shardings=slots),
+        jax.jit(_move, static_argnames="width", out_shardings=slots),
+        jax.jit(lambda slots, ended: slots.replace(live=slots.live & ~ended), donate_argnums=0, out_shardings=slots),
     )
 
 
 @functools.lru_cache(maxsize=8)
-def _beginning(model, max_new, pad_id):
-    empty = functools.partial(_empty, model, max_new=max_new, pad_id=pad_id)
-    return jax.jit(empty, static_argnames=("num", "width"), out_shardings=_places(model))
+def _beginning(model, sampling, max_new, pad_id):
+    empty = functools.partial(_empty, model, sampling, max_new=max_new, pad_id=pad_id)
+    return jax.jit(empty, static_argnames=("num", "width"), out_shardings=_places(model)[0])
 
 
 @functools.lru_cache(maxsize=8)
-def _decoding(model, eos_ids, temperature, top_k, top_p):
-    choice = functools.partial(choose, temperature=temperature, top_k=top_k, top_p=top_p)
-    out = None if model.layout is None else (_places(model), model.layout.replicated)
-    return jax.jit(functools.partial(_decode, model, choice, eos_ids), donate_argnums=1, out_shardings=out)
+def _decoding(model, eos_ids, sampling):
+    out = None if model.layout is None else (_places(model)[0], model.layout.replicated)
+    return jax.jit(functools.partial(_decode, model, sampling, eos_ids), donate_argnums=1, out_shardings=out)
 
 
 # ------------------------------------------------------------------ on the device
 
 
-def _empty(model, *, num, width, max_new, pad_id) -> Slots:
-    cache = models.empty_cache(model, num, width)
+def _empty(model, sampling, *, num, width, max_new, pad_id) -> Slots:
+    cache, nothing = models.empty_cache(model, num, width), jnp.zeros((num, 0), jnp.int32)
     return Slots(
         cache=cache.replace(length=jnp.zeros(num, jnp.int32)),
         hidden=jnp.zeros((num, model.arch.dim), jnp.dtype(model.compute_dtype)),
         key=jax.vmap(jax.random.key)(jnp.zeros(num, jnp.int32)),
+        seen=first_seen(sampling, nothing, nothing > 0, model.num_rows),
         t=jnp.zeros(num, jnp.int32),
         live=jnp.zeros(num, bool),
         tokens=jnp.full((num, max_new), pad_id, jnp.int32),
@@ -301,7 +411,7 @@ def _empty(model, *, num, width, max_new, pad_id) -> Slots:
     )
 
 
-def _prefill(model, params, tokens, lengths) -> Store:
+def _prefill(model, sampling, params, tokens, lengths) -> Store:
     """tokens i32[P, L] right-padded. What the padding leaves in the cache is overwritten before it can be seen."""
     batch, length = tokens.shape
     everything = jnp.ones((batch, length), bool)
@@ -310,10 +420,10 @@ def _prefill(model, params, tokens, lengths) -> Store:
         model, params, tokens, positions, everything, models.empty_cache(model, batch, length)
     )
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return Store(cache, last, lengths)
+    return Store(cache, last, first_seen(sampling, tokens, positions < lengths[:, None], model.num_rows), lengths)
 
 
-def _admit(slots: Slots, store: Store, rows, targets, key, questions, ks) -> Slots:
+def _admit(slots: Slots, store: Store, rows, targets, key, questions, ks, given) -> Slots:
     """Row rows[i] of the store into slot targets[i]; a target past the last slot is dropped."""
 
     def into(mine, theirs):
@@ -332,7 +442,8 @@ def _admit(slots: Slots, store: Store, rows, targets, key, questions, ks) -> Slo
         ),
         hidden=into(slots.hidden, store.hidden[rows]),
         key=into(slots.key, keys),
-        t=into(slots.t, 0),
+        seen=into(slots.seen, store.seen[rows]),
+        t=into(slots.t, given),
         live=into(slots.live, True),
     )
 
@@ -349,8 +460,8 @@ def _move(slots: Slots, rows, *, width) -> Slots:
     return moved.replace(cache=moved.cache.replace(k=k, v=v))
 
 
-def _decode(model, choose, ends, params, slots: Slots, stop_at, chunk):
-    """(slots, steps): tokens for all live slots until at most `stop_at` are live or `chunk` tokens were taken."""
+def _decode(model, sampling, ends, params, slots: Slots, stop_at, chunk) -> tuple[Slots, Look]:
+    """Tokens for all live slots until at most `stop_at` are live or `chunk` tokens were taken."""
     num, max_new = slots.tokens.shape
     everything = jnp.ones((num, slots.cache.k[0].shape[2]), bool)
 
@@ -362,13 +473,15 @@ def _decode(model, choose, ends, params, slots: Slots, stop_at, chunk):
         step, slots = state
         live, t, length = slots.live, slots.t, slots.cache.length
         keys = jax.vmap(jax.random.fold_in)(slots.key, t)
-        token, logp = choose(models.unembed(model, params, slots.hidden), keys)
+        logits = models.unembed(model, params, slots.hidden)
+        token, logp = choose(logits, keys, sampling, ends=ends, t=t, seen=slots.seen)
         place = jnp.where(live, t, max_new)  # past the end: dropped
         rows = jnp.arange(num)
         hidden, cache = models.forward(model, params, token[:, None], length[:, None], everything, slots.cache)
         return step + 1, slots.replace(
             cache=cache.replace(length=jnp.where(live, cache.length, length)),
             hidden=hidden[:, 0],
+            seen=now_seen(sampling, slots.seen, token),
             t=jnp.where(live, t + 1, t),
             live=live & ~(token[:, None] == jnp.asarray(ends, jnp.int32)[None]).any(axis=1) & (t + 1 < max_new),
             tokens=slots.tokens.at[rows, place].set(token, mode="drop"),
@@ -376,4 +489,4 @@ def _decode(model, choose, ends, params, slots: Slots, stop_at, chunk):
         )
 
     step, slots = jax.lax.while_loop(unfinished, one, (jnp.zeros((), jnp.int32), slots))
-    return slots, step
+    return slots, Look(slots.live, slots.t, slots.cache.length, slots.tokens, slots.logp, step)

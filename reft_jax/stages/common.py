@@ -12,9 +12,11 @@ import numpy as np
 from reft_jax import checkpoint, models, steps
 from reft_jax.config import Config, Sampling
 from reft_jax.data import batching
+from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import Splits
 from reft_jax.errors import InputError, Preempted, RunError, Stop
 from reft_jax.metrics import write_json
+from reft_jax.rewards.score import Ahead
 from reft_jax.sampling.engine import Engine
 from reft_jax.sharding import Layout
 from reft_jax.types import Prompts
@@ -85,14 +87,27 @@ def make_sampler(run: Run, model, sampling: Sampling, num_slots: int, num_sample
     return Engine(
         model,
         max_prompt=run.config.data.max_prompt,
-        max_new=run.config.data.max_response,
+        max_new=sampling.max_new or run.config.data.max_response,
         num_slots=num_slots,
         eos_ids=run.eos_ids,
         pad_id=run.tokenizer.pad_token_id,
         num_samples=num_samples,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
+        sampling=sampling,
+        text=lambda ids: tokenizers.decode(run.tokenizer, ids, ends=run.eos_ids),
+        layout=run.config.mesh.decode,
+    )
+
+
+def programs_ahead(run: Run) -> Ahead | None:
+    """What runs programs while others are still being sampled; None where responses are no programs."""
+    limits = run.config.rewards
+    if run.config.data.cot != "program":
+        return None
+    return Ahead(
+        matcher=run.config.data.matcher,
+        timeout_s=limits.timeout_s,
+        memory_mb=limits.memory_mb,
+        workers=limits.workers,
     )
 
 

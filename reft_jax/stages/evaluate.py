@@ -7,7 +7,7 @@ evaluation goes on with the next label.
 import json
 
 from reft_jax import evaluation
-from reft_jax.config import Evaluate, Sampling
+from reft_jax.config import GREEDY, Evaluate
 from reft_jax.metrics import Progress, table, write_json, write_text
 from reft_jax.rewards import answer
 from reft_jax.rewards.score import answer_kind
@@ -33,7 +33,7 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
 
     result, lines = {}, []
     key = common.key_of(run.config.seed, "evaluate", 0, common.SAMPLE)
-    greedy = common.make_sampler(run, run.model, Sampling(0.0, 0, 1.0), stage.batch_size)
+    greedy = common.make_sampler(run, run.model, GREEDY, stage.batch_size)
     for split, records in (("dev", run.splits.dev), ("test", run.splits.test)):
         if not records:
             continue
@@ -77,9 +77,10 @@ def answer_all(run, title, sampler, params, questions, key):
         bar.update(done)
         run.stop_if_asked()
 
-    texts = evaluation.respond(run, sampler, params, questions, key, each)
+    ahead = common.programs_ahead(run)
+    texts = evaluation.respond(run, sampler, params, questions, key, each=each, ahead=ahead)
     bar.close()
-    return texts, evaluation.mark(run, questions, texts)
+    return texts, evaluation.mark(run, questions, texts, ahead)
 
 
 def predictions(questions, texts, grades, *, split: str, mode: str) -> list[dict]:

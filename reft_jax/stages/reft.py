@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from reft_jax import checkpoint, models, steps
-from reft_jax.config import ReFT
+from reft_jax.config import WHOLE, ReFT
 from reft_jax.data import batching, prompts
-from reft_jax.data import tokenizer as tokenizers
+from reft_jax.errors import RunError
 from reft_jax.metrics import Lines, Progress
 from reft_jax.optim import make_optimizer
 from reft_jax.rewards import score as rewards
@@ -44,9 +44,13 @@ def run(name: str, stage: ReFT, run: common.Run):
     if (start := checkpoints.latest()) is not None:
         state, progress = checkpoints.restore(start, state)
     sampler = common.make_sampler(run, run.tuned, stage.sampling, num_rows, stage.num_samples)
-    score_fn, advantages_fn = steps.make_score(run.tuned, ref_model), steps.make_advantages(ppo)
-    ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, frozen=frozen)
+    ahead = common.programs_ahead(run)
+    temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained
+    score_fn = steps.make_score(run.tuned, ref_model, temperature=temperature)
+    advantages_fn = steps.make_advantages(ppo)
+    ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, frozen=frozen, temperature=temperature)
     check = make_check(run, stage, "reft", frozen)
+    compare(run, name, stage, sampler, score_fn, train.encoded, models.join(frozen, state.params), ref_params)
 
     metric_lines = Lines(run.folder(name) / "metrics.jsonl", after_step=-1 if start is None else start)
     sample_lines = Lines(run.folder(name) / "samples.jsonl", after_step=-1 if start is None else start)
@@ -61,15 +65,16 @@ def run(name: str, stage: ReFT, run: common.Run):
         rows = batching.batch_indices(seed, step - 1, size, num)
         questions = common.make_prompts(run, train.encoded, rows)
         policy = models.join(frozen, state.params)
-        sample = trim(run, sampler(policy, questions, common.key_of(seed, name, step, common.SAMPLE)))
         records = [train.records[row] for row in rows for _ in range(stage.num_samples)]
-        texts = decode(run, sample)
-        sample, questions = run.layout.batch((sample, repeat(questions, stage.num_samples)))
+        slot_steps = sampler.counts["slot_steps"]
+        key = common.key_of(seed, name, step, common.SAMPLE)
+        sample, texts = respond(run, sampler, policy, questions, key, records, ahead)
+        sample, questions = run.layout.batch((trim(run, sample), repeat(questions, stage.num_samples)))
         clock.append(time.monotonic())
 
-        # Dispatched first: the device works on it while the answers are graded.
+        # Dispatched first: the device works on it while the last answers are graded.
         scored = score_fn(policy, ref_params, questions, sample.tokens, sample.mask)
-        grades = grade(run, records, texts)
+        grades = grade(run, records, texts, ahead)
         score = rewards.score(grades, partial_reward=stage.partial_reward, partial_on=stage.partial_on, task=data.name)
         clock.append(time.monotonic())
 
@@ -95,8 +100,11 @@ def run(name: str, stage: ReFT, run: common.Run):
         metrics |= {
             "time/sample_s": sample_s,
             "time/reward_s": reward_s,
+            "time/reward_hidden_s": ahead.hidden_s if ahead else 0.0,
             "time/update_s": update_s,
             "rate/sample_tokens_per_s": metrics["sample/length_mean"] * num_rows / sample_s,
+            "sample/slot_use": metrics["sample/length_mean"] * num_rows / (sampler.counts["slot_steps"] - slot_steps),
+            "time/sample_programs": sampler.num_programs,
         }
         bar.update(
             step,
@@ -139,15 +147,43 @@ def trim(run, sample: Sample) -> Sample:
     return jax.tree.map(lambda x: x[:, :length], sample)
 
 
-def decode(run, sample: Sample) -> list[str]:
-    tokens, mask = np.asarray(sample.tokens), np.asarray(sample.mask)
-    return [
-        tokenizers.decode(run.tokenizer, row[real].tolist(), ends=run.eos_ids)
-        for row, real in zip(tokens, mask, strict=True)
-    ]
+def respond(run, sampler, policy, questions, key, records, ahead) -> tuple[Sample, list[str]]:
+    """A sample for each record, and its text; `ahead` begins to run those programs that are complete while others are not."""
+    texts = [""] * len(records)
+
+    def each(done):
+        text = texts[done.row] = sampler.response(done.tokens)
+        if ahead is not None:
+            ahead.add(prompts.completed(records[done.row], text, run.config.data, purpose="reft"))
+
+    return sampler(policy, questions, key, each), texts
 
 
-def grade(run, records, texts) -> list[rewards.Grade]:
+def compare(run, name, stage, sampler, score_fn, encoded, policy, ref_params):
+    """Stops the run, before anything is trained, if the sampler's log-probs are not those that training computes: on real
+    questions, drawn from the whole distribution where `stage.sampling` changes it."""
+    if stage.ppo.correction == "importance" and stage.sampling != WHOLE:
+        sampler = common.make_sampler(run, run.tuned, WHOLE, sampler.sizes[-1], stage.num_samples)
+    rows = batching.batch_indices(run.config.seed, 0, stage.batch_size, len(encoded))
+    questions = common.make_prompts(run, encoded, rows)
+    sample = trim(run, sampler(policy, questions, common.key_of(run.config.seed, name, 0, common.SAMPLE)))
+    questions = run.layout.batch(repeat(questions, stage.num_samples))
+    logp = score_fn(policy, ref_params, questions, *run.layout.batch((sample.tokens, sample.mask)))[0]
+    gap = np.abs(np.asarray(logp) - sample.logp)[sample.mask]
+    limit = stage.max_logp_gap or {"float32": 1e-4, "bfloat16": 0.05}[run.model.compute_dtype]
+    print(
+        f"[{name}] log-probs of sampling and of training differ by {gap.mean():.1e} on average, {gap.max():.1e} at most",
+        flush=True,
+    )
+    if not gap.mean() <= limit:
+        raise RunError(
+            f"{name}: the sampler's log-probs differ from those that training computes by {gap.mean():.3g} on average, over "
+            f"{len(gap)} tokens (at most {gap.max():.3g}); stages.{name}.max_logp_gap allows {limit:g}. The samples would be another "
+            "policy's: try model.compute_dtype='float32', or allow more and let ppo.correction='importance' weight the tokens for it"
+        )
+
+
+def grade(run, records, texts, ahead=None) -> list[rewards.Grade]:
     data, limits = run.config.data, run.config.rewards
     return rewards.grade(
         data.name,
@@ -158,6 +194,7 @@ def grade(run, records, texts) -> list[rewards.Grade]:
         timeout_s=limits.timeout_s,
         memory_mb=limits.memory_mb,
         workers=limits.workers,
+        ahead=ahead,
     )
 
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from reft_jax import checkpoint, evaluation, models, steps
-from reft_jax.config import SFT, Sampling
+from reft_jax.config import GREEDY, SFT
 from reft_jax.data import batching
 from reft_jax.metrics import Lines, Progress
 from reft_jax.optim import make_optimizer
@@ -103,14 +103,15 @@ def make_check(run, stage, purpose: str, frozen: dict):
     if not split:
         return lambda state: {}
     questions = evaluation.ask(run, split, purpose)
-    greedy = common.make_sampler(run, run.tuned, Sampling(0.0, 0, 1.0), stage.eval_batch_size)
+    greedy = common.make_sampler(run, run.tuned, GREEDY, stage.eval_batch_size)
+    ahead = common.programs_ahead(run)
 
     def check(state: TrainState) -> dict:
         began = time.monotonic()
         key = common.key_of(run.config.seed, "check", 0, common.SAMPLE)  # greedy: any key will do
         params = models.join(frozen, state.params)
-        texts = evaluation.respond(run, greedy, params, questions, key)
-        grades = evaluation.mark(run, questions, texts)
+        texts = evaluation.respond(run, greedy, params, questions, key, ahead=ahead)
+        grades = evaluation.mark(run, questions, texts, ahead)
         return {
             f"eval/{stage.select_on}_accuracy": evaluation.accuracy(questions, grades),
             "time/eval_s": time.monotonic() - began,
