@@ -1,6 +1,5 @@
-"""What the benchmarks share: options, a model and a load of some size, what must be moved or computed, and what the machine can do.
-
-Nothing here is timed against anything else; `rollout.py` and `update.py` do that. Bytes are counted in 1e6, 1e9.
+"""What rollout.py and update.py share: options, processes, a model and a load of some size, what must be moved or
+computed for it, and what the machine can do at most.
 """
 
 import argparse
@@ -150,7 +149,7 @@ def torch_device() -> str:
 
 
 def make_torch(given, folder):
-    """transformers' model of the same sizes, dtype and weights on CUDA if there is one; the folder then holds the weights.
+    """transformers' model of the same sizes, dtype and weights (`folder` holds them then), on CUDA if there is one.
     Over OWN_WEIGHTS parameters the weights are random ones that torch makes on its device."""
     import torch
     import transformers
@@ -183,8 +182,8 @@ def num_params(model) -> int:
 
 
 def make_load(given, *, num=None, slots=None) -> Load:
-    """Random prompts, or the questions of --prompts: their own tokens under a vocabulary learned from the file for the small
-    model, else random tokens in their lengths."""
+    """Random prompts, or the questions of --prompts: for the small model their tokens under a vocabulary learned from
+    the file, else random tokens in those lengths."""
     settings = TOY_LOAD if given.toy else LOAD
     num, slots = num or settings["num"], slots or settings["slots"]
     vocab_size = make_arch(given).vocab_size
@@ -226,9 +225,9 @@ def until_end(tokens, ends):
 def decode_bytes(model, prompt_lengths, lengths, steps: int) -> float:
     """Bytes that must move in a decode step, the mean over `steps` of them, for responses of `lengths` tokens.
 
-    Every weight once in the dtype it is read in (of an untied embedding only the rows of the step's tokens), and the keys and
-    values of every position that a live response holds: the step that takes in response token t of a prompt of p reads
-    p + t of them and writes one. Layers with a window hold no more than that.
+    Every weight once in the dtype it is read in (of an untied embedding only the rows of the step's tokens), and the
+    keys and values of every position that a live response holds: the step that takes in response token t of a prompt of
+    p reads p + t of them and writes one. Layers with a window hold no more than that.
     """
     import jax
     import jax.numpy as jnp

@@ -1,25 +1,27 @@
 """Sampling speed, side by side: python benchmarks/rollout.py [--toy] [slots batch transformers tunix]
 
-One load for all: a Llama of 20M parameters (8 layers, dim 384, vocabulary 8,000, random), 256 prompts of 40 to 120 tokens,
-at most 400 new ones, temperature 1, and 61 stop tokens, so that lengths are geometric with a mean of about 130. The samplers:
+One load for all: a Llama of 20M parameters (8 layers, dim 384, vocabulary 8,000, random), 256 prompts of 40 to 120
+tokens, at most 400 new ones, temperature 1, and 61 stop tokens, so that lengths are geometric with a mean of about 130.
+The samplers:
 
 - slots: `sampling.engine`, 64 slots; what the stages use.
 - batch: `sampling.decode`, 64 rows at a time, each batch as long as its longest response.
 - transformers: `generate` of torch with the same weights, 64 rows at a time; skipped without torch.
-- tunix: google-tunix's own sampler (`tunix.generate.sampler`) on its Llama 3 class with the same weights, 64 rows at a time,
-  the same stop tokens (it takes several); its class has a fixed RoPE base of 1e6, so it draws other tokens. Skipped
-  without the package.
+- tunix: google-tunix's own sampler (`tunix.generate.sampler`) on its Llama 3 class with the same weights, 64 rows at a
+  time, the same stop tokens (it takes several); its class has a fixed RoPE base of 1e6, so it draws other tokens.
+  Skipped without the package.
 
-`--size=codellama_7b` (any preset), `--dtype=bfloat16`, `--slots=256` (rows at a time for the others), `--num=1024` prompts,
-`--prompts=train.jsonl` (prompts from its questions: their tokens under a vocabulary learned from the file; with --size, random
-tokens in as many). A preset above 1e9 parameters has random weights of torch's own on its side. JAX_PLATFORMS=cuda in the
-environment: on that accelerator, torch too; else on the CPU.
+`--size=codellama_7b` (any preset), `--dtype=bfloat16`, `--slots=256` (rows at a time for the others), `--num=1024`
+prompts, `--prompts=train.jsonl` (prompts from its questions: their tokens under a vocabulary learned from the file;
+with --size, random tokens in as many). A preset above 1e9 parameters has random weights of torch's own on its side.
+JAX_PLATFORMS=cuda in the environment: on that accelerator, torch too; else on the CPU.
 
-Each runs in a process of its own, once to warm up and once timed. Prints one JSON line each: tokens of real responses (with
-their end token) a second, seconds, steps, compile_s (the first run less the second), peak memory in MB (1e6 bytes; the
-device's, or what was resident where that is a CPU). For slots and batch the roofline of decoding too: bytes_per_step that
-must move (all weights once, the keys and values of live positions; `common.decode_bytes`), the memory's bandwidth as measured
-in the same process, and the part of it that the whole run reached: bytes_per_step / bandwidth / seconds per step.
+Each runs in a process of its own, once to warm up and once timed. Prints one JSON line each: tokens of real responses
+(with their end token) a second, seconds, steps, compile_s (the first run less the second), peak memory in MB (1e6
+bytes; the device's, or what was resident where that is a CPU). For slots and batch the roofline of decoding too:
+bytes_per_step that must move (all weights once, the keys and values of live positions; `common.decode_bytes`), the
+memory's bandwidth as measured in the same process, and the part of it that the whole run reached: bytes_per_step /
+bandwidth / seconds per step.
 """
 
 import functools
@@ -34,7 +36,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import common  # noqa: E402
 
-# Each of the samplers is a function (given, load, folder) -> sample, and sample() -> (tokens, mask [num, max_new], steps).
+# Each sampler is a function (given, load, folder) -> sample, and sample() -> (tokens, mask [num, max_new], steps).
 
 
 def make_engine(model, load):

@@ -1,32 +1,34 @@
 """One PPO update, side by side: python benchmarks/update.py [--toy] [whole] [ours torch]
 
-The load of `rollout.py`: a Llama of 20M random parameters, 64 prompts of 40 to 120 tokens with responses of random tokens whose
-lengths are geometric (mean 130, at most 400), random scores. An update is: score (log-probabilities and values of the policy,
-log-probabilities of the frozen reference), advantages, and two epochs of minibatches of 16 with AdamW and clipped gradients.
+The load of `rollout.py`: a Llama of 20M random parameters, 64 prompts of 40 to 120 tokens with responses of random
+tokens whose lengths are geometric (mean 130, at most 400), random scores. An update is: score (log-probabilities and
+values of the policy, log-probabilities of the frozen reference), advantages, and two epochs of minibatches of 16 with
+AdamW and clipped gradients.
 
 - ours: `steps.make_score`, `make_advantages` and `make_ppo_step`, called as `stages/reft.py` calls them.
-- torch: the same as the ReFT authors' code has it: transformers' model with a linear value head on the last hidden state, a
-  second model as reference, logits of all positions, log_softmax and gather, clipped losses, AdamW. The same weights (but see
-  `rollout.py` for large presets), rollout and minibatches, so `loss` is the same: the first minibatch's in the second update,
-  so that the first update's steps are compared with it.
+- torch: the same as the ReFT authors' code has it: transformers' model with a linear value head on the last hidden
+  state, a second model as reference, logits of all positions, log_softmax and gather, clipped losses, AdamW. The same
+  weights (but see `rollout.py` for large presets), rollout and minibatches, so `loss` is the same: the first
+  minibatch's in the second update, so that the first update's steps are compared with it.
 
-`whole` times a whole ReFT step instead: sampling (our engine, `generate`) + grading (every response's tokens become a short
-program, which is run) + that update on what was sampled. Its parts are cut as the stage cuts them: ours dispatches scoring
-before the programs are run, so grade_s holds some of it. The ratio's seconds are per response token of each.
+`whole` times a whole ReFT step instead: sampling (our engine, `generate`) + grading (every response's tokens become a
+short program, which is run) + that update on what was sampled. Its parts are cut as the stage cuts them: ours
+dispatches scoring before the programs are run, so grade_s holds some of it. The ratio's seconds are per response token
+of each.
 
-`--rows`, `--minibatch`, `--size=PRESET`, `--dtype=bfloat16` (parameters, gradients and AdamW's moments too), `--prompts=FILE`,
-`--remat` (blocks are computed again in the backward pass, in both). Each runs in a process of its own, twice; the second run
-counts. Prints one JSON line each: seconds, tokens (real ones, prompts and responses) a second, compile_s (the first run less
-the second), peak memory in MB (1e6 bytes), real (the part of the padded rows that is real tokens) and the share of the
-machine's speed that was put to use: `mfu` = tflop / seconds / peak, peak being that of a large matrix product of the same
-library and dtype in the same process. tflop is counted by hand, for real tokens alone. With N parameters in the blocks'
-matrices, a forward of p prompt and r response tokens is
+`--rows`, `--minibatch`, `--size=PRESET`, `--dtype=bfloat16` (parameters, gradients and AdamW's moments too),
+`--prompts=FILE`, `--remat` (blocks are computed again in the backward pass, in both). Each runs in a process of its
+own, twice; the second run counts. Prints one JSON line each: seconds, tokens (real ones, prompts and responses) a
+second, compile_s (the first run less the second), peak memory in MB (1e6 bytes), real (the part of the padded rows that
+is real tokens) and the share of the machine's speed that was put to use: `mfu` = tflop / seconds / peak, peak being
+that of a large matrix product of the same library and dtype in the same process. tflop is counted by hand, for real
+tokens alone. With N parameters in the blocks' matrices, a forward of p prompt and r response tokens is
 
     F = 2 N (p + r) + 2 D V r + 4 L H (p + r)(p + r + 1) / 2    (D dim, V vocabulary, L layers, H heads x head_dim)
 
-(weights; logits of the response; causal attention's two products), a training pass 3 F (6 N a token), and an update 2 F for
-policy and reference plus 3 F for each epoch, summed over the rows. What remat computes again, padding, and logits of prompts
-are not counted.
+(weights; logits of the response; causal attention's two products), a training pass 3 F (6 N a token), and an update 2 F
+for policy and reference plus 3 F for each epoch, summed over the rows. What remat computes again, padding, and logits
+of prompts are not counted.
 """
 
 import functools
