@@ -20,8 +20,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def run(*command, **environment) -> str:
-    """Standard output of a command with one CPU device, as a user has it."""
+    """Standard output of a command with one CPU device, as a user has it; one thread for torch, whose others spin."""
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | environment
+    environment |= {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT).stdout
 
 
