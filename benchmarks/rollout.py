@@ -1,173 +1,243 @@
-"""Sampling speed, side by side: python benchmarks/rollout.py [--toy] [slots batch transformers]
+"""Sampling speed, side by side: python benchmarks/rollout.py [--toy] [slots batch transformers tunix]
 
-One load for all: a Llama of 20M parameters (8 layers, dim 384, vocabulary 8,000, random), 256 prompts of 40 to 120 tokens,
-at most 400 new ones, temperature 1, and 61 stop tokens, so that lengths are geometric with a mean of about 130. The samplers:
+One load for all: a Llama of 20M parameters (8 layers, dim 384, vocabulary 8,000, random), 256 prompts of 40 to 120
+tokens, at most 400 new ones, temperature 1, and 61 stop tokens, so that lengths are geometric with a mean of about 130.
+The samplers:
 
 - slots: `sampling.engine`, 64 slots; what the stages use.
 - batch: `sampling.decode`, 64 rows at a time, each batch as long as its longest response.
 - transformers: `generate` of torch with the same weights, 64 rows at a time; skipped without torch.
+- tunix: google-tunix's own sampler (`tunix.generate.sampler`) on its Llama 3 class with the same weights, 64 rows at a
+  time, the same stop tokens (it takes several); its class has a fixed RoPE base of 1e6, so it draws other tokens.
+  Skipped without the package.
 
-Each runs in a process of its own, once to warm up (compile) and once timed. Prints one JSON line each: tokens of real
-responses (with their end token) a second, seconds, steps, peak resident memory in MB (1e6 bytes).
+`--size=codellama_7b` (any preset), `--dtype=bfloat16`, `--slots=256` (rows at a time for the others), `--num=1024`
+prompts, `--prompts=train.jsonl` (prompts from its questions: their tokens under a vocabulary learned from the file;
+with --size, random tokens in as many). A preset above 1e9 parameters has random weights of torch's own on its side.
+JAX_PLATFORMS=cuda in the environment: on that accelerator, torch too; else on the CPU.
+
+Each runs in a process of its own, once to warm up and once timed. Prints one JSON line each: tokens of real responses
+(with their end token) a second, seconds, steps, compile_s (the first run less the second), peak memory in MB (1e6
+bytes; the device's, or what was resident where that is a CPU). For slots and batch the roofline of decoding too:
+bytes_per_step that must move (all weights once, the keys and values of live positions; `common.decode_bytes`), the
+memory's bandwidth as measured in the same process, and the part of it that the whole run reached: bytes_per_step /
+bandwidth / seconds per step.
 """
 
+import functools
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-SIZES = dict(vocab_size=8000, dim=384, num_layers=8, num_heads=6, num_kv_heads=6, head_dim=64, ffn_dim=1024)
-LOAD = dict(num=256, shortest=40, longest=120, max_new=400, rows=64, num_ends=61)
-TOY = dict(num=24, shortest=4, longest=12, max_new=40, rows=8, num_ends=800)
+import numpy as np  # noqa: E402
+
+from benchmarks import common  # noqa: E402
+
+# Each sampler is a function (given, load, folder) -> sample, and sample() -> (tokens, mask [num, max_new], steps).
 
 
-def make_model():
-    import jax
-
-    from reft_jax import config, models
-
-    arch = config.Arch(**SIZES, rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=False, init_std=0.02)
-    model = models.Model(arch)
-    return model, models.init(model, jax.random.key(0))
-
-
-def make_prompts(load):
-    """Left-padded (tokens, mask), i32 and bool [num, longest]; no prompt holds a stop token."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    tokens = np.zeros((load["num"], load["longest"]), np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    for row in range(load["num"]):
-        length = rng.integers(load["shortest"], load["longest"] + 1)
-        tokens[row, -length:] = rng.integers(load["num_ends"] + 1, SIZES["vocab_size"], length)
-        mask[row, -length:] = True
-    return tokens, mask
-
-
-def ends(load):
-    return tuple(range(1, load["num_ends"] + 1))
-
-
-def slots(load, folder):
-    import jax
-    import numpy as np
-
+def make_engine(model, load):
     from reft_jax.sampling.engine import Engine
+
+    settings = dict(max_prompt=load.tokens.shape[1], max_new=load.max_new, eos_ids=load.ends, pad_id=0)
+    return Engine(model, num_slots=load.slots, **settings)
+
+
+def prompts_of(load):
     from reft_jax.types import Prompts
 
-    model, params = make_model()
-    tokens, mask = make_prompts(load)
-    engine = Engine(
-        model, max_prompt=load["longest"], max_new=load["max_new"], num_slots=load["rows"], eos_ids=ends(load), pad_id=0
-    )
-    prompts = Prompts(tokens, mask, np.arange(len(tokens), dtype=np.int32))
+    return Prompts(load.tokens, load.mask, np.arange(len(load.tokens), dtype=np.int32))
+
+
+def slots(given, load, folder):
+    import jax
+
+    model, params = common.make_model(given)
+    engine = make_engine(model, load)
 
     def sample():
         before = engine.counts["steps"]
-        out = engine(params, prompts, jax.random.key(1))
-        return int(out.mask.sum()), engine.counts["steps"] - before
+        out = engine(params, prompts_of(load), jax.random.key(1))
+        return out.tokens, out.mask, engine.counts["steps"] - before
 
     return sample
 
 
-def batch(load, folder):
-    import functools
-
+def batch(given, load, folder):
     import jax
-    import numpy as np
 
     from reft_jax.config import WHOLE
     from reft_jax.sampling import decode
-    from reft_jax.types import Prompts
 
-    model, params = make_model()
-    tokens, mask = make_prompts(load)
-    settings = dict(max_new=load["max_new"], sampling=WHOLE, eos_ids=ends(load), pad_id=0)
+    model, params = common.make_model(given)
+    settings = dict(max_new=load.max_new, sampling=WHOLE, eos_ids=load.ends, pad_id=0)
     draw = jax.jit(functools.partial(decode.sample, model, **settings))
 
-    def sample():
-        count = steps = 0
-        for first in range(0, len(tokens), load["rows"]):
-            part = slice(first, first + load["rows"])
-            index = np.arange(first, first + len(tokens[part]), dtype=np.int32)
-            mask_out = np.asarray(draw(params, Prompts(tokens[part], mask[part], index), jax.random.key(1)).mask)
-            count, steps = count + int(mask_out.sum()), steps + int(mask_out.sum(1).max())
-        return count, steps
+    def one(part):
+        prompts = jax.tree.map(lambda x: x[part], prompts_of(load))
+        out = jax.device_get(draw(params, prompts, jax.random.key(1)))
+        return out.tokens, out.mask, int(out.mask.sum(1).max())
 
-    return sample
+    return functools.partial(by_parts, load, one)
 
 
-def transformers(load, folder):
+def transformers(given, load, folder):
+    theirs = common.make_torch(given, folder)
+
+    def one(part):
+        new = generate(theirs, load, part)
+        return new, common.until_end(new, load.ends), new.shape[1]
+
+    return functools.partial(by_parts, load, one)
+
+
+def generate(theirs, load, part):
+    """New tokens i64[rows, at most max_new] of transformers' own `generate`."""
     import torch
-    from transformers import LlamaForCausalLM
 
-    from reft_jax import models
-
-    model, params = make_model()
-    models.save_hf(folder, model, params)
-    tokens, mask = (torch.tensor(x) for x in make_prompts(load))
-    theirs = LlamaForCausalLM.from_pretrained(folder).eval()
-
-    def sample():
-        count = steps = 0
-        for first in range(0, len(tokens), load["rows"]):
-            part = slice(first, first + load["rows"])
-            with torch.no_grad():
-                out = theirs.generate(
-                    tokens[part].long(),
-                    attention_mask=mask[part].long(),
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    max_new_tokens=load["max_new"],
-                    eos_token_id=list(ends(load)),
-                    pad_token_id=0,
-                )
-            new = out[:, load["longest"] :]
-            count, steps = count + int((new != 0).sum()), steps + new.shape[1]
-        return count, steps
-
-    return sample
+    tokens, mask = (torch.tensor(x[part], device=theirs.device).long() for x in (load.tokens, load.mask))
+    settings = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=load.max_new, use_cache=True)
+    with torch.no_grad():
+        out = theirs.generate(tokens, attention_mask=mask, eos_token_id=list(load.ends), pad_token_id=0, **settings)
+    return out[:, tokens.shape[1] :].cpu().numpy()
 
 
-SAMPLERS = {"slots": slots, "batch": batch, "transformers": transformers}
+def tunix(given, load, folder):
+    from tunix.generate import sampler as tunix_sampler
+
+    model, params = common.make_model(given)
+    arch, longest = model.arch, load.tokens.shape[1]
+    sizes = tunix_sampler.CacheConfig(longest + load.max_new, arch.num_layers, arch.num_kv_heads, arch.head_dim)
+    theirs = tunix_sampler.Sampler(tunix_llama(arch, params), Numbers(), sizes)
+    del params
+
+    def one(part):
+        texts = [" ".join(map(str, row[real])) for row, real in zip(load.tokens[part], load.mask[part], strict=True)]
+        out = theirs(
+            texts,
+            max_generation_steps=load.max_new,
+            max_prompt_length=longest,
+            eos_tokens=list(load.ends),
+            temperature=1.0,
+            top_p=1.0,
+            seed=1 + part.start,
+        )
+        lengths = np.minimum([len(row) + 1 for row in out.tokens], load.max_new)  # it leaves the end token out
+        new = np.zeros((len(texts), load.max_new), np.int32)
+        for row, tokens in zip(new, out.tokens, strict=True):
+            row[: len(tokens)] = tokens
+        return new, np.arange(load.max_new) < lengths[:, None], int(lengths.max())
+
+    return functools.partial(by_parts, load, one)
 
 
-def measure(name: str, toy: bool):
-    import resource
+def tunix_llama(arch, params):
+    """tunix's Llama 3 of these sizes, around our weights: their shapes are the same."""
+    import jax
+    from flax import nnx
+    from tunix.models.llama3 import model as llama3
 
-    with tempfile.TemporaryDirectory() as folder:
-        sample = SAMPLERS[name](TOY if toy else LOAD, folder)
-        times = []
-        for _ in range(2):
-            begin = time.perf_counter()
-            count, steps = sample()
-            times.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    first, again = times
-    line = dict(sampler=name, tokens_per_s=round(count / again, 1), tokens=count, steps=steps, seconds=round(again, 2))
-    print(
-        json.dumps(line | dict(ms_per_step=round(1e3 * again / steps, 1), first_s=round(first, 2), peak_mb=round(peak)))
+    config = llama3.ModelConfig(
+        num_layers=arch.num_layers,
+        vocab_size=arch.vocab_size,
+        embed_dim=arch.dim,
+        hidden_dim=arch.ffn_dim,
+        num_heads=arch.num_heads,
+        head_dim=arch.head_dim,
+        num_kv_heads=arch.num_kv_heads,
+        rope_theta=int(arch.rope_theta),
+        norm_eps=arch.norm_eps,
+        weight_tying=arch.tie_embeddings,
     )
+    theirs = nnx.eval_shape(lambda: llama3.Llama3(config, rngs=nnx.Rngs(0)))
+    theirs.embedder.input_embedding.value = params["embed"]["kernel"]
+    theirs.final_norm.w.value = params["norm"]["scale"]
+    if not arch.tie_embeddings:
+        theirs.lm_head.w.value = params["unembed"]["kernel"]
+    for i, layer in enumerate(theirs.layers):
+        ours = jax.tree.map(lambda x, i=i: x[i], params["blocks"])
+        for name in ("q", "k", "v", "o"):
+            getattr(layer.attn, f"{name}_proj").w.value = ours["attention"][name]["kernel"]
+        for name in ("gate", "up", "down"):
+            getattr(layer.mlp, f"{name}_proj").kernel.value = ours["mlp"][name]["kernel"]
+        layer.input_layernorm.w.value = ours["attention_norm"]["scale"]
+        layer.post_attention_layernorm.w.value = ours["mlp_norm"]["scale"]
+    return theirs
 
 
-def main(*arguments):
-    if arguments and arguments[0] == "measure":
-        return measure(arguments[1], "--toy" in arguments)
-    toy = [argument for argument in arguments if argument == "--toy"]
-    names = [argument for argument in arguments if argument != "--toy"] or list(SAMPLERS)
-    if unknown := sorted(set(names) - set(SAMPLERS)):
-        raise SystemExit(f"unknown samplers {', '.join(unknown)}; there are {', '.join(SAMPLERS)}")
-    environment = os.environ | dict(JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", "cpu"))
-    for name in names:
-        subprocess.run([sys.executable, __file__, "measure", name, *toy], env=environment, check=True)
+class Numbers:
+    """A tokenizer whose text is the ids themselves: tunix's sampler takes strings."""
+
+    def encode(self, text):
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+    def bos_id(self):
+        return 0  # none is put before a prompt
+
+    def pad_id(self):
+        return 0
+
+    def eos_id(self):
+        return 1
+
+
+def by_parts(load, one):
+    """(tokens, mask, steps) of all prompts, `load.slots` of them at a time by `one`(slice)."""
+    num = len(load.tokens)
+    tokens, mask, steps = np.zeros((num, load.max_new), np.int64), np.zeros((num, load.max_new), bool), 0
+    for first in range(0, num, load.slots):
+        part = slice(first, min(first + load.slots, num))
+        new, real, count = one(part)
+        tokens[part, : new.shape[1]], mask[part, : new.shape[1]], steps = new, real, steps + count
+    return tokens, mask, steps
+
+
+SAMPLERS = {"slots": slots, "batch": batch, "transformers": transformers, "tunix": tunix}
+
+
+def measure(name: str, given):
+    needs = {"transformers": ("torch",), "tunix": ("tunix",)}.get(name, ())
+    if common.missing(name, *needs):
+        return
+    arch = common.make_arch(given)
+    if name == "tunix" and arch.family != "llama":
+        return print(f"tunix: skipped, {given.size} is no Llama")
+    load = common.make_load(given, num=given.num, slots=given.slots)
+    with tempfile.TemporaryDirectory() as folder:
+        sample = SAMPLERS[name](given, load, folder)
+        (_, mask, steps), first, again = common.twice(sample)
+    lengths = mask.sum(1)
+    count = int(lengths.sum())
+    line = dict(sampler=name, size=given.size or ("toy" if given.toy else "20M"), dtype=given.dtype, slots=load.slots)
+    line |= dict(prompts=len(load.tokens), tokens_per_s=round(count / again, 1), tokens=count, steps=steps)
+    line |= dict(seconds=round(again, 2), ms_per_step=round(1e3 * again / steps, 2), compile_s=round(first - again, 2))
+    line |= dict(peak_mb=common.peak_mb("torch" if name == "transformers" else "jax"))
+    if name in ("slots", "batch"):
+        from reft_jax import models
+
+        del sample
+        moved = common.decode_bytes(models.Model(arch, given.dtype, given.dtype), load.prompt_lengths, lengths, steps)
+        speed = common.bandwidth()
+        line |= dict(bytes_per_step=round(moved), bandwidth_gb_s=round(speed / 1e9, 1))
+        line |= dict(roofline=round(moved / speed / (again / steps), 4))
+    print(json.dumps(line), flush=True)
+
+
+def main(*argv):
+    options = common.parser(__doc__, SAMPLERS)
+    options.add_argument("--slots", type=int, metavar="N", help="responses that decode together")
+    options.add_argument("--num", type=int, metavar="N", help="prompts")
+    given = options.parse_args(argv)
+    names = common.chosen(given.names, SAMPLERS)
+    if given.here:
+        return measure(names[0], given)
+    common.in_processes(__file__, names, given)
 
 
 if __name__ == "__main__":

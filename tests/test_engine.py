@@ -321,11 +321,3 @@ def test_a_schedule_begins_every_sample_once_in_order_and_shares_no_slot(sizes, 
         assert [row for _, row in done] == expected_rows
         ended += expected_rows
     assert begun == list(range(total)) and sorted(ended) == begun
-
-
-@pytest.mark.slow
-def test_the_benchmark_draws_the_same_tokens_with_both_samplers_in_fewer_steps():
-    command = [sys.executable, str(ROOT / "benchmarks" / "rollout.py"), "--toy", "slots", "batch"]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    slots, batch = (json.loads(line) for line in out.splitlines())
-    assert slots["tokens"] == batch["tokens"] > 0 and slots["steps"] < batch["steps"]
