@@ -9,9 +9,8 @@
 #
 # What fits, in GB (1e9 bytes), 6.74e9 parameters of two bytes being 13.5:
 # - Rollout. A position's keys and values: 2 x 32 layers x 4,096 x 2 bytes = 0.52 MB; a slot's 120 + 400 of them 0.27.
-#   The engine holds the weights twice (as given, and as decoding reads them) and, while slots widen from 3/4 to all of
-#   their positions, both buffers: 27 + 1.75 x 0.27 x slots = 149 for 256 slots, 119 for 192, 58 for 64. So 256 is tried
-#   and then 192 on a card of 130 GB or more, and 64 below that.
+#   The engine holds the weights twice (as given, and as decoding reads them): 27 + 0.27 x slots = 97 for 256 slots, 62
+#   for 128. So 256 is tried and then 192 on a card of 130 GB or more, and 128 and then 64 below that.
 # - Update. Parameters, gradients, reference and AdamW's two moments in float32 would be 5 x 27 = 135, so all of them
 #   are bfloat16: 5 x 13.5 = 67.5. With `--remat` 16 rows of 520 positions keep 16 x 520 x 4,096 x 2 bytes x 32 layers
 #   = 2.2; one block's own and the scoring of all 64 rows take some 8: 78 before what the compiler adds. Below 130 GB
@@ -59,7 +58,7 @@ else
     if ((${memory:-0} >= 130000)); then
         tries=(256 192) size=codellama_7b
     else
-        tries=(64) size=llama3_2_1b
+        tries=(128 64) size=llama3_2_1b
     fi
     rollout=(--size=codellama_7b --dtype=bfloat16) many=(--num=1024)
     update=("--size=$size" --dtype=bfloat16 --remat)

@@ -76,7 +76,7 @@ class Ours:
         from reft_jax import config, models, sharding, steps
         from reft_jax.optim import make_optimizer
 
-        rules = tuple(configs.mesh()["rules"].items())
+        rules = tuple(configs.mesh(dict(name=""))["rules"].items())
         layout = sharding.make_layout(config.Mesh(1, 1, 1, rules), jax.devices()[:1])
         self.model, params = common.make_model(given, layout=layout, remat="block" if given.remat else "none")
         tx = make_optimizer(optim, 1000)

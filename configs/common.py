@@ -38,20 +38,31 @@ def one_of(name: str, value: str, legal):
 
 
 def model(name: str, lora=None, base="full"):
-    """A preset of a new model by name, or a Hugging Face directory (or shipped model) whose config and tokenizer are used."""
+    """A preset of a new model by name, or a Hugging Face directory (or shipped model) whose config and tokenizer are used. A preset of
+    a billion parameters computes in bfloat16 and keeps no activations inside its blocks."""
     known = name in PRESETS
+    large = is_large(name)
     return dict(
         name=name,
         directory="" if known else name,
         arch=spelled_out(PRESETS[name]) if known else None,
         param_dtype="float32",
-        compute_dtype="float32",
-        remat="none",
+        compute_dtype="bfloat16" if large else "float32",
+        remat="block" if large else "none",
         logits_chunk=128,
         vocab_multiple=1,
         lora=lora,
         base=base,
     )
+
+
+def is_large(name: str) -> bool:
+    """Whether it is a preset with a billion parameters in its blocks."""
+    if name not in PRESETS:
+        return False
+    keys = spelled_out(PRESETS[name])
+    heads = 2 * keys["head_dim"] * (keys["num_heads"] + keys["num_kv_heads"])
+    return keys["num_layers"] * keys["dim"] * (heads + keys["ffn_dim"] * (3 if keys["gated"] else 2)) > 0.9e9
 
 
 def lora(rank: int, *, alpha: float = 16.0, targets: str = r"attention\..*|mlp\..*"):
@@ -131,8 +142,8 @@ def files(
 # ------------------------------------------------------------------ the rest
 
 
-def mesh():
-    """All devices in a row of `data`; fsdp and tensor split parameters too."""
+def mesh(model):
+    """All devices in a row of `data`; a large preset is split, 16 ways by fsdp (which divides the paper's batches) and the rest by tensor."""
     rules = dict(
         batch=("data", "fsdp"),
         embed=("fsdp",),
@@ -141,7 +152,8 @@ def mesh():
         kv_heads=("tensor",),
         mlp=("tensor",),
     )
-    return dict(data=-1, fsdp=1, tensor=1, rules=rules, decode="replicated")
+    sizes = dict(data=1, fsdp=16, tensor=-1) if is_large(model["name"]) else dict(data=-1, fsdp=1, tensor=1)
+    return dict(**sizes, rules=rules, decode="replicated")
 
 
 def rewards():
@@ -277,4 +289,4 @@ def ordered(tree):
 
 def config(*, seed, model, data, stages):
     """The whole, locked. Stages run in the order in which they are given."""
-    return ordered(dict(seed=seed, model=model, data=data, mesh=mesh(), rewards=rewards(), stages=stages)).lock()
+    return ordered(dict(seed=seed, model=model, data=data, mesh=mesh(model), rewards=rewards(), stages=stages)).lock()

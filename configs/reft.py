@@ -11,7 +11,7 @@ from configs import common, sft
 def get_config(arg=""):
     arg = common.parse_arg(arg, **sft.ARGS)
     setting = sft.settings(arg)
-    init_from = "random" if setting.scratch else arg.model
+    init_from = "random" if arg.model in common.PRESETS else arg.model
     # beta: 0.01 for programs, 0.05 for natural language (0.01 on MathQA-numeric, as the authors' scripts have it)
     kl_coef = 0.05 if arg.cot == "nl" and arg.data != "mathqa-numeric" else 0.01
     ppo = common.ppo(kl_coef=kl_coef, minibatch_size=setting.reft_batch)

@@ -15,7 +15,9 @@ def get_config(arg=""):
         model=common.model(arg.model),
         data=data(arg, setting),
         stages=dict(
-            sft=sft_stage(arg, setting, "random" if setting.scratch else arg.model, setting.epochs, select="best"),
+            sft=sft_stage(
+                arg, setting, "random" if arg.model in common.PRESETS else arg.model, setting.epochs, select="best"
+            ),
             evaluate=common.evaluate(
                 dict(sft="sft"),
                 num_samples=setting.votes,
@@ -43,8 +45,8 @@ PAPER = {
     ("arithmetic", "program"): (20, 4, 15),
     ("arithmetic", "nl"): (20, 4, 15),
 }
-# A preset knows no language when it begins; these are enough to see every stage work in twenty minutes on two cores,
-# not to be good at it.
+# A small preset is trained from nothing; these are enough to see every stage work in twenty minutes on two cores, not to be good
+# at it. A published model's preset has the paper's settings: it is for `reft_jax.compile` and for timings, without its weights.
 SCRATCH = {
     "gsm8k": (1, 0.5, 0.2),
     "svamp": (4, 2, 1),
@@ -55,11 +57,12 @@ SCRATCH = {
 
 
 def settings(arg):
-    """The numbers that depend on the arguments: the paper's for a pretrained model (a directory), others from scratch (a preset)."""
+    """The numbers that depend on the arguments: the paper's for a pretrained model, others for a small preset, from scratch."""
     common.one_of("data", arg.data, SCRATCH)
     common.one_of("cot", arg.cot, dict(program=None, nl=None))
     epochs = PAPER[arg.data, arg.cot]
-    out = dict(scratch=arg.model in common.PRESETS, sft_batch=48)
+    small = arg.model in common.PRESETS and not common.PRESETS[arg.model]["vocab_size"]
+    out = dict(scratch=small, sft_batch=48)
     if out["scratch"]:
         epochs = SCRATCH[arg.data]
         out |= dict(

@@ -338,13 +338,16 @@ def advice(line: dict, config, program: Program) -> str:
 def without_cache():
     """Programs for devices that are not here cannot be read back from the persistent cache."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it remembers whether it is used
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def main(argv: list[str]) -> int:

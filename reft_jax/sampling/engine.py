@@ -122,7 +122,7 @@ class Engine:
         # What else the settings hold makes no other program, so engines of one model share these.
         shaping = dataclasses.replace(sampling, stop=(), max_new=0)
         penalty = dataclasses.replace(WHOLE, repetition_penalty=sampling.repetition_penalty)
-        self._relay, self._prefill, self._admit, self._move, self._halt = _programs(model, penalty)
+        self._relay, self._prefill, self._admit, self._move, self._take, self._halt = _programs(model, penalty)
         self._empty = _beginning(model, penalty, max_new, pad_id)
         self._decode = _decoding(model, tuple(eos_ids), shaping)
         self.counts = dict(steps=0, slot_steps=0, prefills=0, chunks=0, moves=0)
@@ -130,7 +130,16 @@ class Engine:
     @property
     def num_programs(self) -> int:
         """How many programs were compiled for this engine, and for those of the same model that share them."""
-        jitted = (self._relay, self._prefill, self._admit, self._move, self._halt, self._empty, self._decode)
+        jitted = (
+            self._relay,
+            self._prefill,
+            self._admit,
+            self._move,
+            self._take,
+            self._halt,
+            self._empty,
+            self._decode,
+        )
         return sum(function._cache_size() for function in jitted)
 
     def programs(self, params) -> dict[str, tuple]:
@@ -226,9 +235,7 @@ class Engine:
             wider = self._width(longest + 1)
             if kept is not None or wider > width:
                 width = wider if kept is not None else max(wider, width)
-                rows = np.arange(schedule.num_slots) if kept is None else kept
-                slots = self._move(slots, rows.astype(np.int32), width=width)
-                self.counts["moves"] += 1
+                slots = self._moved(slots, np.arange(schedule.num_slots) if kept is None else kept, width)
             slots, look = self._decode(params, slots, schedule.stop_at(), min(self.chunk, width - longest))
             look = jax.device_get(look)
             filled = np.array(look.length, int)
@@ -275,6 +282,23 @@ class Engine:
         return self._admit(
             slots, store, padded(rows), padded(targets, num), key, padded(questions), padded(ks), padded(given)
         )
+
+    def _moved(self, slots, rows, width: int) -> Slots:
+        """The slots `rows`, as slots of their own with buffers of that width: one buffer after the other, each freed when it has been
+        read, so that no second cache is held."""
+        self.counts["moves"] += 1
+        rows = rows.astype(np.int32)
+
+        def move(buffers):
+            out = []
+            for buffer in buffers:
+                out.append(self._move(buffer, rows, width=width))
+                buffer.delete()
+            return tuple(out)
+
+        k, v = move(slots.cache.k), move(slots.cache.v)
+        rest = self._take(slots.replace(cache=slots.cache.replace(k=(), v=())), rows)
+        return rest.replace(cache=rest.cache.replace(k=k, v=v))
 
     def _stop(self, before, new) -> int | None:
         """How many of the tokens `new` a response has that follows on `before` and ends with a stop string; None if there is none."""
@@ -371,13 +395,16 @@ def _places(model):
 
 @functools.lru_cache(maxsize=8)
 def _programs(model, sampling):
-    """relay, prefill, admit, move, halt."""
+    """relay, prefill, admit, move, take, halt."""
     slots, store = _places(model)
+    buffer = slots and slots.cache.k[0]
+    rest = slots and slots.replace(cache=slots.cache.replace(k=(), v=()))
     return (
         jax.jit(functools.partial(models.for_decoding, model), out_shardings=models.decoding_shardings(model)),
         jax.jit(functools.partial(_prefill, model, sampling), out_shardings=store),
         jax.jit(_admit, donate_argnums=0, out_shardings=slots),
-        jax.jit(_move, static_argnames="width", out_shardings=slots),
+        jax.jit(_move, static_argnames="width", out_shardings=buffer),
+        jax.jit(lambda slots, rows: jax.tree.map(lambda x: x[rows], slots), out_shardings=rest),
         jax.jit(lambda slots, ended: slots.replace(live=slots.live & ~ended), donate_argnums=0, out_shardings=slots),
     )
 
@@ -448,16 +475,11 @@ def _admit(slots: Slots, store: Store, rows, targets, key, questions, ks, given)
     )
 
 
-def _move(slots: Slots, rows, *, width) -> Slots:
-    """The slots `rows`, as slots of their own with buffers of that width."""
-    moved = jax.tree.map(lambda x: x[rows], slots)
-
-    def fit(buffer):
-        more = width - buffer.shape[2]
-        return buffer[:, :, :width] if more <= 0 else jnp.pad(buffer, ((0, 0), (0, 0), (0, more), (0, 0)))
-
-    k, v = (tuple(map(fit, buffers)) for buffers in (moved.cache.k, moved.cache.v))
-    return moved.replace(cache=moved.cache.replace(k=k, v=v))
+def _move(buffer, rows, *, width):
+    """buffer[rows], [N, K, S, H], cut or padded to `width` positions."""
+    more = width - buffer.shape[2]
+    moved = buffer[rows, :, : min(width, buffer.shape[2])]
+    return moved if more <= 0 else jnp.pad(moved, ((0, 0), (0, 0), (0, more), (0, 0)))
 
 
 def _decode(model, sampling, ends, params, slots: Slots, stop_at, chunk) -> tuple[Slots, Look]:
