@@ -1,6 +1,7 @@
 """The ways in which a run can end early; `reft_jax.main` turns each into one message and an exit code."""
 
 import contextlib
+import os
 import signal
 
 
@@ -20,7 +21,12 @@ class Stop:
     """Set by SIGTERM and Ctrl-C; the loops look at it between steps. A second Ctrl-C stops at once."""
 
     def __init__(self):
-        self.requested = False
+        self._asked = False
+        self.agree = None  # with several processes: () -> bool, the same in all of them, which must ask equally often
+
+    @property
+    def requested(self) -> bool:
+        return self._asked if self.agree is None else self.agree()
 
     @contextlib.contextmanager
     def listening(self):
@@ -34,6 +40,8 @@ class Stop:
 
     def _ask(self, number, frame):
         del frame
-        if self.requested and number == signal.SIGINT:
+        if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self._asked = True
+        if self.agree is not None and number == signal.SIGINT:
+            os.kill(os.getpid(), signal.SIGTERM)  # the signal that the other processes hear of

@@ -7,8 +7,9 @@ stage go through the same three. A question too long to ask counts as wrong.
 import dataclasses
 import math
 
+from reft_jax import distributed
 from reft_jax.data import batching, prompts
-from reft_jax.rewards import estimates, score
+from reft_jax.rewards import estimates
 from reft_jax.rewards.score import Grade
 from reft_jax.stages import common
 
@@ -46,7 +47,7 @@ def respond(run, sampler, params, questions: Questions, key, *, each=None, ahead
     for count, done in enumerate(sampler.stream(params, asked, key), start=1):
         place, k = divmod(done.row, sampler.num_samples)
         text = texts[by_length[place]][k] = sampler.response(done.tokens)
-        if ahead is not None:
+        if ahead is not None and distributed.mine(by_length[place] * sampler.num_samples + k):
             record = questions.fitted.records[by_length[place]]
             ahead.add(prompts.completed(record, text, run.config.data, purpose=questions.purpose))
         if each is not None:
@@ -56,21 +57,9 @@ def respond(run, sampler, params, questions: Questions, key, *, each=None, ahead
 
 def mark(run, questions: Questions, texts: list[list[str]], ahead=None) -> list[list[Grade]]:
     """A Grade for each text of `respond`; `ahead`: the same as there."""
-    data, rewards = run.config.data, run.config.rewards
     pairs = [(record, text) for record, row in zip(questions.fitted.records, texts, strict=True) for text in row]
-    grades = iter(
-        score.grade(
-            data.name,
-            data.cot,
-            [prompts.completed(record, text, data, purpose=questions.purpose) for record, text in pairs],
-            [record.answer for record, _ in pairs],
-            matcher=data.matcher,
-            timeout_s=rewards.timeout_s,
-            memory_mb=rewards.memory_mb,
-            workers=rewards.workers,
-            ahead=ahead,
-        )
-    )
+    records, flat = [record for record, _ in pairs], [text for _, text in pairs]
+    grades = iter(common.grade(run, records, flat, questions.purpose, ahead))
     return [[next(grades) for _ in row] for row in texts]
 
 

@@ -3,6 +3,9 @@
 Everything that can be wrong with the config, the data and the folder is found before a device is touched and before
 anything is written. Run again, the same command goes on where it was, or finds everything done. Exit codes: 0 done,
 1 failed, 2 bad configuration or input, 75 stopped by SIGTERM or Ctrl-C after a complete save (run again to go on).
+
+On several hosts start the same command on each. Under Slurm, MPI and on TPU slices they find each other; else say --coordinator=HOST:PORT
+--processes=N --process=I. --processes=N alone makes a missing host an error; --init_timeout=S, --watchdog=MINUTES: `distributed.py`.
 """
 
 import contextlib
@@ -20,23 +23,26 @@ import time
 
 from reft_jax import config as config_lib
 from reft_jax import data as data_lib
+from reft_jax import distributed
 from reft_jax.errors import InputError, Preempted, RunError, Stop
 
-USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...]"
+USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]"
 
 # Settings that a started run may change: they say how it is watched and kept, or where it lies, not what it computes.
 CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor", "decode")
 
 
-def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
-    """(config spec, workdir, [(path, text)]) of the command line; both --flag=value and --flag value. Raises InputError."""
+def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]], dict]:
+    """(config spec, workdir, [(path, text)], flags of several processes) of the command line; both --flag=value and --flag value.
+    Raises InputError."""
     spec = workdir = None
-    overrides, rest = [], list(argv)
+    overrides, processes, rest = [], {}, list(argv)
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
         if flag in ("-h", "--help"):
             raise SystemExit(f"{__doc__}\n{USAGE}")
-        if not (flag in ("--config", "--workdir") or flag.startswith("--config.")):
+        of_processes = flag.removeprefix("--") in distributed.FLAGS and flag.startswith("--")
+        if not (of_processes or flag in ("--config", "--workdir") or flag.startswith("--config.")):
             raise InputError(f"unknown argument {flag!r}\n{USAGE}")
         if not equals:
             if not rest:
@@ -46,11 +52,13 @@ def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
             spec = value
         elif flag == "--workdir":
             workdir = value
+        elif of_processes:
+            processes[flag.removeprefix("--")] = value
         else:
             overrides.append((flag.removeprefix("--config."), value))
     if not spec or not workdir:
         raise InputError(f"--{'config' if not spec else 'workdir'} is missing\n{USAGE}")
-    return spec, workdir, overrides
+    return spec, workdir, overrides, distributed.read_flags(processes, os.environ)
 
 
 # ------------------------------------------------------------------ the workdir
@@ -125,6 +133,9 @@ def opened(workdir: pathlib.Path):
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # where permissions tell nothing: /proc, a name that is too long
         raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from error
+    if not distributed.is_primary():
+        yield
+        return
     handle = os.open(workdir, os.O_RDONLY)
     try:
         try:
@@ -293,10 +304,13 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
 
 def prepare(argv: list[str], stop):
     """Everything up to the first write: (Run, what config.json is to say of it). Raises InputError."""
-    spec, workdir, overrides = parse(argv)
+    spec, workdir, overrides, processes = parse(argv)
     config, tree = config_lib.load(spec, overrides)
     workdir = pathlib.Path(workdir).absolute()
     check_workdir(workdir, tree)
+    distributed.initialize(processes)
+    if distributed.several():
+        stop.agree = distributed.asked_to_stop
 
     from reft_jax import models, sharding
     from reft_jax.data import tokenizer as tokenizers
@@ -448,7 +462,8 @@ def execute(run, about: dict):
     multiply_in(run.model.compute_dtype)
     workdir = run.workdir
     write_json(workdir / "config.json", about)  # first: it says whose folder this is
-    tokenizers.save(run.tokenizer, workdir / "tokenizer")
+    if distributed.is_primary():
+        tokenizers.save(run.tokenizer, workdir / "tokenizer")
     # with these two, a checkpoint can become a Hugging Face directory
     models.save_config(workdir / "tokenizer", run.model, run.tokenizer)
     generation = export.generation_config(run.tokenizer, run.eos_ids)
@@ -472,10 +487,11 @@ def execute(run, about: dict):
         run.folder(name).mkdir(exist_ok=True)
         began = time.monotonic()
         kinds[stage.kind](name, stage, run)
+        distributed.rest()
         print(f"{name}: finished in {time.monotonic() - began:.0f} s", flush=True)
     if (workdir / "results.json").exists():
         print(f"\n{evaluate.results_table(evaluate.read_results(run))}\n\nresults: {workdir / 'results.json'}")
-    for path in plots.make(workdir):
+    for path in plots.make(workdir) if distributed.is_primary() else ():
         print(f"plot: {path}")
 
 
@@ -505,8 +521,13 @@ def main(argv: list[str]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        distributed.rest()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code in (0, 75):
+        distributed.shutdown()
+    sys.exit(code)

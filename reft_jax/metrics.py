@@ -13,9 +13,13 @@ import time
 import numpy as np
 import tqdm
 
+from reft_jax import distributed
+
 
 def write_text(path: pathlib.Path, text: str):
-    """Replaces a file in one go: readers, and a kill, see the old text or the new."""
+    """Replaces a file in one go: readers, and a kill, see the old text or the new. Of several processes one writes."""
+    if not distributed.is_primary():
+        return
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -47,6 +51,9 @@ class Lines:
     """An append-only JSONL file of records with a `step`; opening it at a step drops what was written after that step."""
 
     def __init__(self, path: pathlib.Path, after_step: int):
+        self._file = None
+        if not distributed.is_primary():
+            return
         if path.exists():
             kept = []
             for line in path.read_bytes().splitlines(keepends=True):
@@ -60,11 +67,14 @@ class Lines:
         self._file = open(path, "a", encoding="utf-8")
 
     def write(self, record: dict):
+        if self._file is None:
+            return
         self._file.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self):
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Progress:
@@ -74,12 +84,14 @@ class Progress:
         self._name, self._total, self._start, self._unit, self._every = name, total, start, unit, every_s
         self._bar = (
             tqdm.tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and distributed.is_primary()
             else None
         )
         self._begun = self._printed = time.monotonic()
 
     def update(self, done: int, **values):
+        if not distributed.is_primary():
+            return
         text = "  ".join(f"{key} {value}" for key, value in values.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)

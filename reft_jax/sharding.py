@@ -48,10 +48,15 @@ class Layout:
         return jax.tree.map(lambda x, axes: self.sharding(axes, x.shape), shapes, names)
 
     def batch(self, tree):
-        """Puts host arrays [B, ...] on the mesh, rows over the axes of "batch"."""
-        return jax.tree.map(
-            lambda x: jax.device_put(x, self.sharding(("batch",) + (None,) * (x.ndim - 1), x.shape)), tree
-        )
+        """Puts host arrays [B, ...], the same in every process, on the mesh, rows over the axes of "batch"."""
+
+        def put(x):
+            place = self.sharding(("batch",) + (None,) * (x.ndim - 1), x.shape)
+            if place.is_fully_addressable:
+                return jax.device_put(x, place)
+            return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
+        return jax.tree.map(put, tree)
 
     def for_decoding(self, how: str) -> "Layout":
         """The layout while responses are sampled, token by token; `how` is config.mesh.decode.

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reft_jax import distributed
 from reft_jax.config import check_arch
 from reft_jax.errors import InputError
 from reft_jax.models import decoder
@@ -328,11 +329,11 @@ def save_hf(directory, model, params, *, max_shard_bytes: int = MAX_SHARD_BYTES)
         file = "model.safetensors" if len(shards) == 1 else f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
         _write(directory / file, {name: _gathered(params, parts[name], shape_of[name]) for name in names})
         weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
+    if len(shards) > 1 and distributed.is_primary():
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     if "value_head" in params:
-        heads = {f"value_head.{name}": np.asarray(x) for name, x in params["value_head"].items()}
+        heads = {f"value_head.{name}": np.asarray(distributed.fetch(x)) for name, x in params["value_head"].items()}
         _write(directory / HEADS, heads)
     save_config(directory, model)
 
@@ -342,7 +343,8 @@ def save_config(directory, model, tokenizer=None):
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     config = FAMILIES[model.arch.family].write(model.arch, model.param_dtype)
     config |= {name: tokenizer and getattr(tokenizer, name) for name in ids}
-    (pathlib.Path(directory) / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    if distributed.is_primary():
+        (pathlib.Path(directory) / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def _gathered(params, parts, shape):
@@ -350,7 +352,7 @@ def _gathered(params, parts, shape):
     tensor = None
     for path, weight, layer in parts:
         ours = _at(params, path)
-        ours = np.asarray(ours if layer is None else ours[layer])
+        ours = distributed.fetch(ours if layer is None else ours[layer])
         tensor = np.empty(shape, ours.dtype) if tensor is None else tensor
         view = weight.take(tensor)
         if ours.size > view.size:  # without the rows that pad the vocabulary
@@ -362,5 +364,7 @@ def _gathered(params, parts, shape):
 def _write(path, tensors):
     from safetensors.numpy import save_file
 
+    if not distributed.is_primary():
+        return
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o644)  # the library writes it for its owner alone

@@ -9,13 +9,14 @@ import zlib
 import jax
 import numpy as np
 
-from reft_jax import checkpoint, models, steps
+from reft_jax import checkpoint, distributed, models, steps
 from reft_jax.config import Config, Sampling
-from reft_jax.data import batching
+from reft_jax.data import batching, prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import Splits
 from reft_jax.errors import InputError, Preempted, RunError, Stop
 from reft_jax.metrics import write_json
+from reft_jax.rewards import score as rewards
 from reft_jax.rewards.score import Ahead
 from reft_jax.sampling.engine import Engine
 from reft_jax.sharding import Layout
@@ -58,6 +59,7 @@ class Run:
     def finish(self, stage: str, **facts):
         """Marks a stage as finished; `facts` say what it chose."""
         write_json(self.folder(stage) / "DONE", facts)
+        distributed.barrier(f"{stage} is done")
 
     def facts(self, stage: str) -> dict:
         return json.loads((self.folder(stage) / "DONE").read_text())
@@ -96,6 +98,27 @@ def make_sampler(run: Run, model, sampling: Sampling, num_slots: int, num_sample
         text=lambda ids: tokenizers.decode(run.tokenizer, ids, ends=run.eos_ids),
         layout=run.config.mesh.decode,
     )
+
+
+def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) -> list[rewards.Grade]:
+    """A grade for each response, by the process whose row it is; `ahead` may have run those programs already."""
+    data, limits = run.config.data, run.config.rewards
+    rows = [row for row in range(len(texts)) if distributed.mine(row)]
+    grades = rewards.grade(
+        data.name,
+        data.cot,
+        [prompts.completed(records[row], texts[row], data, purpose=purpose) for row in rows],
+        [records[row].answer for row in rows],
+        matcher=data.matcher,
+        timeout_s=limits.timeout_s,
+        memory_mb=limits.memory_mb,
+        workers=limits.workers,
+        ahead=ahead,
+    )
+    if not distributed.several():
+        return grades
+    shared = distributed.share([dataclasses.astuple(grade) for grade in grades], len(texts))
+    return [rewards.Grade(*grade) for grade in shared]
 
 
 def programs_ahead(run: Run) -> Ahead | None:

@@ -6,7 +6,7 @@ evaluation goes on with the next label.
 
 import json
 
-from reft_jax import evaluation
+from reft_jax import distributed, evaluation
 from reft_jax.config import GREEDY, Evaluate
 from reft_jax.metrics import Progress, table, write_json, write_text
 from reft_jax.rewards import answer
@@ -20,6 +20,7 @@ def run(name: str, stage: Evaluate, run: common.Run):
         if label not in results["stages"]:
             results["stages"][label] = evaluate(run, stage, label, source)
             write_json(run.workdir / "results.json", results)
+            distributed.barrier(f"{label} is evaluated")
         run.stop_if_asked()
     run.finish(name)
 
@@ -74,6 +75,7 @@ def answer_all(run, title, sampler, params, questions, key):
     bar = Progress(title, len(questions.fitted.records) * sampler.num_samples, 0, unit="response")
 
     def each(done):
+        distributed.beat()
         bar.update(done)
         run.stop_if_asked()
 

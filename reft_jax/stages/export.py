@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from reft_jax import models, steps
+from reft_jax import distributed, models, steps
 from reft_jax.config import Export
 from reft_jax.data import prompts
 from reft_jax.data import tokenizer as tokenizers
@@ -28,7 +28,9 @@ def write(folder: pathlib.Path, model, params, tokenizer, eos_ids: tuple[int, ..
     models.save_hf(folder, model, params)
     models.save_config(folder, model, tokenizer)
     write_json(folder / "generation_config.json", generation_config(tokenizer, eos_ids))
-    tokenizers.save(tokenizer, folder)
+    if distributed.is_primary():
+        tokenizers.save(tokenizer, folder)
+    distributed.barrier(f"{folder} is written")
 
 
 def generation_config(tokenizer, eos_ids: tuple[int, ...]) -> dict:
@@ -51,7 +53,7 @@ def compare(folder: pathlib.Path, model, params, prompts: list[list[int]]) -> fl
     tokens, mask = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
-    a, b = (np.asarray(models.logits(model, tree, tokens, mask))[mask] for tree in (params, written))
+    a, b = (distributed.fetch(models.logits(model, tree, tokens, mask))[mask] for tree in (params, written))
     error = float(np.abs(a - b).max() / np.abs(a).max())
     if not error < 1e-3:
         raise RunError(

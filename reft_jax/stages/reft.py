@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from reft_jax import checkpoint, models, steps
+from reft_jax import checkpoint, distributed, models, steps
 from reft_jax.config import WHOLE, ReFT
 from reft_jax.data import batching, prompts
 from reft_jax.errors import RunError
@@ -61,6 +61,7 @@ def run(name: str, stage: ReFT, run: common.Run):
     bar = Progress(name, num_steps, start)
 
     for step in range(start + 1, num_steps + 1):
+        distributed.beat()
         clock = [time.monotonic()]
         rows = batching.batch_indices(seed, step - 1, size, num)
         questions = common.make_prompts(run, train.encoded, rows)
@@ -69,12 +70,13 @@ def run(name: str, stage: ReFT, run: common.Run):
         slot_steps = sampler.counts["slot_steps"]
         key = common.key_of(seed, name, step, common.SAMPLE)
         sample, texts = respond(run, sampler, policy, questions, key, records, ahead)
-        sample, questions = run.layout.batch((trim(run, sample), repeat(questions, stage.num_samples)))
+        drawn = trim(run, sample)
+        sample, questions = run.layout.batch((drawn, repeat(questions, stage.num_samples)))
         clock.append(time.monotonic())
 
         # Dispatched first: the device works on it while the last answers are graded.
         scored = score_fn(policy, ref_params, questions, sample.tokens, sample.mask)
-        grades = grade(run, records, texts, ahead)
+        grades = common.grade(run, records, texts, "reft", ahead)
         score = rewards.score(grades, partial_reward=stage.partial_reward, partial_on=stage.partial_on, task=data.name)
         clock.append(time.monotonic())
 
@@ -92,7 +94,7 @@ def run(name: str, stage: ReFT, run: common.Run):
         metrics = (
             common.host(metrics)
             | update_metrics(jax.device_get(updates))
-            | sample_metrics(sample, grades, data.max_response)
+            | sample_metrics(drawn, grades, data.max_response)
         )
         clock.append(time.monotonic())
         common.check_finite(name, step, metrics)
@@ -153,7 +155,7 @@ def respond(run, sampler, policy, questions, key, records, ahead) -> tuple[Sampl
 
     def each(done):
         text = texts[done.row] = sampler.response(done.tokens)
-        if ahead is not None:
+        if ahead is not None and distributed.mine(done.row):
             ahead.add(prompts.completed(records[done.row], text, run.config.data, purpose="reft"))
 
     return sampler(policy, questions, key, each), texts
@@ -169,7 +171,7 @@ def compare(run, name, stage, sampler, score_fn, encoded, policy, ref_params):
     sample = trim(run, sampler(policy, questions, common.key_of(run.config.seed, name, 0, common.SAMPLE)))
     questions = run.layout.batch(repeat(questions, stage.num_samples))
     logp = score_fn(policy, ref_params, questions, *run.layout.batch((sample.tokens, sample.mask)))[0]
-    gap = np.abs(np.asarray(logp) - sample.logp)[sample.mask]
+    gap = np.abs(distributed.fetch(logp) - sample.logp)[sample.mask]
     limit = stage.max_logp_gap or {"float32": 1e-4, "bfloat16": 0.05}[run.model.compute_dtype]
     print(
         f"[{name}] log-probs of sampling and of training differ by {gap.mean():.1e} on average, {gap.max():.1e} at most",
@@ -181,21 +183,6 @@ def compare(run, name, stage, sampler, score_fn, encoded, policy, ref_params):
             f"{len(gap)} tokens (at most {gap.max():.3g}); stages.{name}.max_logp_gap allows {limit:g}. The samples would be another "
             "policy's: try model.compute_dtype='float32', or allow more and let ppo.correction='importance' weight the tokens for it"
         )
-
-
-def grade(run, records, texts, ahead=None) -> list[rewards.Grade]:
-    data, limits = run.config.data, run.config.rewards
-    return rewards.grade(
-        data.name,
-        data.cot,
-        [prompts.completed(record, text, data, purpose="reft") for record, text in zip(records, texts, strict=True)],
-        [record.answer for record in records],
-        matcher=data.matcher,
-        timeout_s=limits.timeout_s,
-        memory_mb=limits.memory_mb,
-        workers=limits.workers,
-        ahead=ahead,
-    )
 
 
 def update_metrics(updates: list[dict]) -> dict:
@@ -223,7 +210,7 @@ def log_samples(lines: Lines, run, step, num, records, texts, grades, score, rol
     count = min(num, len(records))
     if not count:
         return
-    arrays = jax.device_get(
+    arrays = distributed.fetch(
         (
             rollout.sample.tokens[:count],
             rollout.sample.mask[:count],

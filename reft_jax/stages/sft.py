@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from reft_jax import checkpoint, evaluation, models, steps
+from reft_jax import checkpoint, distributed, evaluation, models, steps
 from reft_jax.config import GREEDY, SFT
 from reft_jax.data import batching
 from reft_jax.metrics import Lines, Progress
@@ -63,6 +63,7 @@ def run(name: str, stage: SFT, run: common.Run):
     lines = Lines(run.folder(name) / "metrics.jsonl", after_step=start)
     bar = Progress(name, num_steps, start)
     for step in range(start + 1, num_steps + 1):
+        distributed.beat()
         began = time.monotonic()
         rows = batching.batch_indices(seed, step - 1, size, num)
         state, metrics = train_step(

@@ -1,0 +1,155 @@
+"""Runs of several processes: how they are found, what they share, and what happens when one of them is lost."""
+
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from reft_jax import distributed
+from reft_jax.errors import InputError, RunError
+from tests import runs
+
+LOCAL = runs.ROOT / "launch" / "local.sh"
+
+
+# ------------------------------------------------------------------ flags and environment
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (dict(processes="two"), "--processes: got 'two'"),
+        (dict(process="0"), "--coordinator and --process go together"),
+        (dict(coordinator="a:1"), "--coordinator and --process go together"),
+        (dict(coordinator="a:1", process="0"), "--processes is missing"),
+        (dict(coordinator="a:1", process="2", processes="2"), "--process: got 2; it must be from 0 to 1"),
+        (dict(watchdog="-3"), "--watchdog: got '-3'"),
+    ],
+)
+def test_flags_that_cannot_be_are_named(flags, said):
+    with pytest.raises(InputError) as caught:
+        distributed.read_flags(flags, {})
+    assert said in str(caught.value)
+
+
+def test_flags_come_from_the_environment_and_the_command_line_wins():
+    there = dict(REFT_PROCESSES="4", REFT_PROCESS="1", REFT_COORDINATOR="a:1")
+    flags = distributed.read_flags(dict(process="3"), there)
+    assert flags == dict(coordinator="a:1", processes=4, process=3, init_timeout=600, watchdog=0)
+
+
+@pytest.mark.parametrize(
+    "environment, several",
+    [
+        ({}, False),
+        (dict(TPU_WORKER_HOSTNAMES="localhost"), False),
+        (dict(TPU_WORKER_HOSTNAMES="a,b"), True),
+        (dict(SLURM_NTASKS="1"), False),
+        (dict(SLURM_NTASKS="2"), True),
+        (dict(MEGASCALE_NUM_SLICES="2"), True),
+        (dict(OMPI_COMM_WORLD_SIZE="8"), True),
+        (dict(JAX_COORDINATOR_ADDRESS="a:1"), True),
+    ],
+)
+def test_the_environment_decides_whether_there_are_others(environment, several, monkeypatch):
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+    assert distributed.several_by_environment(environment) == several
+
+
+def test_more_processes_than_can_be_found_are_a_loud_failure(monkeypatch):
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+    with pytest.raises(RunError, match="nothing here says how to find the others"):
+        distributed.initialize(distributed.read_flags(dict(processes="2"), {}), {})
+
+
+def test_one_process_is_all_there_is():
+    distributed.initialize(distributed.read_flags(dict(processes="1"), dict(SLURM_NTASKS="8")), dict(SLURM_NTASKS="8"))
+    assert distributed.is_primary() and not distributed.several()
+    assert [row for row in range(3) if distributed.mine(row)] == [0, 1, 2] and distributed.share([1, 2], 2) == [1, 2]
+    np.testing.assert_array_equal(distributed.fetch({"a": np.arange(2)})["a"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "usage"),
+        (["--processes", "0"], "--processes needs a whole number from 1; got '0'"),
+        (["--processes", "2", "--devices", "1", "--", "--config=x"], "--workdir is missing"),
+        (["--nonsense"], "unknown argument '--nonsense'"),
+    ],
+)
+def test_the_launcher_says_what_is_wrong(arguments, said):
+    done = subprocess.run(["bash", LOCAL, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr
+
+
+# ------------------------------------------------------------------ whole runs
+
+
+def start(workdir, *, processes=2, devices=2) -> subprocess.Popen:
+    import sys
+
+    command = ["bash", LOCAL, "--processes", str(processes), "--devices", str(devices), "--"]
+    command += [f"--config={runs.SMOKE}", f"--workdir={workdir}"]
+    environment = runs.environment() | dict(PYTHON=sys.executable, XLA_FLAGS="")
+    with open(f"{workdir}.log", "w") as file:
+        return subprocess.Popen(
+            command, cwd=runs.ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def wait_for(path, seconds=240):
+    end = time.monotonic() + seconds
+    while not (path.exists() and path.read_text().count("\n")):
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """A run as two processes of two devices that has begun its second stage."""
+    process = start(tmp_path / "run")
+    try:
+        wait_for(tmp_path / "run" / "sft" / "metrics.jsonl")
+        yield tmp_path / "run", process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_at_one_step_and_one_process_goes_on(launched):
+    workdir, process = launched
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 75, (workdir.parent / "run.log").read_text()[-2000:]
+    assert not (workdir / "reft" / "DONE").exists()
+    runs.run(workdir)
+    whole = runs.unbroken()
+    for stage in ("warmup", "sft", "reft"):
+        ours, theirs = (runs.lines(folder / stage / "metrics.jsonl") for folder in (workdir, whole))
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    asked = [[line["item_id"] for line in runs.lines(f / "reft" / "samples.jsonl")] for f in (workdir, whole)]
+    assert asked[0] == asked[1] and len(asked[0]) > 0
+    first = [runs.lines(folder / "warmup" / "metrics.jsonl")[-1]["sft/loss"] for folder in (workdir, whole)]
+    assert first[0] == pytest.approx(first[1], rel=1e-4)  # four devices sum in another order than one
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run_within_a_minute_and_the_same_command_goes_on(launched):
+    workdir, process = launched
+    victims = subprocess.run(
+        ["pgrep", "-f", f"reft_jax.main.*{workdir}"], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(victims[-1]), signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert "stopping the other 1" in (workdir.parent / "run.log").read_text()
+    again = start(workdir)
+    try:
+        assert again.wait(300) == 0
+    finally:
+        if again.poll() is None:
+            os.killpg(again.pid, signal.SIGKILL)
+    assert (workdir / "evaluate" / "DONE").exists() and (workdir / "results.json").exists()
