@@ -326,6 +326,7 @@ def prepare(argv: list[str], stop):
         config.model.logits_chunk,
         layout,
         vocab_multiple=config.model.vocab_multiple,
+        attention=config.model.attention,
     )
     check_adapters(config, model)
     more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)

@@ -3,6 +3,7 @@
 from reft_jax.models.adapters import init as init_adapters
 from reft_jax.models.adapters import join, only_adapters
 from reft_jax.models.adapters import merge as merge_adapters
+from reft_jax.models.attention import cache_multiple
 from reft_jax.models.decoder import (
     Cache,
     Model,
@@ -27,6 +28,7 @@ __all__ = [
     "Cache",
     "Model",
     "axes",
+    "cache_multiple",
     "check_hf",
     "empty_cache",
     "for_decoding",

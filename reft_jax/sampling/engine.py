@@ -88,7 +88,9 @@ class Engine:
         self.prefill_rows = -(-prefill // parts) * parts
         self._relay, self._prefill, self._admit, self._move = _programs(model)
         full = max_prompt + max_new
-        self.widths = tuple(sorted({full} | {w for w in (full // 2, full * 3 // 4) if w >= self.LEAST_WIDTH}))
+        widths = {full} | {w for w in (full // 2, full * 3 // 4) if w >= self.LEAST_WIDTH}
+        multiple = models.cache_multiple(model)
+        self.widths = tuple(sorted({-(-w // multiple) * multiple for w in widths}))
         self._empty = _beginning(model, max_new, pad_id)
         self._decode = _decoding(model, tuple(eos_ids), float(temperature), int(top_k), float(top_p))
         self.counts = dict(steps=0, slot_steps=0, prefills=0, chunks=0, moves=0)
@@ -352,7 +354,6 @@ def _move(slots: Slots, rows, *, width) -> Slots:
 def _decode(model, choose, ends, params, slots: Slots, stop_at, chunk):
     """(slots, steps): tokens for all live slots until at most `stop_at` are live or `chunk` tokens were taken."""
     num, max_new = slots.tokens.shape
-    everything = jnp.ones((num, slots.cache.k[0].shape[2]), bool)
 
     def unfinished(state):
         step, slots = state
@@ -365,7 +366,7 @@ def _decode(model, choose, ends, params, slots: Slots, stop_at, chunk):
         token, logp = choose(models.unembed(model, params, slots.hidden), keys)
         place = jnp.where(live, t, max_new)  # past the end: dropped
         rows = jnp.arange(num)
-        hidden, cache = models.forward(model, params, token[:, None], length[:, None], everything, slots.cache)
+        hidden, cache = models.forward(model, params, token[:, None], length[:, None], None, slots.cache)
         return step + 1, slots.replace(
             cache=cache.replace(length=jnp.where(live, cache.length, length)),
             hidden=hidden[:, 0],
