@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from reft_jax import models
 from reft_jax.models import attention
+from reft_jax.sampling import engine
 from tests import tiny
 
 
@@ -65,3 +67,157 @@ def test_a_slot_s_token_sees_what_the_plain_way_shows_it(dtype, head_dim, group,
         for row, length in enumerate(lengths):  # behind the new token nobody looks
             np.testing.assert_array_equal(ours[row, :, : length + 1], theirs[row, :, : length + 1])
             assert np.isfinite(ours[row]).all()
+
+
+@pytest.mark.parametrize("where", ["one", "mixed"])
+def test_slots_sample_the_same_with_the_kernel(where):
+    model = tiny.model(where, arch(windows=(0, 7)))
+    drawn = []
+    for way in ("xla", "kernel"):
+        machine = engine.Engine(
+            dataclasses.replace(model, attention=way),
+            max_prompt=11,
+            max_new=9,
+            num_slots=8,
+            eos_ids=(1, 2, 3),
+            pad_id=0,
+            num_samples=2,
+        )
+        assert machine.widths == ((20,) if way == "xla" else (32,))
+        prompts = tiny.random_prompts(np.random.default_rng(0), [11, 1, 7, 4, 9, 2, 3, 5, 6], 11)
+        drawn.append(machine(tiny.params(model), prompts, jax.random.key(0)))
+    np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
+    np.testing.assert_allclose(drawn[0].logp, drawn[1].logp, atol=2e-5)
+
+
+# ------------------------------------------------------------------ training and scoring
+
+
+def attended(model, q, k, v, real, window, function):
+    """((out where real, gradients of q, k, v) of a random function of the real rows of `function`'s result."""
+    weights = drawn(np.random.default_rng(1), *q.shape)
+
+    def loss(q, k, v):
+        out = jnp.where(real[:, :, None, None], function(q, k, v, real, window).astype(jnp.float32), 0.0)
+        return (weights * out).sum(), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    return [np.asarray(x, np.float32) for x in (out, *grads)]
+
+
+def by(model):
+    """attention.attend of the model's one or second layer, as `attended` calls it."""
+
+    def function(q, k, v, real, window):
+        length = real.shape[1]
+        age = jnp.arange(length)[:, None] - jnp.arange(length)[None]
+        visible = real[:, None] & ((age >= 0) & ((age < window) if window else True))[None]
+        layer = jnp.asarray(model.arch.num_layers - 1)
+        scale = jnp.float32(q.shape[-1] ** -0.5)
+        return attention.attend(model, q, k, v, visible=visible, real=real, layer=layer, scale=scale)[0]
+
+    return function
+
+
+def inputs(model, batch, length, *, left, dtype):
+    rng, a = np.random.default_rng(0), model.arch
+    q, k, v = (
+        drawn(rng, batch, length, heads, a.head_dim, dtype=dtype) for heads in (a.num_heads, *(a.num_kv_heads,) * 2)
+    )
+    lengths = [1, length, *rng.integers(1, length, batch - 2)]
+    return q, k, v, jnp.asarray(tiny.lengths_mask(lengths, length, left=left))
+
+
+@pytest.mark.parametrize(
+    "where, length, left, windows, cap, dtype",
+    [
+        (None, 100, True, (), 0.0, "float32"),
+        (None, 600, False, (), 0.0, "float32"),  # blocks of their own beside and below the diagonal
+        ("mixed", 130, True, (0, 30), 5.0, "float32"),  # layers that differ, heads over two devices
+        ("one", 140, False, (50, 50), 0.0, "bfloat16"),
+    ],
+)
+def test_splash_attention_is_the_plain_one_with_its_gradients(where, length, left, windows, cap, dtype):
+    a = arch(windows=windows, attention_softcap=cap, num_heads=4, num_kv_heads=2, head_dim=16)
+    model = tiny.model(where, a, compute_dtype=dtype)
+    window = windows[-1] if windows else 0
+    given = (*inputs(model, 4, length, left=left, dtype=dtype), window)
+    plain, kernel = (
+        attended(way, *given, by(way)) for way in (dataclasses.replace(model, attention=x) for x in ("xla", "kernel"))
+    )
+    for ours, theirs in zip(kernel, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE[dtype] * np.abs(theirs).max())
+
+
+def test_key_heads_that_the_mesh_does_not_divide_are_repeated():
+    model = tiny.model("mixed", arch(num_heads=4, num_kv_heads=1, head_dim=16))
+    given = (*inputs(model, 4, 64, left=True, dtype="float32"), 0)
+    plain, kernel = (
+        attended(way, *given, by(way)) for way in (dataclasses.replace(model, attention=x) for x in ("xla", "kernel"))
+    )
+    for ours, theirs in zip(kernel, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("length, left, window", [(21, True, 0), (20, False, 7)])
+def test_what_cudnn_is_asked_for_is_the_plain_attention(length, left, window):
+    model = tiny.model("mixed", arch(windows=(window,) * 2, head_dim=16))
+    q, k, v, real = inputs(model, 4, length, left=left, dtype="float32")
+
+    def asked(q, k, v, real, window):
+        return attention._cudnn(model, q * q.shape[-1] ** -0.5, k, v, real, window=window, implementation="xla")
+
+    for ours, theirs in zip(
+        attended(model, q, k, v, real, window, asked), attended(model, q, k, v, real, window, by(model)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_cudnn_s_attention_lowers_for_a_gpu(monkeypatch):
+    """Without cuDNN here: its version is made up. Forward and backward become its two calls."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(attention, "platform", lambda model: "gpu")
+    model = tiny.model(None, arch(head_dim=64), compute_dtype="bfloat16", attention="kernel")
+    assert attention.path(model) == ("cudnn", "")
+    shape = jax.ShapeDtypeStruct((2, 700, 4, 64), jnp.bfloat16)
+    keys = jax.ShapeDtypeStruct((2, 700, 2, 64), jnp.bfloat16)
+
+    def loss(q, k, v):
+        return by(model)(q, k, v, jnp.ones((2, 700), bool), 0).astype(jnp.float32).sum()
+
+    text = (
+        jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+        .trace(shape, keys, keys)
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
+    assert "__cudnn$fmha" in text and "Backward" in text
+
+
+# ------------------------------------------------------------------ which way
+
+
+@pytest.mark.parametrize(
+    "where, asked, changes, slots, way",
+    [
+        ("cpu", "auto", {}, False, "xla"),
+        ("cpu", "auto", {}, True, "xla"),
+        ("cpu", "kernel", {}, False, "splash"),
+        ("cpu", "kernel", {}, True, "ragged"),
+        ("tpu", "auto", {}, False, "splash"),
+        ("tpu", "auto", dict(head_dim=128), True, "ragged"),
+        ("tpu", "auto", dict(head_dim=64), True, "xla"),
+        ("tpu", "xla", {}, False, "xla"),
+        ("gpu", "auto", {}, False, "xla"),
+        ("gpu", "kernel", {}, True, "xla"),
+        ("gpu", "kernel", dict(head_dim=64), False, "cudnn"),
+        ("gpu", "kernel", dict(head_dim=256), False, "xla"),
+        ("gpu", "kernel", dict(head_dim=64, attention_softcap=30.0), False, "xla"),
+    ],
+)
+def test_the_way_is_decided_before_anything_is_traced_and_says_why(where, asked, changes, slots, way, monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda model: where)
+    got, why = attention.path(tiny.model(None, arch(**changes), attention=asked, compute_dtype="bfloat16"), slots=slots)
+    assert got == way and bool(why) == (way == "xla")
