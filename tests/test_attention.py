@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
+import math
+import os
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
-from reft_jax import models
+from reft_jax import config, models, sharding
 from reft_jax.models import attention
 from reft_jax.sampling import engine
 from tests import tiny
@@ -221,3 +225,106 @@ def test_the_way_is_decided_before_anything_is_traced_and_says_why(where, asked,
     monkeypatch.setattr(attention, "platform", lambda model: where)
     got, why = attention.path(tiny.model(None, arch(**changes), attention=asked, compute_dtype="bfloat16"), slots=slots)
     assert got == way and bool(why) == (way == "xla")
+
+
+# ------------------------------------------------------------------ what compilers make of it
+
+
+@pytest.fixture
+def chips():
+    """Eight TPU v5e chips that are not here: their compiler is. It cannot read programs back that were kept."""
+    pytest.importorskip("libtpu")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
+def on(chips, fsdp, tensor) -> sharding.Layout:
+    return sharding.make_layout(config.Mesh(1, fsdp, tensor, tiny.RULES), chips)
+
+
+def decoding(model, num_slots, width):
+    """The compiled program that takes the slots on."""
+    params = jax.eval_shape(functools.partial(models.for_decoding, model), models.shapes(model))
+    slots = jax.eval_shape(lambda: engine._empty(model, num=num_slots, width=width, max_new=64, pad_id=0))
+    slots = jax.tree.map(lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p), slots, engine._places(model))
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    return engine._decoding(model, (1,), 1.0, 0, 1.0).lower(params, slots, number, number).compile()
+
+
+def moves(compiled, *shape):
+    """Lines of the optimised program that copy an array of that shape or turn it around."""
+    name = "[" + ",".join(map(str, shape)) + "]"
+    lines = compiled.as_text().splitlines()
+    assert any(name in line and " while(" in line for line in lines)
+    return [line for line in lines if name in line and re.search(r" (copy|copy-start|transpose)\(", line)]
+
+
+def test_decoding_updates_the_cache_in_place_on_a_cpu():
+    assert not moves(decoding(tiny.model("one"), 8, 50), 8, 2, 50, 6)
+
+
+def test_the_check_for_copies_sees_one():
+    def turned(x):
+        return jax.lax.fori_loop(0, 3, lambda i, x: jnp.flip(x.swapaxes(0, 1), 0) * 2, x).T
+
+    assert moves(jax.jit(turned).lower(jax.ShapeDtypeStruct((4, 4), jnp.float32)).compile(), 4, 4)
+
+
+@pytest.mark.parametrize("way", ["xla", "kernel"])
+@pytest.mark.parametrize("kv_heads, parts", [(32, 4), (8, 1)])
+def test_decoding_updates_the_cache_in_place_on_a_tpu(way, kv_heads, parts, chips):
+    """At the attention of CodeLlama 7B and Llama 3 8B, heads over eight chips: nothing as large as a layer's keys beside them.
+
+    The buffers are larger than a chip's fast memory, which the compiler would else keep them in.
+    """
+    heads = dict(num_heads=32, num_kv_heads=kv_heads, head_dim=128, dim=256)
+    model = models.Model(arch(**heads), "bfloat16", "bfloat16", layout=on(chips, 1, 8), attention=way)
+    assert attention.path(model, slots=True)[0] == {"xla": "xla", "kernel": "ragged"}[way]
+    shape = (512 // parts, parts, 1280, 128)
+    compiled = decoding(model, shape[0], shape[2])
+    assert ("ragged_decode" in compiled.as_text()) == (way == "kernel")
+    assert not moves(compiled, *shape)
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * math.prod(shape)
+
+
+def trained(model, rows, dtype):
+    """Compiled gradients of the second layer's attention over 700 tokens."""
+
+    def loss(q, k, v, real):
+        return by(model)(q, k, v, real, 200).astype(jnp.float32).sum()
+
+    def shape(names, *sizes, dtype=dtype):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=model.layout.sharding(names, sizes))
+
+    a, names = model.arch, ("batch", None, "heads", None)
+    q, k = (shape(names, rows, 700, heads, a.head_dim) for heads in (a.num_heads, a.num_kv_heads))
+    real = shape(("batch", None), rows, 700, dtype=bool)
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, real).compile()
+
+
+@pytest.mark.parametrize(
+    "changes, dtype",
+    [
+        (dict(num_heads=4, num_kv_heads=2, head_dim=64, windows=(0, 200), attention_softcap=50.0), "bfloat16"),
+        (dict(num_heads=4, num_kv_heads=1, head_dim=80), "float32"),
+    ],
+)
+def test_splash_attention_compiles_for_a_tpu(changes, dtype, chips):
+    model = models.Model(arch(**changes), dtype, dtype, layout=on(chips, 4, 2))
+    assert attention.path(model) == ("splash", "")
+    assert "splash_mha_dkv" in trained(model, 8, dtype).as_text()
+
+
+def test_splash_attention_takes_less_of_a_tpu_s_memory(chips):
+    """CodeLlama 7B's heads over four chips: 8 rows of 700 tokens, 8 heads a chip."""
+    changes = dict(num_heads=32, num_kv_heads=32, head_dim=128)
+    model = models.Model(arch(**changes), "bfloat16", "bfloat16", layout=on(chips, 2, 4))
+    kernel, plain = (
+        trained(dataclasses.replace(model, attention=way), 16, "bfloat16").memory_analysis().temp_size_in_bytes
+        for way in ("kernel", "xla")
+    )
+    assert 2 * kernel < plain
