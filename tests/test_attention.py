@@ -2,9 +2,13 @@
 
 import dataclasses
 import functools
+import json
 import math
 import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +157,26 @@ def test_splash_attention_is_the_plain_one_with_its_gradients(where, length, lef
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE[dtype] * np.abs(theirs).max())
 
 
+def test_a_model_trains_the_same_with_the_kernel():
+    """Layers that differ in window and scale, in one loop over layers that keeps only products, over eight devices."""
+    model = tiny.model("mixed", arch(windows=(0, 5), scale_by_layer=True), remat="dots")
+    rng, params = np.random.default_rng(0), tiny.params(model)
+    tokens = rng.integers(0, tiny.VOCAB, (8, 20)).astype(np.int32)
+    mask = tiny.lengths_mask([20, 3, 1, 7, 12, 19, 5, 9], 20, left=True)
+    weights = (rng.normal(size=mask.shape) * mask).astype(np.float32)
+
+    def trained(way):
+        changed = dataclasses.replace(model, attention=way)
+
+        def loss(params):
+            hidden, _ = models.forward(changed, params, tokens, models.positions_of(mask), mask)
+            return (weights * models.token_logp(changed, params, hidden, tokens)[0]).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    tiny.assert_trees_close(trained("kernel"), trained("xla"), rtol=1e-4, atol=1e-4)
+
+
 def test_key_heads_that_the_mesh_does_not_divide_are_repeated():
     model = tiny.model("mixed", arch(num_heads=4, num_kv_heads=1, head_dim=16))
     given = (*inputs(model, 4, 64, left=True, dtype="float32"), 0)
@@ -234,7 +258,7 @@ def test_the_way_is_decided_before_anything_is_traced_and_says_why(where, asked,
 def chips():
     """Eight TPU v5e chips that are not here: their compiler is. It cannot read programs back that were kept."""
     pytest.importorskip("libtpu")
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     least = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     yield topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
@@ -328,3 +352,10 @@ def test_splash_attention_takes_less_of_a_tpu_s_memory(chips):
         for way in ("kernel", "xla")
     )
     assert 2 * kernel < plain
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_without_an_accelerator():
+    script = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "attention.py"
+    out = subprocess.run([sys.executable, script, "--toy"], check=True, capture_output=True, text=True).stdout
+    assert [json.loads(line)["way"] for line in out.splitlines()] == ["xla", "splash", "xla", "ragged"]

@@ -86,7 +86,8 @@ def attend(model, q, k, v, *, visible, real, layer, scale, cache=None):
         which = jnp.asarray([distinct.index(window) for window in windows])[layer]
         return jax.lax.switch(which, branches, q, k, v, real), (k, v)
     buffers, length = cache[:2], cache[2]
-    if length.ndim and real is None and path(model, slots=True)[0] == "ragged":
+    whole = buffers[0].shape[2] % CACHE_MULTIPLE == 0
+    if length.ndim and real is None and whole and path(model, slots=True)[0] == "ragged":
         window = (model.arch.windows or (0,) * model.arch.num_layers)[layer]
         out, *buffers = _slots(model, q, k, v, *buffers, length, scale, window)
         return out, tuple(buffers)
@@ -129,13 +130,14 @@ def _written(model, buffer, new, length):
 # ------------------------------------------------------------------ over a mesh
 
 
-def _over_mesh(model, function, names, *args):
-    """function(*args) on each device's part of the arguments, laid out by `names`; the result's names are the first's."""
+def _over_mesh(model, function, results, **args):
+    """function(*values) on each device's part of them; args: name = (logical axes, value). Results lie like the args named."""
+    values = [value for _, value in args.values()]
     if model.layout is None:
-        return function(*args)
-    specs = tuple(model.layout.spec(axes, x.shape) for axes, x in zip(names, args, strict=True))
-    mapped = jax.shard_map(function, mesh=model.layout.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    return mapped(*args)
+        return function(*values)
+    specs = {name: model.layout.spec(axes, value.shape) for name, (axes, value) in args.items()}
+    places = dict(in_specs=tuple(specs.values()), out_specs=tuple(specs[name] for name in results))
+    return jax.shard_map(function, mesh=model.layout.mesh, check_vma=False, **places)(*values)
 
 
 def _head_groups(model, q, k, v):
@@ -147,7 +149,12 @@ def _head_groups(model, q, k, v):
     return k, v
 
 
-HEADS = ("batch", None, "heads", None)
+def _by_heads(model, function, q, k, v, real):
+    """function(q, k, v, real) on each device's rows and heads of q [B, T, N, H]; its result lies like q."""
+    heads = ("batch", None, "heads", None)
+    k, v = _head_groups(model, q, k, v)
+    args = dict(q=(heads, q), k=(heads, k), v=(heads, v), real=(("batch", None), real))
+    return _over_mesh(model, lambda *local: (function(*local),), "q", **args)[0]
 
 
 def _splash(model, q, k, v, real, *, window: int):
@@ -155,15 +162,12 @@ def _splash(model, q, k, v, real, *, window: int):
 
     Padding tokens see each other: no row is empty, and nobody reads theirs. Lengths are padded to whole blocks.
     """
-    k, v = _head_groups(model, q, k, v)
     length = q.shape[1]
     size = -(-length // LANES) * LANES if length <= 512 else -(-length // 256) * 256
     block = next(block for block in (512, 384, 256, 128) if size % block == 0)
     near = None if not window else (window - 1, 0)
 
     def local(q, k, v, real):
-        """Of this device's rows and heads."""
-
         def heads_first(x):
             return jnp.pad(x, ((0, 0), (0, size - length), (0, 0), (0, 0))).swapaxes(1, 2)
 
@@ -177,17 +181,17 @@ def _splash(model, q, k, v, real, *, window: int):
                 attn_logits_soft_cap=model.arch.attention_softcap or None,
                 interpret=platform(model) == "cpu",
             )
+            kernel = jax.tree.map(np.asarray, kernel)
         segments = jnp.pad(real, ((0, 0), (0, size - length))).astype(jnp.int32)
         run = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))
         out = run(*map(heads_first, (q, k, v)), segments)
         return out.swapaxes(1, 2)[:, :length].astype(q.dtype)
 
-    return _over_mesh(model, local, (HEADS, HEADS, HEADS, ("batch", None)), q, k, v, real)
+    return _by_heads(model, local, q, k, v, real)
 
 
 def _cudnn(model, q, k, v, real, *, window: int, implementation: str = "cudnn"):
     """The same with cuDNN's flash attention, or with the plain attention that JAX gives the same arguments."""
-    k, v = _head_groups(model, q, k, v)
     length = q.shape[1]
     odd = length % 2  # it takes masks of even sizes only
 
@@ -199,7 +203,7 @@ def _cudnn(model, q, k, v, real, *, window: int, implementation: str = "cudnn"):
         mask = jnp.broadcast_to(mask, (mask.shape[0], 1, length + odd, length + odd))
         return attention(q, k, v, mask=mask, implementation=implementation)[:, :length]
 
-    return _over_mesh(model, local, (HEADS, HEADS, HEADS, ("batch", None)), q, k, v, real)
+    return _by_heads(model, local, q, k, v, real)
 
 
 # ------------------------------------------------------------------ decoding
@@ -210,18 +214,19 @@ def _slots(model, q, k, v, old_k, old_v, length, scale, window: int):
     num, _, heads, size = q.shape
     kv = k.shape[2]
     q = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(num, kv, heads // kv, size)
-    function = functools.partial(
-        _ragged, window=window, cap=model.arch.attention_softcap, interpret=platform(model) == "cpu"
+    settings = dict(window=window, cap=model.arch.attention_softcap, interpret=platform(model) == "cpu")
+    token, buffer = ("batch", "kv_heads", None), ("batch", "kv_heads", None, None)
+    out, old_k, old_v = _over_mesh(
+        model,
+        functools.partial(_ragged, **settings),
+        ("q", "old_k", "old_v"),
+        length=(("batch",), length),
+        q=(buffer, q),
+        k=(token, k[:, 0]),
+        v=(token, v[:, 0]),
+        old_k=(buffer, old_k),
+        old_v=(buffer, old_v),
     )
-    args = (length, q, k[:, 0], v[:, 0], old_k, old_v)
-    if model.layout is not None:
-        token, buffer = ("batch", "kv_heads", None), ("batch", "kv_heads", None, None)
-        names = (("batch",), buffer, token, token, buffer, buffer)
-        specs = tuple(model.layout.spec(axes, x.shape) for axes, x in zip(names, args, strict=True))
-        function = jax.shard_map(
-            function, mesh=model.layout.mesh, in_specs=specs, out_specs=(specs[1], *specs[4:]), check_vma=False
-        )
-    out, old_k, old_v = function(*args)
     return out.reshape(num, 1, heads, size), old_k, old_v
 
 
