@@ -7,11 +7,12 @@ The first times one layer: `training`, forward and backward of 8 rows of 700 tok
 wide whose lengths are spread evenly (a loop of 32 tokens over caches that stay where they are). `--toy` is for a CPU, where
 the kernels are interpreted and times mean nothing.
 
-The second compiles whole programs for eight TPU v5e chips and prints the compiler's counts for one chip: temporary memory,
-arguments (weights, optimizer, cache) and bytes that instructions read and write, where a kernel's operands count once and a
-loop's body once (layers are a loop in `score` and `ppo`). `score` and `ppo`: 64 rows of 700 tokens, float32 parameters over
-the eight chips, bfloat16 products, remat=block. `small-`: Qwen 2.5 1.5B, 64 rows of 384 tokens. `decode`: the slot engine's
-loop over 4 layers of CodeLlama 7B, `small-decode` over 4 of Llama 3 8B: heads over the eight chips, 64 slots 1,280 wide.
+The second compiles whole programs for TPU v5e chips and prints the compiler's counts for one of them: temporary memory,
+arguments (weights, optimizer, cache) and bytes that instructions read and write, where a kernel's operands count once, and so
+does the body of the loop over layers. `layer`: one layer's attention of CodeLlama 7B, 64 rows of 700 tokens, forward and
+backward, over 8 chips; `score` and `ppo`: its whole steps over 16 chips, float32 parameters, bfloat16 products, remat=block;
+`decode`: the slot engine's loop over 4 of its layers, heads over 8 chips, 64 slots 1,280 wide. `small-` is Qwen 2.5 1.5B with 64
+rows of 384 tokens over 8 chips; `small-decode` is Llama 3 8B. results/attention_v5e_compiled.jsonl has what came out.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+PROGRAMS = tuple(size + what for what in ("layer", "decode", "score", "ppo") for size in ("", "small-"))
 WAYS = ("xla", "kernel")
 SHAPES = dict(rows=8, length=700, slots=64, width=1280, heads=32, head_dim=128, tokens=32, repeats=10)
 TOY = dict(rows=2, length=40, slots=4, width=48, heads=2, head_dim=32, tokens=2, repeats=1)
@@ -61,25 +63,32 @@ def timed(function, repeats):
     return float(np.median(times))
 
 
-def training(model, shapes):
-    """() -> gradients of the queries, keys and values of left-padded rows."""
+def gradients(model):
+    """(queries, keys, values, real) -> gradients of a loss on one layer's attention."""
     import jax
     import jax.numpy as jnp
 
     from reft_jax.models import attention
 
+    def loss(q, k, v, real):
+        places = jnp.arange(real.shape[1])
+        visible = real[:, None] & (places[None] <= places[:, None])[None]
+        see = dict(visible=visible, real=real, layer=0, scale=q.shape[-1] ** -0.5)
+        return jnp.square(attention.attend(model, q, k, v, **see)[0].astype(jnp.float32)).mean()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+
+def training(model, shapes):
+    """() -> gradients at random queries, keys and values of left-padded rows."""
+    import jax
+    import jax.numpy as jnp
+
     rows, length, heads, size = (shapes[name] for name in ("rows", "length", "heads", "head_dim"))
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (rows, length, heads, size), jnp.bfloat16) for key in keys)
-    places = jnp.arange(length)
-    real = places[None] >= (jnp.arange(rows) * length // (2 * rows))[:, None]
-    visible = real[:, None] & (places[None] <= places[:, None])[None]
-
-    def loss(q, k, v):
-        see = dict(visible=visible, real=real, layer=0, scale=size**-0.5)
-        return jnp.square(attention.attend(model, q, k, v, **see)[0].astype(jnp.float32)).mean()
-
-    return functools.partial(jax.jit(jax.grad(loss, argnums=(0, 1, 2))), q, k, v)
+    real = jnp.arange(length)[None] >= (jnp.arange(rows) * length // (2 * rows))[:, None]
+    return functools.partial(gradients(model), q, k, v, real)
 
 
 def decoding(model, shapes):
@@ -143,6 +152,19 @@ def placed(tree, places):
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
 
 
+def layer_program(model, rows, length):
+    """The lowered gradients of one layer's attention."""
+    import jax
+    import jax.numpy as jnp
+
+    def shape(dtype, names, *sizes):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=model.layout.sharding(names, sizes))
+
+    arch, names = model.arch, ("batch", None, "heads", None)
+    q, k = (shape(jnp.bfloat16, names, rows, length, n, arch.head_dim) for n in (arch.num_heads, arch.num_kv_heads))
+    return gradients(model).lower(q, k, k, shape(bool, names[:2], rows, length))
+
+
 def training_program(what, model, rows, length):
     """The lowered scoring or PPO step: a third of each row is its prompt."""
     import jax
@@ -199,9 +221,10 @@ def count(programs):
 
     from reft_jax import models
 
-    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    for program in programs or ("score", "ppo", "small-score", "small-ppo", "decode", "small-decode"):
+    for program in programs or PROGRAMS:
         small, what = program.startswith("small-"), program.removeprefix("small-")
+        name = "v5e:4x4" if program in ("score", "ppo") else "v5e:2x4"
+        chips = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         for asked in WAYS:
             if what == "decode":
                 arch = a_preset("llama3_8b" if small else "codellama_7b", num_layers=4)
@@ -210,15 +233,15 @@ def count(programs):
                 lower = decoding_program
             else:
                 arch = a_preset("qwen2_5_1_5b" if small else "codellama_7b")
-                model = models.Model(arch, "float32", "bfloat16", "block", layout=a_layout(chips, 8, 1))
+                model = models.Model(arch, "float32", "bfloat16", "block", layout=a_layout(chips, len(chips), 1))
                 shape = dict(rows=64, length=384 if small else 700)
-                lower = functools.partial(training_program, what)
+                lower = layer_program if what == "layer" else functools.partial(training_program, what)
             compiled = lower(dataclasses.replace(model, attention=asked), **shape).compile()
             memory = compiled.memory_analysis()
             line = dict(
                 program=program,
                 attention=asked,
-                device=f"8 x {chips[0].device_kind}",
+                device=f"{len(chips)} x {chips[0].device_kind}",
                 temp_mb=round(memory.temp_size_in_bytes / 1e6, 1),
                 arguments_mb=round(memory.argument_size_in_bytes / 1e6, 1),
                 bytes_gb=round(compiled.cost_analysis()["bytes accessed"] / 1e9, 2),

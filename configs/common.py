@@ -49,6 +49,7 @@ def model(name: str, lora=None, base="full"):
         remat="none",
         logits_chunk=128,
         vocab_multiple=1,
+        attention="auto",
         lora=lora,
         base=base,
     )
