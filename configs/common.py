@@ -51,6 +51,7 @@ def model(name: str, lora=None, base="full"):
         remat="block" if large else "none",
         logits_chunk=128,
         vocab_multiple=1,
+        attention="auto",
         lora=lora,
         base=base,
     )

@@ -370,6 +370,7 @@ def main(argv: list[str]) -> int:
             config.model.logits_chunk,
             layout,
             vocab_multiple=config.model.vocab_multiple,
+            attention=config.model.attention,
         )
         run.check_adapters(config, model)
         fits, seen = True, set()

@@ -109,6 +109,9 @@ class Model:
     remat: str = setting(one_of=("none", "block", "dots"))
     logits_chunk: int = setting(1)  # positions whose [B, chunk, V] float32 logits exist at a time
     vocab_multiple: int = setting(1, default=1)  # rows of the embedding are padded to it, for a mesh axis to divide
+    attention: str = setting(
+        one_of=("auto", "xla", "kernel"), default="auto"
+    )  # `reft_jax/models/attention.py` says which when
     lora: Lora | None = setting(default=None)  # train low-rank adapters instead of the whole model
     base: str = setting(one_of=("full", "int8", "int4", "nf4"), default="full")  # the frozen weights under adapters
 

@@ -340,11 +340,18 @@ def prepare(argv: list[str], stop):
         config.model.logits_chunk,
         layout,
         vocab_multiple=config.model.vocab_multiple,
+        attention=config.model.attention,
     )
     check_adapters(config, model)
+    ways = dict(training=models.attention_path(model), decoding=models.attention_path(model, slots=True))
+    if config.model.attention == "kernel":
+        notes += [
+            f"config.model.attention=kernel, but {what} takes xla: {why}" for what, (_, why) in ways.items() if why
+        ]
     more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
     about = describe(tree, layout) | {
         "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": more},
+        "attention": {what: f"{way}: {why}" if why else way for what, (way, why) in ways.items()},
         "data_sha256": data_sha256,
         "sources": sources,
         "notes": notes,

@@ -3,6 +3,8 @@
 from reft_jax.models.adapters import init as init_adapters
 from reft_jax.models.adapters import join, only_adapters
 from reft_jax.models.adapters import merge as merge_adapters
+from reft_jax.models.attention import cache_multiple
+from reft_jax.models.attention import path as attention_path
 from reft_jax.models.decoder import (
     Cache,
     Model,
@@ -27,7 +29,9 @@ __all__ = [
     "SHIPPED",
     "Cache",
     "Model",
+    "attention_path",
     "axes",
+    "cache_multiple",
     "check_hf",
     "decoding_shardings",
     "empty_cache",

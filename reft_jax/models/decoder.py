@@ -19,11 +19,10 @@ import numpy as np
 from flax import nnx
 
 from reft_jax.config import MATRICES, Arch, Lora
-from reft_jax.models import quantize
+from reft_jax.models import attention, quantize
+from reft_jax.models.attention import MASKED, soft_cap
 from reft_jax.models.rotary import rotary_tables, rotate
 from reft_jax.sharding import Layout
-
-MASKED = -1e30  # finite: a row that may look at nothing (padding) stays free of NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Model:
     lora: Lora | None = None
     base: str = "full"  # or int8, int4, nf4: `quantize.py`
     vocab_multiple: int = 1
+    attention: str = "auto"  # or xla, kernel: `attention.py`
 
     @property
     def num_rows(self) -> int:
@@ -152,37 +152,20 @@ class Attention(nnx.Module):
         if arch.qk_norm:
             self.q_norm = Norm(h, model, rngs=rngs)
             self.k_norm = Norm(h, model, rngs=rngs)
-        self.arch = arch
+        self.arch, self.model = arch, model
 
-    def __call__(self, x, rope, visible, scale, cache=None):
-        """x [B, T, D], rope (cos, sin) or None, visible bool[B, T, S], scale f32[] -> ([B, T, D], (k, v)).
+    def __call__(self, x, rope, sight, scale, cache=None):
+        """x [B, T, D], rope (cos, sin) or None, sight (what is seen: visible, real, layer), scale f32[] -> ([B, T, D], (k, v)).
 
-        `cache`: (k, v, length), buffers [B, K, S, H] into which the new keys and values go at slot `length`.
+        `sight` and `cache` are attention.attend's.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.arch.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = (rotate(y, *rope, interleaved=self.arch.rope_interleaved) for y in (q, k))
-        keys = "bskh"
-        if cache is not None:
-            keys = "bksh"
-            k, v = (_written(old, new.swapaxes(1, 2), cache[2]) for old, new in zip(cache, (k, v), strict=False))
-        b, t, n, h = q.shape
-        q = q.reshape(b, t, self.arch.num_kv_heads, n // self.arch.num_kv_heads, h)
-        weights = scale * jnp.einsum(f"btkgh,{keys}->bkgts", q, k, preferred_element_type=jnp.float32)
-        weights = soft_cap(weights, self.arch.attention_softcap)
-        weights = jax.nn.softmax(jnp.where(visible[:, None, None], weights, MASKED), axis=-1).astype(v.dtype)
-        out = jnp.einsum(f"bkgts,{keys}->btkgh", weights, v)
-        return self.o(out.reshape(b, t, n, h)), (k, v)
-
-
-def _written(buffer, new, length):
-    """The buffer [B, K, S, H] with new [B, K, T, H] in the slots from `length` on; see Cache."""
-    if length.ndim == 0:
-        return jax.lax.dynamic_update_slice_in_dim(buffer, new, length, axis=2)
-    rows = jnp.arange(len(buffer))
-    return buffer.at[rows, :, length].set(new[:, :, 0], unique_indices=True, indices_are_sorted=True)
+        out, cache = attention.attend(self.model, q, k, v, scale=scale, cache=cache, **sight)
+        return self.o(out), cache
 
 
 ACTIVATIONS = {
@@ -227,9 +210,9 @@ class Block(nnx.Module):
             self.mlp_post_norm = Norm(arch.dim, model, rngs=rngs)
         self.parallel, self.post_norms = arch.parallel, arch.post_norms
 
-    def __call__(self, x, rope, visible, scale, cache=None, rate=0.0, key=None):
+    def __call__(self, x, rope, sight, scale, cache=None, rate=0.0, key=None):
         normed = self.attention_norm(x)
-        attended, cache = self.attention(normed, rope, visible, scale, cache)
+        attended, cache = self.attention(normed, rope, sight, scale, cache)
         if self.post_norms:
             attended = self.attention_post_norm(attended)
         after = x + dropout(attended, rate, key, 0)
@@ -261,10 +244,6 @@ class Decoder(nnx.Module):
 
 
 # ------------------------------------------------------------------ parts of the forward
-
-
-def soft_cap(x, cap: float):
-    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def dropout(x, rate, key, salt):
@@ -337,9 +316,9 @@ def embed(model: Model, params, tokens, positions):
 class _Layers:
     """What differs between layers: which slots they see, their rotary tables and their scale. Layer numbers may be traced."""
 
-    def __init__(self, arch: Arch, positions, visible, first):
-        """visible bool[B, T, S] without windows; query t stands in slot first + t, first i32[B or 1, 1, 1]."""
-        self.arch, self.visible = arch, visible
+    def __init__(self, arch: Arch, positions, visible, real, first):
+        """visible bool[B, T, S] without windows; query t stands in slot first + t, first i32[B or 1, 1, 1]. real: attend's."""
+        self.arch, self.visible, self.real = arch, visible, real
         self.windows = np.asarray(arch.windows or (0,) * arch.num_layers)
         rotary = arch.positions == "rotary"
         self.rope = rotary_tables(arch, positions, local=False) if rotary else None
@@ -348,7 +327,7 @@ class _Layers:
         self.age = first + jnp.arange(queries)[None, :, None] - jnp.arange(slots)[None, None]  # since a slot was filled
 
     def __getitem__(self, i):
-        """(rope, visible, scale) of layer i."""
+        """(rope, sight, scale) of layer i."""
         arch, visible, rope = self.arch, self.visible, self.rope
         scale = arch.attention_scale or 1 / math.sqrt(arch.head_dim)
         if arch.scale_by_layer:
@@ -358,7 +337,7 @@ class _Layers:
             visible = visible & ((self.age < window) | (window == 0))
             if self.local_rope is not None:
                 rope = tuple(jnp.where(window > 0, a, b) for a, b in zip(self.local_rope, rope, strict=True))
-        return rope, visible, scale
+        return rope, dict(visible=visible, real=self.real, layer=i), scale
 
 
 REMAT = {
@@ -371,17 +350,18 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
     """Hidden states after the last norm, [B, T, D], and the cache.
 
     tokens, positions i32[B, T]. Without a cache, mask is bool[B, T] (True = real; left- or right-padded). With one, the
-    tokens go into slots [length, length + T), and mask is bool[B, S] over the slots. `rate` is dropout's, with its `key`.
+    tokens go into slots [length, length + T), and mask is bool[B, S] over the slots, or None: all of them are real up to the
+    tokens'. `rate` is dropout's, with its `key`.
     """
     arch = model.arch
     norm_graphdef, block_graphdef = _graphs(model)[:2]
     x = _constrain(model, embed(model, params, tokens, positions))
     if rate:
         x = dropout(x, rate, key, 2)
-    num_queries, num_slots = tokens.shape[1], mask.shape[1]
+    num_queries, num_slots = tokens.shape[1], mask.shape[1] if cache is None else cache.k[0].shape[2]
     first = jnp.zeros((1, 1, 1), jnp.int32) if cache is None else cache.length.reshape(-1, 1, 1)
     causal = jnp.arange(num_slots)[None, None] <= first + jnp.arange(num_queries)[None, :, None]
-    layers = _Layers(arch, positions, causal & mask[:, None], first)
+    layers = _Layers(arch, positions, causal if mask is None else causal & mask[:, None], mask, first)
 
     if cache is None:
 

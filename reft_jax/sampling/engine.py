@@ -118,7 +118,9 @@ class Engine:
         self.sizes = _buckets(num_slots, least=8, step=4, multiple=parts)
         prefill = prefill or max(1, min(num_slots, 4096 // max_prompt))
         self.prefill_rows = -(-prefill // parts) * parts
-        self.widths = tuple(sorted({full} | {w for w in (full // 2, full * 3 // 4) if w >= self.LEAST_WIDTH}))
+        widths = {full} | {w for w in (full // 2, full * 3 // 4) if w >= self.LEAST_WIDTH}
+        multiple = models.cache_multiple(model)
+        self.widths = tuple(sorted({-(-w // multiple) * multiple for w in widths}))
         # What else the settings hold makes no other program, so engines of one model share these.
         shaping = dataclasses.replace(sampling, stop=(), max_new=0)
         penalty = dataclasses.replace(WHOLE, repetition_penalty=sampling.repetition_penalty)
@@ -485,7 +487,6 @@ def _move(buffer, rows, *, width):
 def _decode(model, sampling, ends, params, slots: Slots, stop_at, chunk) -> tuple[Slots, Look]:
     """Tokens for all live slots until at most `stop_at` are live or `chunk` tokens were taken."""
     num, max_new = slots.tokens.shape
-    everything = jnp.ones((num, slots.cache.k[0].shape[2]), bool)
 
     def unfinished(state):
         step, slots = state
@@ -499,7 +500,7 @@ def _decode(model, sampling, ends, params, slots: Slots, stop_at, chunk) -> tupl
         token, logp = choose(logits, keys, sampling, ends=ends, t=t, seen=slots.seen)
         place = jnp.where(live, t, max_new)  # past the end: dropped
         rows = jnp.arange(num)
-        hidden, cache = models.forward(model, params, token[:, None], length[:, None], everything, slots.cache)
+        hidden, cache = models.forward(model, params, token[:, None], length[:, None], None, slots.cache)
         return step + 1, slots.replace(
             cache=cache.replace(length=jnp.where(live, cache.length, length)),
             hidden=hidden[:, 0],

@@ -1,0 +1,328 @@
+"""The ways to compute attention: plain XLA everywhere, kernels where they pay. `path` says which one a model takes, and why.
+
+- `xla`: logits, soft-cap and softmax of [B, N, T, S] in float32; any platform, and the numbers the others are tested against.
+- `splash`, a TPU's training and scoring: the block-sparse flash attention that ships with JAX (after arXiv 2205.14135),
+  forward and backward. No [T, T] array reaches memory, and blocks that nobody may look at are skipped.
+- `ragged`, a TPU's decoding of slots with lengths of their own: `_ragged` below reads, of each slot, the blocks that hold
+  its positions, and writes the new token in place.
+- `cudnn`, a GPU's training and scoring in bfloat16: `jax.nn.dot_product_attention`. Its decoding wants caches [B, S, K, H];
+  ours are [N, K, W, H], so that it would copy them at every token, and decoding stays with XLA there.
+
+On a CPU the TPU's kernels are interpreted (config.model.attention=kernel): slow, for tests.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
+MASKED = -1e30  # finite: a row that may look at nothing (padding) stays free of NaN
+LANES = 128
+CACHE_MULTIPLE = 16  # positions of a cache come in tiles of so many rows (bfloat16's; float32's are 8)
+
+
+# ------------------------------------------------------------------ which way
+
+
+def platform(model) -> str:
+    """cpu, gpu or tpu: where the model's programs run."""
+    if model.layout is None:
+        return jax.default_backend()
+    return model.layout.mesh.devices.flat[0].platform
+
+
+def path(model, *, slots: bool = False) -> tuple[str, str]:
+    """(xla, splash, ragged or cudnn; why, if it is xla). `slots`: decoding from a cache whose rows have lengths of their own.
+
+    `auto` is `kernel` on a TPU, by what its compiler counts (benchmarks/attention.py). A layer's decoding at CodeLlama 7B's heads
+    over 8 chips, 64 slots of 1,280, takes XLA 1.2M cycles by the compiler's estimate, since with one query a head it multiplies
+    without the matrix unit; the kernel's step (512 positions, 1 MB, 1.3 us from memory) is 950 bundles of instructions (0.6 us),
+    192 steps at most: 0.37M cycles, and fewer the shorter responses are. No GPU was measured, so that it is `xla` there.
+    """
+    arch, where, asked = model.arch, platform(model), model.attention
+    if asked == "xla":
+        return "xla", "config.model.attention is xla"
+    if where == "tpu" or (where == "cpu" and asked == "kernel"):
+        if slots and where == "tpu" and arch.head_dim % LANES:
+            return "xla", f"caches of head_dim {arch.head_dim}, no multiple of {LANES}, lie across a kernel's tiles"
+        return "ragged" if slots else "splash", ""
+    if asked == "auto":
+        return "xla", f"no kernel was measured on a {where}"
+    if slots:
+        return "xla", "cuDNN would copy the cache at every token"
+    if model.compute_dtype != "bfloat16":
+        return "xla", f"cuDNN takes bfloat16, not {model.compute_dtype}"
+    if arch.head_dim > 128 or arch.head_dim % 8:
+        return "xla", f"cuDNN takes a head_dim of at most 128 and a multiple of 8, not {arch.head_dim}"
+    if arch.attention_softcap:
+        return "xla", "cuDNN has no soft-cap"
+    return "cudnn", ""
+
+
+def cache_multiple(model) -> int:
+    """What the width of a cache should be a multiple of: a TPU lays out other widths in another order, and copies them."""
+    return CACHE_MULTIPLE if platform(model) == "tpu" or path(model, slots=True)[0] == "ragged" else 1
+
+
+def attend(model, q, k, v, *, visible, real, layer, scale, cache=None):
+    """q [B, T, N, H], k and v [B, T, K, H] -> ([B, T, N, H], (k, v)): attention of layer `layer` (i32[], may be traced).
+
+    visible bool[B, T, S], with the layer's window; real bool[B, S], or None if every slot is; scale f32[]. `cache`: (k, v,
+    length), buffers [B, K, S, H] into which the new keys and values go at slot `length`, i32[] or i32[B]; see Cache.
+    """
+    if cache is None:
+        way, _ = path(model)
+        if way == "xla":
+            return _plain(model.arch, q, k, v, visible, scale, "bskh"), (k, v)
+        q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+        windows = model.arch.windows or (0,)
+        distinct = sorted(set(windows))
+        kernel = {"splash": _splash, "cudnn": _cudnn}[way]
+        branches = [functools.partial(kernel, model, window=window) for window in distinct]
+        if len(distinct) == 1:
+            return branches[0](q, k, v, real), (k, v)
+        which = jnp.asarray([distinct.index(window) for window in windows])[layer]
+        return jax.lax.switch(which, branches, q, k, v, real), (k, v)
+    buffers, length = cache[:2], cache[2]
+    whole = buffers[0].shape[2] % CACHE_MULTIPLE == 0
+    if length.ndim and real is None and whole and path(model, slots=True)[0] == "ragged":
+        window = (model.arch.windows or (0,) * model.arch.num_layers)[layer]
+        out, *buffers = _slots(model, q, k, v, *buffers, length, scale, window)
+        return out, tuple(buffers)
+    k, v = (_written(model, old, new.swapaxes(1, 2), length) for old, new in zip(buffers, (k, v), strict=True))
+    return _plain(model.arch, q, k, v, visible, scale, "bksh"), (k, v)
+
+
+def soft_cap(x, cap: float):
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+# ------------------------------------------------------------------ XLA
+
+
+def _plain(arch, q, k, v, visible, scale, keys):
+    """`keys` names the axes of k and v: bskh, or bksh as caches have them."""
+    b, t, n, h = q.shape
+    q = q.reshape(b, t, arch.num_kv_heads, n // arch.num_kv_heads, h)
+    weights = scale * jnp.einsum(f"btkgh,{keys}->bkgts", q, k, preferred_element_type=jnp.float32)
+    weights = soft_cap(weights, arch.attention_softcap)
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], weights, MASKED), axis=-1).astype(v.dtype)
+    return jnp.einsum(f"bkgts,{keys}->btkgh", weights, v).reshape(b, t, n, h)
+
+
+def _written(model, buffer, new, length):
+    """The buffer [B, K, S, H] with new [B, K, T, H] in the slots from `length` on; see Cache.
+
+    Rows with lengths of their own are scattered: on a TPU head by head, since with all heads of a position as one update the
+    compiler turns the whole buffer around (to [B, S, K, H]) before the loop over tokens and back after it, and holds both.
+    """
+    if length.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, length, axis=2)
+    rows, sure = jnp.arange(len(buffer)), dict(unique_indices=True, indices_are_sorted=True)
+    if platform(model) == "tpu":
+        heads = jnp.arange(buffer.shape[1])[None]
+        return buffer.at[rows[:, None], heads, length[:, None]].set(new[:, :, 0], **sure)
+    return buffer.at[rows, :, length].set(new[:, :, 0], **sure)
+
+
+# ------------------------------------------------------------------ over a mesh
+
+
+def _over_mesh(model, function, results, **args):
+    """function(*values) on each device's part of them; args: name = (logical axes, value). Results lie like the args named."""
+    values = [value for _, value in args.values()]
+    if model.layout is None:
+        return function(*values)
+    specs = {name: model.layout.spec(axes, value.shape) for name, (axes, value) in args.items()}
+    places = dict(in_specs=tuple(specs.values()), out_specs=tuple(specs[name] for name in results))
+    return jax.shard_map(function, mesh=model.layout.mesh, check_vma=False, **places)(*values)
+
+
+def _head_groups(model, q, k, v):
+    """k and v with as many heads, repeated, as a mesh that divides q's heads can divide."""
+    parts = 1 if model.layout is None else model.layout.parts("heads")
+    n, kv = q.shape[2], k.shape[2]
+    if n % parts == 0 and kv % parts:
+        k, v = (jnp.repeat(x, np.lcm(kv, parts) // kv, axis=2) for x in (k, v))
+    return k, v
+
+
+def _by_heads(model, function, q, k, v, real):
+    """function(q, k, v, real) on each device's rows and heads of q [B, T, N, H]; its result lies like q."""
+    heads = ("batch", None, "heads", None)
+    k, v = _head_groups(model, q, k, v)
+    args = dict(q=(heads, q), k=(heads, k), v=(heads, v), real=(("batch", None), real))
+    return _over_mesh(model, lambda *local: (function(*local),), "q", **args)[0]
+
+
+def _splash(model, q, k, v, real, *, window: int):
+    """Causal attention of q [B, T, N, H], scaled already, among the real (bool[B, T]); JAX's splash kernel.
+
+    Padding tokens see each other: no row is empty, and nobody reads theirs. Lengths are padded to whole blocks.
+    """
+    length = q.shape[1]
+    size = -(-length // LANES) * LANES if length <= 512 else -(-length // 256) * 256
+    block = next(block for block in (512, 384, 256, 128) if size % block == 0)
+    near = None if not window else (window - 1, 0)
+
+    def local(q, k, v, real):
+        def heads_first(x):
+            return jnp.pad(x, ((0, 0), (0, size - length), (0, 0), (0, 0))).swapaxes(1, 2)
+
+        square = splash_mask.LocalMask((size, size), near, 0) if near else splash_mask.CausalMask((size, size))
+        with jax.ensure_compile_time_eval():
+            kernel = splash.make_splash_mha(
+                splash_mask.MultiHeadMask([square] * q.shape[2]),
+                block_sizes=splash.BlockSizes(*[block] * 8),
+                head_shards=1,
+                q_seq_shards=1,
+                attn_logits_soft_cap=model.arch.attention_softcap or None,
+                interpret=platform(model) == "cpu",
+            )
+            kernel = jax.tree.map(np.asarray, kernel)
+        segments = jnp.pad(real, ((0, 0), (0, size - length))).astype(jnp.int32)
+        run = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))
+        out = run(*map(heads_first, (q, k, v)), segments)
+        return out.swapaxes(1, 2)[:, :length].astype(q.dtype)
+
+    return _by_heads(model, local, q, k, v, real)
+
+
+def _cudnn(model, q, k, v, real, *, window: int, implementation: str = "cudnn"):
+    """The same with cuDNN's flash attention, or with the plain attention that JAX gives the same arguments."""
+    length = q.shape[1]
+    odd = length % 2  # it takes masks of even sizes only
+
+    def local(q, k, v, real):
+        q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+        mask = jnp.pad(real, ((0, 0), (0, odd)))[:, None, None]
+        near = (window - 1, 0) if window else None
+        attention = functools.partial(jax.nn.dot_product_attention, scale=1.0, is_causal=True, local_window_size=near)
+        mask = jnp.broadcast_to(mask, (mask.shape[0], 1, length + odd, length + odd))
+        return attention(q, k, v, mask=mask, implementation=implementation)[:, :length]
+
+    return _by_heads(model, local, q, k, v, real)
+
+
+# ------------------------------------------------------------------ decoding
+
+
+def _slots(model, q, k, v, old_k, old_v, length, scale, window: int):
+    """One token of each slot: q [N, 1, heads, H], k, v [N, 1, K, H], caches [N, K, W, H] -> ([N, 1, heads, H], caches)."""
+    num, _, heads, size = q.shape
+    kv = k.shape[2]
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(num, kv, heads // kv, size)
+    settings = dict(window=window, cap=model.arch.attention_softcap, interpret=platform(model) == "cpu")
+    token, buffer = ("batch", "kv_heads", None), ("batch", "kv_heads", None, None)
+    out, old_k, old_v = _over_mesh(
+        model,
+        functools.partial(_ragged, **settings),
+        ("q", "old_k", "old_v"),
+        length=(("batch",), length),
+        q=(buffer, q),
+        k=(token, k[:, 0]),
+        v=(token, v[:, 0]),
+        old_k=(buffer, old_k),
+        old_v=(buffer, old_v),
+    )
+    return out.reshape(num, 1, heads, size), old_k, old_v
+
+
+def _ragged(length, q, new_k, new_v, k, v, *, window: int, cap: float, interpret: bool, block: int = 0):
+    """(out [N, K, G, H], k, v): slot n's query, scaled already, over its positions [0, length[n]) and its new token.
+
+    length i32[N], q [N, K, G, H], new_k, new_v [N, K, H], k, v [N, K, W, H], W a multiple of CACHE_MULTIPLE. A grid step is
+    one slot's block of positions, all heads. Blocks before the window and after the length are not computed, and not fetched:
+    their index is clamped to one that is there already. The softmax goes on from block to block (arXiv 1805.02867), beginning
+    with the new token itself, in float32; the last block's step puts that token's row into the tile of the cache that it
+    belongs to, which is all that is written. Behind the new row the tile is zeros: nobody has been there.
+    """
+    num, kv, group, size = q.shape
+    width = k.shape[2]
+    tile = CACHE_MULTIPLE
+    if not block:
+        row = kv * size * k.dtype.itemsize
+        fit = 2**19 // row  # half a megabyte: enough for the memory's full speed
+        block = min(max(fit // LANES, 1), 8) * LANES
+    block = min(block, width)
+    precision = jax.lax.Precision.HIGHEST if k.dtype == jnp.float32 else None
+    dot = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
+    length = jnp.minimum(length, width - 1)  # a slot that is full has ended
+
+    def ends(total):
+        """The first and the last block with something to see."""
+        first = jnp.maximum(total - window + 1, 0) // block if window else 0
+        return first, jnp.maximum(total - 1, 0) // block
+
+    def kernel(lengths, q, new_k, new_v, k, v, out, k_out, v_out, top, total, acc):
+        step, place = pl.program_id(1), lengths[pl.program_id(0)]
+        first, last = ends(place)
+
+        @pl.when(step == 0)
+        def _():
+            own = (q[0].astype(jnp.float32) * new_k[0].astype(jnp.float32)[:, None]).sum(-1, keepdims=True)
+            top[...] = jnp.broadcast_to(soft_cap(own, cap), top.shape)
+            total[...] = jnp.ones_like(total)
+            acc[...] = jnp.broadcast_to(new_v[0].astype(jnp.float32)[:, None], acc.shape)
+
+        @pl.when((step >= first) & (step <= last))
+        def _():
+            logits = soft_cap(dot(q[0], k[0], (((2,), (2,)), ((0,), (0,)))), cap)  # [K, G, block]
+            at = step * block + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
+            seen = at < place
+            if window:
+                seen &= at > place - window
+            logits = jnp.where(seen, logits, MASKED)
+            values = v[0]
+            if width % block:  # what a block has past the end may be anything
+                rows = step * block + jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+                values = jnp.where(rows < width, values, jnp.zeros_like(values))
+            old = top[...][..., :1]
+            new = jnp.maximum(old, logits.max(-1, keepdims=True))
+            weights, keep = jnp.exp(logits - new), jnp.exp(old - new)
+            top[...] = jnp.broadcast_to(new, top.shape)
+            total[...] = keep * total[...] + weights.sum(-1, keepdims=True)
+            product = dot(weights.astype(values.dtype), values, (((2,), (1,)), ((0,), (0,))))
+            acc[...] = keep * acc[...] + product
+
+        @pl.when(step == last)
+        def _():
+            out[0] = (acc[...] / total[...][..., :1]).astype(out.dtype)
+            start = pl.multiple_of(jnp.minimum(place // tile * tile - last * block, block - tile), tile)
+            for new, old, into in ((new_k, k, k_out), (new_v, v, v_out)):
+                kept = old[0, :, pl.ds(start, tile)]
+                row = jax.lax.broadcasted_iota(jnp.int32, kept.shape, 1)
+                behind = jnp.where(row == place % tile, new[0][:, None], jnp.zeros_like(kept))
+                into[0] = jnp.where(row < place % tile, kept, behind)
+
+    def slot(*shape):
+        return pl.BlockSpec((1, *shape), lambda n, j, lengths: (n, *(0,) * len(shape)))
+
+    def blocks():
+        return pl.BlockSpec((1, kv, block, size), lambda n, j, lengths: (n, 0, jnp.clip(j, *ends(lengths[n])), 0))
+
+    def last_tile():
+        return pl.BlockSpec((1, kv, tile, size), lambda n, j, lengths: (n, 0, lengths[n] // tile, 0))
+
+    scratch = [pltpu.VMEM((kv, group, width), jnp.float32) for width in (LANES, LANES, size)]
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1,
+        grid=(num, pl.cdiv(width, block)),
+        in_specs=[slot(kv, group, size), slot(kv, size), slot(kv, size), blocks(), blocks()],
+        out_specs=[slot(kv, group, size), last_tile(), last_tile()],
+        scratch_shapes=scratch,
+    )
+    return pl.pallas_call(
+        kernel,
+        grid_spec=grid,
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)],
+        input_output_aliases={4: 1, 5: 2},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        name="ragged_decode",
+        interpret=interpret,
+    )(length, q, new_k, new_v, k, v)
