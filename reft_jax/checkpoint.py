@@ -8,11 +8,13 @@ import dataclasses
 import json
 import logging
 import pathlib
+import sys
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from reft_jax import distributed
 from reft_jax.errors import InputError, RunError
 from reft_jax.types import TrainState
 
@@ -79,6 +81,35 @@ class Checkpoints:
                     f"{self.latest()}. Free some space and run the same command again to go on from it"
                 ) from error
             raise
+
+    def go_on(self, like: TrainState) -> tuple[int, TrainState, dict] | None:
+        """(step, state, progress) of the last checkpoint that can be read; None if there is none.
+
+        One that cannot (cut short by a lost disk, say) is put aside as <step>.unreadable, with a warning, if an earlier one can.
+        """
+        steps, errors = sorted(self._manager.all_steps(), reverse=True), []
+        for step in steps:
+            try:
+                state, progress = self.restore(step, like)
+            except Exception as error:  # whatever a damaged file does; raised below if no other checkpoint is better
+                errors.append((step, error))
+                continue
+            for bad, error in errors:
+                print(
+                    f"warning: {self.folder / str(bad)} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
+                    f"going on from step {step}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                if distributed.is_primary():
+                    (self.folder / str(bad)).rename(self.folder / f"{bad}.unreadable")
+            if errors:
+                distributed.barrier("unreadable checkpoints are put aside")
+                self._manager.reload()
+            return step, state, progress
+        if errors:
+            raise errors[0][1]
+        return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """(state, progress) of a step, placed as `like` (arrays or ShapeDtypeStructs with shardings)."""

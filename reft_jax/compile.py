@@ -264,8 +264,15 @@ def measure(program: Program, topology: str, num_devices: int, hbm: int) -> dict
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        told = dict(fits=False, hbm_bytes=hbm, resident_bytes=resident, error=str(error).strip()[:4000])
-        return line | told | dict(compile_seconds=round(time.monotonic() - began, 1))
+        told = dict(
+            argument_bytes=device_bytes(program.arguments), output_bytes=None, temp_bytes=None, resident_bytes=resident
+        )
+        told |= dict(hbm_bytes=hbm, fits=False, flops_per_device=program.flops / num_devices, collectives={})
+        return (
+            line
+            | told
+            | dict(compile_seconds=round(time.monotonic() - began, 1), error=str(error).strip().splitlines()[0])
+        )
     seconds, memory, text = time.monotonic() - began, compiled.memory_analysis(), compiled.as_text()
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + resident
@@ -319,7 +326,8 @@ def largest_replicated(arguments, num_devices: int) -> dict | None:
 
 def advice(line: dict, config, program: Program) -> str:
     """What to change about a function that does not fit."""
-    largest = sorted(leaves(program.resident), key=lambda leaf: -leaf[1])[:LARGEST]
+    everything = [*leaves(program.arguments), *leaves(program.resident)]
+    largest = sorted(everything, key=lambda leaf: -leaf[1])[:LARGEST]
     held = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size, _ in largest)
     told = line.get("error") or (
         f"needs {line['total_bytes'] / GIB:.2f} GiB of {line['hbm_bytes'] / GIB:.2f}: arguments {line['argument_bytes'] / GIB:.2f}, "
@@ -327,8 +335,8 @@ def advice(line: dict, config, program: Program) -> str:
     )
     return (
         f"{line['function']} does not fit on {line['topology']}: {told}\n"
-        + (f"  the largest that the run keeps beside it: {held}\n" if held else "")
-        + "  what helps: more devices; a larger mesh.fsdp or mesh.tensor; a smaller batch_size, or ppo.accumulate / accumulate in more parts; "
+        f"  the largest arrays of a device: {held}\n"
+        "  what helps: more devices; a larger mesh.fsdp or mesh.tensor; a smaller batch_size, or ppo.accumulate / accumulate in more parts; "
         f"model.remat=block (now {config.model.remat}); a smaller model.logits_chunk (now {config.model.logits_chunk}); "
         f"model.param_dtype=bfloat16; mesh.decode=tensor (now {config.mesh.decode}); adapters (model.lora)"
     )

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from reft_jax import checkpoint, steps
 from reft_jax.checkpoint import Checkpoints
 from reft_jax.errors import InputError, RunError
 from reft_jax.optim import make_optimizer
-from tests import tiny
+from tests import runs, tiny
 
 TX = make_optimizer(tiny.optim(weight_decay=0.1), 10)
 
@@ -199,3 +201,51 @@ def test_parameters_can_be_read_without_the_optimizer(state, open_checkpoints):
         pathlib.Path.rmdir(path) if path.is_dir() else path.unlink()
     tiny.assert_trees_equal(checkpoint.read_params(checkpoints.folder / "1"), state.params)
     assert np.isfinite(checkpoint.read_params(checkpoints.folder / "1")["norm"]["scale"]).all()
+
+
+# ------------------------------------------------------------------ damaged checkpoints
+
+
+def spoil(folder: pathlib.Path):
+    """Cuts the largest file under the folder to half."""
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def damaged(tmp_path, *saved: int) -> subprocess.CompletedProcess:
+    """A process that saves those steps, spoils the last and goes on; of its own, since the storage library leaves reads behind
+    that fail later."""
+    code = f"""
+from tests.test_checkpoint import *
+folder, state = pathlib.Path({str(tmp_path)!r}) / "stage", state_on("one")
+checkpoints = Checkpoints(folder)
+for step in {saved}:
+    checkpoints.save(step, state.replace(step=state.step + step), progress(3))
+spoil(folder / "checkpoints" / str(step) / "params")
+again = Checkpoints(folder)
+step, restored, facts = again.go_on(jax.tree.map(jnp.zeros_like, state))
+assert facts == progress(3) and again.latest() == step == 3
+tiny.assert_trees_equal(restored, state.replace(step=state.step + 3))
+again.save(4, state, progress(3))  # the step can be saved anew
+tiny.assert_trees_equal(Checkpoints(folder).go_on(state)[1], state)
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=runs.ROOT, env=runs.environment(), capture_output=True, text=True
+    )
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(tmp_path):
+    done = damaged(tmp_path, 3, 4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "checkpoints/4 cannot be read" in done.stderr and "going on from step 3" in done.stderr
+    assert (tmp_path / "stage" / "checkpoints" / "4.unreadable").is_dir() and kept(tmp_path) == [3, 4]
+
+
+def test_a_damaged_only_checkpoint_is_an_error_and_stays(tmp_path):
+    done = damaged(tmp_path, 3)
+    assert done.returncode == 1 and "Error" in done.stderr
+    assert kept(tmp_path) == [3]
+
+
+def test_nothing_saved_is_nothing_to_go_on_from(state, open_checkpoints):
+    assert open_checkpoints().go_on(state) is None

@@ -41,8 +41,9 @@ def run(name: str, stage: ReFT, run: common.Run):
 
     checkpoints = checkpoint.Checkpoints(run.folder(name))
     progress = {"best_step": None, "best_accuracy": -1.0}
-    if (start := checkpoints.latest()) is not None:
-        state, progress = checkpoints.restore(start, state)
+    start = None
+    if (saved := checkpoints.go_on(state)) is not None:
+        start, state, progress = saved
     sampler = common.make_sampler(run, run.tuned, stage.sampling, num_rows, stage.num_samples)
     ahead = common.programs_ahead(run)
     temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained

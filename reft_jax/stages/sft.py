@@ -40,8 +40,8 @@ def run(name: str, stage: SFT, run: common.Run):
     state = steps.init_state(run.tuned, tx, params)
     checkpoints = checkpoint.Checkpoints(run.folder(name))
     progress = {"best_step": None, "best_accuracy": -1.0}
-    if (start := checkpoints.latest()) is not None:
-        state, progress = checkpoints.restore(start, state)
+    if (saved := checkpoints.go_on(state)) is not None:
+        start, state, progress = saved
     elif stage.continue_run:
         earlier = checkpoint.Checkpoints(run.folder(stage.init_from))
         start = earlier.latest()
