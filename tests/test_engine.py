@@ -2,12 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import hypothesis
 import jax
@@ -23,8 +17,8 @@ from reft_jax.sampling import decode
 from reft_jax.sampling.engine import Engine, Schedule
 from reft_jax.types import Prompts
 from tests import families, tiny
+from tests.processes import together
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAX_PROMPT, MAX_NEW = 11, 9
 KEY = jax.random.key(3)
 
@@ -114,31 +108,8 @@ def test_samples_are_the_same_on_eight_devices(where, layout, capfd):
 
 
 @pytest.mark.parametrize("layout", ["replicated", "tensor"])
-def test_samples_are_the_same_with_two_processes_of_two_devices(layout):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    flags = dict(JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.two_processes", str(process), "2", port, layout],
-            cwd=ROOT,
-            env=os.environ | flags,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        outs = [process.communicate(timeout=300) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], outs
-    theirs = expected(3)
-    drawn = json.loads(outs[0][0].splitlines()[-1])
-    assert drawn == [row[mask].tolist() for row, mask in zip(theirs.tokens, theirs.mask, strict=True)]
+def test_samples_are_the_same_with_two_processes_of_two_devices(layout, tmp_path):
+    same(together(layout, tmp_path), expected(3))
 
 
 def test_where_parameters_lie_while_decoding():

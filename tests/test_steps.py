@@ -13,6 +13,7 @@ from reft_jax import config as config_lib
 from reft_jax import main, models, optim, steps
 from reft_jax.types import Prompts, Rollout, Sample
 from tests import reference, tiny
+from tests.processes import together
 
 PROMPT_LENGTHS = [3, 6, 1, 5, 4, 2, 6, 3]
 RESPONSE_LENGTHS = [7, 2, 5, 1, 4, 7, 3, 6]
@@ -356,8 +357,8 @@ def test_sft_is_traced_once_for_each_length_bucket():
 
 
 @functools.cache
-def everything(where):
-    """One of each step on a layout, as host arrays."""
+def everything(where, fetch=jax.device_get):
+    """One of each step on a layout, as host arrays (which `fetch` makes of a tree)."""
     model, params, state = make(where, tx=TX)
     batch = on(model, sft_batch())
     trained, sft_metrics = sft_step(model, TX, params, dropout=0.1)(state, batch, KEY)
@@ -372,7 +373,7 @@ def everything(where):
     assert sample.tokens.shape == (16, 5)
     out = {"sft": (trained, sft_metrics), "score": scored, "ppo": (updated, ppo_metrics), "sample": sample}
     places = jax.tree.map(lambda x: x.sharding, (trained.params, trained.opt_state))
-    return jax.device_get(out), places
+    return fetch(out), places
 
 
 @pytest.mark.parametrize("where", ["data", "fsdp", "mixed"])
@@ -384,6 +385,12 @@ def test_eight_devices_equal_one(where, what):
         np.testing.assert_array_equal(one.mask, many.mask)
     # AdamW's first update is lr * sign(g): where a gradient is nothing but rounding its sign is too, hence the absolute part for the states.
     tiny.assert_trees_close(one, many, rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_of_two_devices_equal_one(tmp_path):
+    one, several = jax.tree.leaves(everything("one")[0]), together("steps", tmp_path)
+    assert len(one) == len(several) > 50
+    tiny.assert_trees_close(one, several, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("where", ["fsdp", "mixed"])
