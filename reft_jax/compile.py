@@ -83,7 +83,12 @@ def devices_of(topology: str, slices: int = 1):
     from jax.experimental import topologies
 
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices)
+        both_cores = (
+            dict(chip_config_name="megacore") if kind == "v4" else {}
+        )  # one device a chip, as JAX has them there
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, num_slices=slices, **both_cores
+        )
     except Exception as error:
         raise InputError(
             f"--topology={topology}: the TPU compiler does not know it ({str(error).splitlines()[0]}); it needs libtpu "
@@ -343,18 +348,23 @@ def advice(line: dict, config, program: Program) -> str:
 
 
 @contextlib.contextmanager
-def without_cache():
-    """Programs for devices that are not here cannot be read back from the persistent cache."""
+def as_the_run(compute_dtype: str):
+    """JAX's settings as `main` has them for the run, but without the persistent cache: programs for devices that are not here
+    cannot be read back from it."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    before = jax.config.jax_enable_compilation_cache
+    from reft_jax import main as run
+
+    before, precision = jax.config.jax_enable_compilation_cache, jax.config.jax_default_matmul_precision
+    run.multiply_in(compute_dtype)
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # it remembers whether it is used
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        jax.config.update("jax_default_matmul_precision", precision)
         compilation_cache.reset_cache()
 
 
@@ -369,7 +379,6 @@ def main(argv: list[str]) -> int:
 
         layout = sharding.make_layout(config.mesh, devices)
         run.check_batches(config, layout)
-        run.multiply_in(config.model.compute_dtype)
         model = models.Model(
             architecture(config),
             config.model.param_dtype,
@@ -382,16 +391,16 @@ def main(argv: list[str]) -> int:
         )
         run.check_adapters(config, model)
         fits, seen = True, set()
-        for program in programs(config, model).values():
-            if (text := program.lowered.as_text()) in seen:
-                continue
-            seen.add(text)
-            with without_cache():
+        with as_the_run(config.model.compute_dtype):
+            for program in programs(config, model).values():
+                if (text := program.lowered.as_text()) in seen:
+                    continue
+                seen.add(text)
                 line = measure(program, topology, len(devices), hbm)
-            print(json.dumps(line), flush=True)
-            if not line["fits"]:
-                fits = False
-                print(advice(line, config, program), file=sys.stderr, flush=True)
+                print(json.dumps(line), flush=True)
+                if not line["fits"]:
+                    fits = False
+                    print(advice(line, config, program), file=sys.stderr, flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -114,7 +114,7 @@ def test_samples_are_the_same_with_two_processes_of_two_devices(layout, tmp_path
 
 def test_where_parameters_lie_while_decoding():
     model = tiny.model("mixed")
-    laid = {how: engine(model, layout=how)._relay(tiny.params(model)) for how in ("replicated", "tensor", "as_trained")}
+    laid = {how: engine(model, layout=how).relay(tiny.params(model)) for how in ("replicated", "tensor", "as_trained")}
 
     def parts(how, name):  # ways that the layer's matrix is split
         return laid[how]["blocks"][0]["mlp"][name]["kernel"].sharding.shard_shape((16, 24))
@@ -241,21 +241,11 @@ def test_bfloat16_decoding_reads_what_scoring_reads():
 def test_programs_are_compiled_once_for_a_whole_run(where):
     model = tiny.model(where)
     machine, params = engine(model, num_slots=16, eos_ids=ENDS), tiny.params(model)
-    programs = (
-        machine._empty,
-        machine._relay,
-        machine._prefill,
-        machine._admit,
-        machine._move,
-        machine._take,
-        machine._decode,
-    )
-    counts = []
+    counts = [machine.num_programs]
     for seed in range(3):
-        before = [program._cache_size() for program in programs]
         machine(params, ragged(40, tiny.VOCAB, seed=seed), KEY)
-        counts.append([program._cache_size() - num for program, num in zip(programs, before, strict=True)])
-    assert len(machine.sizes) == 2 and sum(counts[0]) <= 11 and counts[2] == [0] * 7
+        counts.append(machine.num_programs)
+    assert len(machine.sizes) == 2 and counts[1] - counts[0] <= 12 and counts[3] == counts[2]
 
 
 @pytest.mark.parametrize("lengths, named", [([3, 0, 2], "prompt 1 has 0"), ([3, 12], "prompt 1 has 12")])

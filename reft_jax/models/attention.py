@@ -250,7 +250,7 @@ def _ragged(length, q, new_k, new_v, k, v, *, window: int, cap: float, interpret
         fit = 2**19 // row  # half a megabyte: enough for the memory's full speed
         block = min(max(fit // LANES, 1), 8) * LANES
     block = min(block, width)
-    precision = jax.lax.Precision.HIGHEST if k.dtype == jnp.float32 else None
+    precision = jax.lax.Precision.HIGHEST if k.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dot = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
     length = jnp.minimum(length, width - 1)  # a slot that is full has ended
 

@@ -390,16 +390,24 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
 def for_decoding(model: Model, params) -> dict:
     """The parameters as decoding reads them, with the same results: matrices in the compute dtype, and a tuple of layers in the
     place of the stack (cutting a layer out of it at every token would move each weight twice)."""
+    rest = {name: node for name, node in params.items() if name != "blocks"}
+    layers = (layer_for_decoding(model, params["blocks"], i) for i in range(model.arch.num_layers))
+    return rest_for_decoding(model, rest) | {"blocks": tuple(layers)}
+
+
+def layer_for_decoding(model: Model, blocks, i) -> dict:
+    """Layer i (may be traced) of `for_decoding`: one at a time, no second copy of the stack is held while it is laid out."""
+    return rest_for_decoding(model, jax.tree.map(lambda w: w[i], blocks))
+
+
+def rest_for_decoding(model: Model, params) -> dict:
+    """What is outside the blocks."""
     dtype = jnp.dtype(model.compute_dtype)
 
     def cast(path, leaf):
         return leaf.astype(dtype) if path[-1].key == "kernel" else leaf  # other leaves are used in float32, or not only
 
-    def layer(i):
-        return jax.tree_util.tree_map_with_path(lambda path, w: cast(path, w[i]), params["blocks"])
-
-    rest = {name: node for name, node in params.items() if name != "blocks"}
-    return jax.tree_util.tree_map_with_path(cast, rest) | {"blocks": tuple(map(layer, range(model.arch.num_layers)))}
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def decoding_shardings(model: Model):

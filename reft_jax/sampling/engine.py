@@ -124,7 +124,9 @@ class Engine:
         # What else the settings hold makes no other program, so engines of one model share these.
         shaping = dataclasses.replace(sampling, stop=(), max_new=0)
         penalty = dataclasses.replace(WHOLE, repetition_penalty=sampling.repetition_penalty)
-        self._relay, self._prefill, self._admit, self._move, self._take, self._halt = _programs(model, penalty)
+        self._programs = _programs(model, penalty)
+        self._prefill, self._admit, self._move, self._take, self._halt = self._programs
+        self._relayers = _relayers(model)
         self._empty = _beginning(model, penalty, max_new, pad_id)
         self._decode = _decoding(model, tuple(eos_ids), shaping)
         self.counts = dict(steps=0, slot_steps=0, prefills=0, chunks=0, moves=0)
@@ -132,16 +134,7 @@ class Engine:
     @property
     def num_programs(self) -> int:
         """How many programs were compiled for this engine, and for those of the same model that share them."""
-        jitted = (
-            self._relay,
-            self._prefill,
-            self._admit,
-            self._move,
-            self._take,
-            self._halt,
-            self._empty,
-            self._decode,
-        )
+        jitted = (*self._relayers, *self._programs, self._empty, self._decode)
         return sum(function._cache_size() for function in jitted)
 
     def programs(self, params) -> dict[str, tuple]:
@@ -158,14 +151,15 @@ class Engine:
             return jax.ShapeDtypeStruct(shape, jnp.int32)
 
         params = {name: params[name] for name in models.shapes(self.model)}
-        laid = placed(jax.eval_shape(self._relay, params), models.decoding_shardings(self.model))
+        laid = jax.eval_shape(functools.partial(models.for_decoding, self.model), params)
+        laid = placed(laid, models.decoding_shardings(self.model))
         places, stored = _places(self.model)
         slots = placed(jax.eval_shape(lambda: self._empty(num=num, width=width)), places)
         prompts = ints(self.prefill_rows, length), ints(self.prefill_rows)
         store = placed(jax.eval_shape(self._prefill, laid, *prompts), stored)
         key, rows = jax.eval_shape(lambda: jax.random.key(0)), ints(num)
         return dict(
-            relay=(self._relay, (params,)),
+            relay=(self._relayers[1], (params["blocks"], ints())),
             prefill=(self._prefill, (laid, *prompts)),
             admit=(self._admit, (slots, store, rows, rows, key, rows, rows, rows)),
             decode=(self._decode, (laid, slots, 0, self.chunk)),
@@ -205,7 +199,7 @@ class Engine:
                 )
         check_given(given, [len(text) for text in texts], self.max_new)
         index = np.asarray(prompts.index)
-        params = self._relay({name: params[name] for name in models.shapes(self.model)})
+        params = self.relay(params)
         schedule = Schedule(len(texts) * num_samples, self.sizes)
         width = self._width(max(map(len, texts)) + 1)
         slots = self._empty(num=schedule.num_slots, width=width)
@@ -259,6 +253,14 @@ class Engine:
                 yield Finished(row, look.tokens[slot, new].copy(), look.logp[slot, new].copy())
 
     # -------------------------------------------------------------- the host's side of the three functions
+
+    def relay(self, params) -> dict:
+        """The parameters as decoding reads them, where it wants them: `models.for_decoding`, layer by layer."""
+        rest, layer = self._relayers
+        params = {name: params[name] for name in models.shapes(self.model)}
+        blocks = params.pop("blocks")
+        layers = tuple(layer(blocks, np.int32(i)) for i in range(self.model.arch.num_layers))
+        return rest(params) | {"blocks": layers}
 
     def _width(self, needed: int) -> int:
         """The narrowest buffers that hold `needed` positions and, if there are such, another chunk."""
@@ -396,13 +398,24 @@ def _places(model):
 
 
 @functools.lru_cache(maxsize=8)
+def _relayers(model):
+    """What lays out the parameters outside the blocks, and one layer, for decoding."""
+    places = models.decoding_shardings(model)
+    rest = places and {name: node for name, node in places.items() if name != "blocks"}
+    layer = places and places["blocks"][0]
+    return (
+        jax.jit(functools.partial(models.rest_for_decoding, model), out_shardings=rest),
+        jax.jit(functools.partial(models.layer_for_decoding, model), out_shardings=layer),
+    )
+
+
+@functools.lru_cache(maxsize=8)
 def _programs(model, sampling):
-    """relay, prefill, admit, move, take, halt."""
+    """prefill, admit, move, take, halt."""
     slots, store = _places(model)
     buffer = slots and slots.cache.k[0]
     rest = slots and slots.replace(cache=slots.cache.replace(k=(), v=()))
     return (
-        jax.jit(functools.partial(models.for_decoding, model), out_shardings=models.decoding_shardings(model)),
         jax.jit(functools.partial(_prefill, model, sampling), out_shardings=store),
         jax.jit(_admit, donate_argnums=0, out_shardings=slots),
         jax.jit(_move, static_argnames="width", out_shardings=buffer),
