@@ -196,7 +196,9 @@ def _run(kind: str, requests: dict[int, tuple], workers: int) -> dict[int, Progr
     pool = [server for server in _own_servers() if server.kind == kind][:workers]
     results: dict[int, ProgramResult] = {}
     waiting = collections.deque(requests)
-    suspects: collections.deque[int] = collections.deque()  # lost with a server once: the second time each runs alone
+    # Lost with a server: from now on each of them runs alone, so that the second time it is known which one it was.
+    suspects: collections.deque[int] = collections.deque()
+    suspected: collections.Counter[int] = collections.Counter()  # how often each was lost alone
     deaths = 0
 
     def lost(server: _Server, reason: str) -> None:
@@ -210,24 +212,23 @@ def _run(kind: str, requests: dict[int, tuple], workers: int) -> dict[int, Progr
                 f"stderr. Look for a lack of memory or processes, or a Python ({sys.executable}) that does not start"
             )
         for job in server.jobs:
-            if job in tried:
+            suspected[job] += len(server.jobs) == 1
+            if suspected[job] < 2:
+                suspects.append(job)
+            else:
                 detail = f"verifier: lost two servers, the last because {reason}"
                 results[job] = ProgramResult("error", detail=detail)
-            else:
-                tried.add(job)
-                suspects.append(job)
 
     def take(server: _Server) -> list[int]:
         """What this server is to do next: one suspect by itself, or as many others as it has room for."""
         if suspects and not server.jobs:
             return [suspects.popleft()]
-        if not tried.isdisjoint(server.jobs):
+        if any(job in suspected for job in server.jobs):
             return []
         # In small shares as long as there is less to do than all servers could take at once.
         share = min(WINDOW - len(server.jobs), max(1, len(waiting) // workers))
         return [waiting.popleft() for _ in range(min(share, len(waiting)))]
 
-    tried: set[int] = set()
     try:
         while len(results) < len(requests):
             while len(pool) < min(workers, len(requests) - len(results)):
@@ -244,7 +245,6 @@ def _run(kind: str, requests: dict[int, tuple], workers: int) -> dict[int, Progr
                     if idle:  # it died while idle: no fault of these programs, which keep both their tries
                         server.jobs = {}
                         waiting.extendleft(reversed(jobs))
-                        tried.difference_update(jobs)
                     lost(server, f"it could not be reached ({error})")
             for server in _ready([s for s in pool if s.jobs or s.starting]):
                 try:
@@ -328,8 +328,12 @@ def _import_folders() -> list[str]:
     """What programs may import from: the interpreter's own folders, and those of sympy; not the caller's working tree."""
     prefixes = tuple(os.path.realpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, sys.exec_prefix))
     folders = [p for p in sys.path if p and (os.path.realpath(p) + os.sep).startswith(prefixes)]
-    specs = [importlib.util.find_spec(name) for name in ("sympy", "mpmath")]
-    folders += [str(pathlib.Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin]
+    specs = [importlib.util.find_spec(name) for name in ("sympy", "mpmath", "pyseccomp")]
+    folders += [
+        str(pathlib.Path(spec.origin).parents[1 if spec.submodule_search_locations else 0])
+        for spec in specs
+        if spec and spec.origin
+    ]
     return list(dict.fromkeys(folders))
 
 

@@ -43,7 +43,7 @@ REFUSED_EVENTS = frozenset(
 ALLOWED_EVENTS = frozenset({"os.putenv", "os.unsetenv"})
 # A new interpreter would start without the hook; the others fork, write, test or debug without an event.
 REFUSED_MODULES = frozenset(
-    "_xxsubinterpreters _interpreters readline _testcapi _testinternalcapi faulthandler sandbox".split()
+    "_xxsubinterpreters _interpreters readline _testcapi _testinternalcapi ctypes _ctypes faulthandler sandbox".split()
 )
 # Calls that raise no event and reach beyond the child.
 REFUSED_CALLS = (
@@ -115,6 +115,8 @@ def disarm(refused: list[str]) -> None:
     forker = type(sys)("_posixsubprocess")
     forker.fork_exec = refusing("fork_exec")
     sys.modules["_posixsubprocess"] = forker
+    for name in REFUSED_MODULES:
+        sys.modules.pop(name, None)
     sys.exit = builtins.exit = builtins.quit = lambda *args: None
 
 
@@ -157,6 +159,9 @@ def compiled(source: str) -> object:
 # ---- in the child ----------------------------------------------------------------------------------------------------
 
 
+_TABLE, _BASES = type.__dict__["__dict__"].__get__, type.__dict__["__mro__"].__get__
+
+
 def render(value: object) -> str | None:
     """The answer as text: an int exactly, another real number as repr(float), a short printable string; or None.
 
@@ -177,8 +182,9 @@ def render(value: object) -> str | None:
     if issubclass(kind, float):
         number = finite(float.__float__, value)
     else:
-        known = [cls.__float__ for cls in type.mro(kind) if "__float__" in vars(cls)]
-        package = vars(kind).get("__module__")
+        tables = [_TABLE(cls) for cls in _BASES(kind)]  # a metaclass of the program's own is not asked
+        known = [table["__float__"] for table in tables if "__float__" in table]
+        package = tables[0].get("__module__")
         if not known or not isinstance(package, str):
             return None
         if package.partition(".")[0] not in ("fractions", "decimal", "numpy", "sympy", "numbers", "mpmath"):
@@ -378,7 +384,9 @@ class Server:
             finish("ok" if value is not None else "no_answer", value)
         except MemoryError:
             write(RESULT_FD, memory_result)  # made beforehand: there may be no memory left to make one
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too: whatever the program raises is its result
+        except (
+            BaseException
+        ) as error:  # SystemExit and KeyboardInterrupt too: whatever the program raises is its result
             finish("blocked" if refused else "error", detail=refused[0] if refused else describe(error))
         finally:
             leave(0)
