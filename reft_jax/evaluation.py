@@ -62,6 +62,7 @@ def mark(run, questions: Questions, texts: list[list[str]]) -> list[list[Grade]]
             [prompts.completed(record, text, data, purpose=questions.purpose) for record, text in pairs],
             [record.answer for record, _ in pairs],
             matcher=data.matcher,
+            max_verifier_failures=rewards.max_verifier_failures,
             timeout_s=rewards.timeout_s,
             memory_mb=rewards.memory_mb,
             workers=rewards.workers,

@@ -41,7 +41,14 @@ WINDOW = 12  # programs that a server has at a time; it can run as many at once
 
 
 class VerifierError(RunError):
-    """Programs cannot be run here for a reason that is not theirs; grading them would score right answers as wrong."""
+    """Programs cannot be run here for a reason that is not theirs; grading them would score right answers as wrong.
+
+    `programs`: (source, what happened) of those that could not be judged, where it is known which.
+    """
+
+    def __init__(self, message: str, programs: Sequence[tuple[str, str]] = ()):
+        super().__init__(message)
+        self.programs = list(programs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,6 +155,7 @@ def grade(run, records, texts) -> list[rewards.Grade]:
         [prompts.completed(record, text, data, purpose="reft") for record, text in zip(records, texts, strict=True)],
         [record.answer for record in records],
         matcher=data.matcher,
+        max_verifier_failures=limits.max_verifier_failures,
         timeout_s=limits.timeout_s,
         memory_mb=limits.memory_mb,
         workers=limits.workers,
