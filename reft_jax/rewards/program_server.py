@@ -1,7 +1,7 @@
 """The process that runs generated programs: started by `program.py`, forks one child per program, kills it in time.
 
 Run as a script only (`python -s -S -P program_server.py launch KIND WITHOUT FOLDER ...`), with the caller's socket as
-standard input; it is never imported. What starts is a launcher: it enters namespaces, makes the filters and then starts
+standard input; the package never imports it. What starts is a launcher: it enters namespaces, makes the filters and then starts
 the server, whose memory is kept small because its size is what a fork costs. There are two kinds: "plain", and "full"
 for programs that need sympy or random. A child runs under the layers of `sandbox.py`, with standard streams on
 /dev/null and an audit hook that names and refuses files, network and processes. Its result comes over a pipe behind a
