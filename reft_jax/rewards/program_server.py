@@ -9,7 +9,7 @@ random token and is checked again here; whatever else it writes there, prints or
 deadline its process group gets SIGKILL, which no program can catch.
 
 Several children may run at once, so that programs without end do not hold up the others: up to YOUNG that have not yet
-taken SLOW_S, and SLOTS in all; the older ones run at low priority. So at most SLOTS * memory_mb is in use per server.
+taken SLOW_S, and SLOTS in all; those that compute for longer than HEAVY_S go on at lower priority. So at most SLOTS * memory_mb is in use per server.
 
 What a child can still do: use its time and memory, see the files of the interpreter, and, if it knows this code well,
 send any result that it could as well have returned. A fault of the kernel, or of the interpreter together with one of
@@ -33,7 +33,8 @@ FILENAME = "<program>"  # in tracebacks
 STATUSES = ("ok", "error", "memory", "blocked", "no_answer")
 ORPHAN_CHECK_S = 2.0
 MAX_POLL_S = 1e5  # poll() counts milliseconds in a C int
-SLOTS, YOUNG, SLOW_S, SLOW_NICE = 12, 2, 0.05, 15
+SLOTS, YOUNG, SLOW_S = 12, 2, 0.03
+HEAVY_S, HEAVY_NICE = 0.1, 10  # processor time, after which a program makes way for others
 FORK_TRIES, FORK_WAIT_S = 20, 0.05
 # Audit events by the part before the first dot (docs.python.org/3/library/audit_events.html): all of these are refused.
 REFUSED_EVENTS = frozenset(
@@ -253,6 +254,7 @@ class Server:
         self.off = frozenset(without.split(","))
         self.signal, self.resource, self.clock, self.gc = signal, resource, time.monotonic, gc
         self.set_priority = os.setpriority  # which `disarm` replaces
+        self.processor_time = time.clock_gettime
         self.pid, self.pid_namespace = os.getpid(), bool(pid_namespace)
         self.refused: list[str] = []  # a child notes here what it was refused first
         self.missing = dict(note.split("=", 1) for note in notes.split("\n") if note)
@@ -337,9 +339,10 @@ class Server:
         return out
 
     def confine(self, limits: list[tuple[int, tuple[int, int]]]) -> None:
-        """Puts this child into its own session, under its limits; an error if the system refuses one of them."""
+        """Puts this child into its own process group, under its limits; an error if the system refuses one of them."""
         setrlimit = self.resource.setrlimit
-        os.setsid()
+        # Not a session of its own: with autogroups Linux would give each as much time as the server has, whatever its priority.
+        os.setpgid(0, 0)
         if self.linux and not self.pid_namespace:  # which ends with the server, and all in it
             sandbox.libc.prctl(1, self.signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
             if os.getppid() != self.pid:
@@ -414,7 +417,7 @@ class Server:
         if not self.running or self.dying:
             return 1000 * FORK_WAIT_S if self.jobs and not self.dying else 2 if self.dying else None
         now = self.clock()
-        left = min(c.deadline if c.slow else min(c.deadline, c.started + SLOW_S) for c in self.running.values()) - now
+        left = min(c.next_look() for c in self.running.values()) - now
         return 1000 * min(max(left, 0.0), FORK_WAIT_S if self.jobs else MAX_POLL_S) + 0.1
 
     def start_children(self) -> None:
@@ -518,12 +521,15 @@ class Server:
             if now >= child.deadline:
                 if "clock" not in self.off:
                     self.settle(child, "timeout", None, f"no result after {child.timeout_s:g} s")
-            elif not child.slow and now >= child.started + SLOW_S:
-                child.slow = True
+            elif not child.heavy and now >= child.look:
+                child.slow, child.look = True, now + HEAVY_S
                 try:
-                    self.set_priority(os.PRIO_PROCESS, child.pid, SLOW_NICE)
+                    # By the processor's time, not the wall's: on a busy machine a program only waits, and must not wait more.
+                    if self.processor_time(~child.pid << 3 | 2) >= HEAVY_S:
+                        self.set_priority(os.PRIO_PROCESS, child.pid, HEAVY_NICE)
+                        child.heavy = True
                 except OSError:
-                    pass  # it has ended
+                    child.heavy = True  # it has ended, or this system has no such clock
 
     def settle(self, child: "Child", status: str, value: str | None, detail: str) -> None:
         """Ends a child, whatever it is doing, and answers for it."""
@@ -564,12 +570,30 @@ class Server:
 class Child:
     """A program that runs. `status` is that of `waitpid` once it has ended."""
 
-    __slots__ = ("number", "pid", "reader", "token", "started", "timeout_s", "deadline", "received", "slow", "status")
+    __slots__ = (
+        "number",
+        "pid",
+        "reader",
+        "token",
+        "started",
+        "timeout_s",
+        "deadline",
+        "received",
+        "status",
+        "slow",
+        "heavy",
+        "look",
+    )
 
     def __init__(self, number: int, pid: int, reader: int, token: bytes, started: float, timeout_s: float):
         self.number, self.pid, self.reader, self.token = number, pid, reader, token
         self.started, self.timeout_s, self.deadline = started, timeout_s, started + timeout_s
-        self.received, self.slow, self.status = b"", False, None
+        self.received, self.status = b"", None
+        self.slow, self.heavy, self.look = False, False, started + SLOW_S
+
+    def next_look(self) -> float:
+        """When it is time to see to this child again."""
+        return self.deadline if self.heavy else min(self.deadline, self.look)
 
 
 def parse_result(received: bytes, token: bytes) -> tuple[str, str | None, str] | None:

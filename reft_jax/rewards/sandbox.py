@@ -123,7 +123,7 @@ gettimeofday time times getpid gettid getppid getuid geteuid getgid getegid getg
 getpgid getsid uname sysinfo getrusage getrlimit getrandom sched_yield sched_getaffinity sched_getparam
 sched_getscheduler getpriority getcpu poll ppoll select pselect6 epoll_create1 epoll_ctl epoll_wait epoll_pwait pipe
 pipe2 dup dup2 dup3 fcntl exit exit_group restart_syscall arch_prctl
-clone wait4 waitid kill tgkill setsid prctl seccomp setpriority setrlimit prlimit64
+clone wait4 waitid kill tgkill setpgid prctl seccomp setpriority setrlimit prlimit64
 """.split()
 # What only a program that means harm calls: it ends at once and is reported as blocked.
 REFUSED = """
@@ -136,10 +136,10 @@ io_uring_enter io_uring_register bpf userfaultfd perf_event_open keyctl add_key 
 delete_module kexec_load reboot swapon swapoff sethostname setdomainname setuid setgid setreuid setregid setresuid
 setresgid setgroups capset personality syslog acct settimeofday clock_settime adjtimex memfd_create memfd_secret shmget
 shmat msgget semget mq_open fanotify_init inotify_init inotify_init1 move_mount fsopen fsmount open_tree kcmp ioperm iopl
-modify_ldt splice tee vmsplice sendfile copy_file_range pwrite64 pwritev setpgid
+modify_ldt splice tee vmsplice sendfile copy_file_range pwrite64 pwritev setsid
 """.split()
 # Of ALLOWED, what only the server may do.
-SERVER_ONLY = "fork vfork kill setsid seccomp setpriority setrlimit".split()
+SERVER_ONLY = "fork vfork kill setpgid seccomp setpriority setrlimit".split()
 WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
 SIGSYS = 31
 
