@@ -63,9 +63,9 @@ def measure_latency(batches: int, workers: int) -> dict:
 
 def pool_mb() -> float:
     """What the servers and their launchers hold: proportional set size, which counts shared pages once."""
-    total, pids = 0, [server.process.pid for server in program._SERVERS]
-    for pid in pids:
-        pids.extend(map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    total, launchers = 0, [server.process.pid for server in program._SERVERS]
+    servers = [pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in launchers]
+    for pid in launchers + [int(pid) for pid in servers]:
         lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024

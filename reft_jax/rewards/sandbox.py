@@ -3,7 +3,7 @@
 Each function sets up one layer or raises OSError, which says why the layer is not to be had. What a layer is for stands
 in LAYERS. Namespaces are entered before the server starts, Landlock, capabilities and the system-call filter once in the
 server, from which every child inherits them; only the second filter, which forbids what the server itself needs, is
-loaded by each child. Imports little: the server's memory is what a fork costs. No part of this runs in the caller.
+loaded by each child. Imports little: the server's memory is what a fork costs. The caller only reads LAYERS.
 """
 
 import ctypes
