@@ -25,7 +25,11 @@ RUN_TIME = [
 ]
 
 EXTRAS = {
-    "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "qwix>=0.1.8", "ruff>=0.9"],
+    "test": ["hypothesis>=6.100", "pyseccomp>=0.1.2", "pytest>=8.3", "pytest-xdist>=3.6", "qwix>=0.1.8", "ruff>=0.9"],
+    # System-call filters around model-written programs (Linux, with libseccomp.so.2).
+    "sandbox": ["pyseccomp>=0.1.2"],
+    # A long fuzzing run of answer extraction: tests/fuzz_answer.py.
+    "fuzz": ["atheris>=3.0"],
     # A second opinion on whole models, used by tests only; they skip themselves where it is not installed.
     "parity": ["torch>=2.9"],
     # Adapters over a base in 8 or 4 bits.

@@ -158,7 +158,9 @@ def mesh(model):
 
 
 def rewards():
-    return dict(timeout_s=2.0, memory_mb=512, workers=0, max_gold_failures=0.02)
+    return dict(
+        timeout_s=2.0, memory_mb=512, workers=0, max_gold_failures=0.02, max_verifier_failures=0.1, sandbox="auto"
+    )
 
 
 def optim(lr, *, warmup=0.0, hold=0.0, final=1.0, schedule_epochs=0.0, weight_decay=0.0, b2=0.999, max_grad_norm=1.0):

@@ -163,6 +163,8 @@ class Rewards:
     memory_mb: int = setting(64)
     workers: int = setting(0)  # 0 = one per core
     max_gold_failures: float = setting(0, 1)
+    max_verifier_failures: float = setting(0, 1, default=0.1)  # share of a batch that may fail for no fault of its own
+    sandbox: str = setting(one_of=("auto", "require"), default="auto")  # require: all layers of rewards/sandbox.py
 
 
 @dataclasses.dataclass(frozen=True)

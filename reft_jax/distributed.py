@@ -62,8 +62,9 @@ def several_by_environment(environment) -> bool:
     sizes = ("MEGASCALE_NUM_SLICES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
     if any(environment.get(name, "1").isdigit() and int(environment.get(name, "1")) > 1 for name in sizes):
         return True
-    on_tpu = glob.glob("/dev/accel[0-9]*") and importlib.util.find_spec("libtpu") is not None
-    return bool(on_tpu) and "tpu" in environment.get("JAX_PLATFORMS", "tpu")
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")  # up to v4, and since
+    with_library = importlib.util.find_spec("libtpu") is not None
+    return bool(chips) and with_library and "tpu" in environment.get("JAX_PLATFORMS", "tpu")
 
 
 def initialize(flags: dict, environment=os.environ):

@@ -263,7 +263,7 @@ def resolve_arch(config: config_lib.Config, tokenizer, directory) -> config_lib.
 def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
     """Tokenizes what the stages will use and grades the gold answers; returns notes for the user, raises InputError."""
     from reft_jax.data import batching, prompts
-    from reft_jax.rewards import score
+    from reft_jax.rewards import program, score
 
     data, limits, notes = config.data, config.rewards, list(splits.notes)
     kinds = {stage.kind for _, stage in config.stages}
@@ -272,6 +272,8 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
     for name, records, purpose in uses:
         if note := batching.fit(tokenizer, records, data, purpose=purpose).note:
             notes.append(f"{name} ({purpose}): {note}")
+    if data.cot == "program" and kinds & {"reft", "evaluate", "sft"}:
+        program.use_sandbox(limits.sandbox)
     if "reft" in kinds:
         gold = [record for record in splits.train if record.cot and record.kind != "text"]
         texts = [prompts.target(record, docstring=data.docstring) for record in gold]
@@ -493,13 +495,26 @@ def execute(run, about: dict):
         run.stop_if_asked()
         run.folder(name).mkdir(exist_ok=True)
         began = time.monotonic()
-        kinds[stage.kind](name, stage, run)
+        run_stage(kinds[stage.kind], name, stage, run)
         distributed.rest()
         print(f"{name}: finished in {time.monotonic() - began:.0f} s", flush=True)
     if (workdir / "results.json").exists():
         print(f"\n{evaluate.results_table(evaluate.read_results(run))}\n\nresults: {workdir / 'results.json'}")
     for path in plots.make(workdir) if distributed.is_primary() else ():
         print(f"plot: {path}")
+
+
+def run_stage(stage_run, name: str, stage, run):
+    """One stage; the programs that the verifier failed on, if that ends it, go to verifier_failures.jsonl in its folder."""
+    from reft_jax.metrics import write_text
+    from reft_jax.rewards.program import VerifierError
+
+    try:
+        stage_run(name, stage, run)
+    except VerifierError as error:
+        path = run.folder(name) / "verifier_failures.jsonl"
+        write_text(path, "".join(json.dumps({"program": p, "detail": why}) + "\n" for p, why in error.programs))
+        raise RunError(f"{name}: {error}. The programs are in {path}") from error
 
 
 def main(argv: list[str]) -> int:

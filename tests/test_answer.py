@@ -1,5 +1,8 @@
 """Extraction and comparison of answers, as tables of cases; the authors' behaviour and what repairs it."""
 
+import pathlib
+import subprocess
+import sys
 import time
 
 import pytest
@@ -48,6 +51,22 @@ SENTENCE = "She has 7 left.\nTherefore, the answer is: "
         ("42.", "42", "42"),
         ("42..", "42", None),
         ("3/4", "0.75", None),
+        ("1 1/2", "1.5", None),
+        ("-1 1/2 cups", "-1.5", None),
+        ("$1 3/4", "1.75", None),
+        ("½", "0.5", None),
+        ("2½ hours", "2.5", None),
+        ("٤٢", "42", "42"),
+        ("４２", "42", "42"),
+        ("１，０００", None, None),
+        ("–3", "-3", None),
+        ("－3", "-3", None),
+        ("1.5 x 10^3", "1500", None),
+        ("1.5 × 10^{-2} m", "0.015", None),
+        ("2 \\times 10^2", "200", None),
+        ("2e-3", "0.002", "0.002"),
+        ("1.", "1", "1"),
+        ("5 m²", "5", None),
         ("-3 / 4", "-0.75", None),
         ("1,000/8", "125", None),
         ("<203>", "203", None),
@@ -70,7 +89,16 @@ SENTENCE = "She has 7 left.\nTherefore, the answer is: "
         ("5, 6", None, None),
         ("3,5", None, None),
         ("5:30", None, None),
-        ("1 1/2", None, None),
+        ("5 6/2", None, None),
+        ("1 1/2/3", None, None),
+        ("1 2", None, None),
+        ("5¾ 2", None, None),
+        ("10²", None, None),
+        ("twelve", None, None),
+        ("5 x 10^3 x 2", None, None),
+        ("5 x 10^1000", None, None),
+        ("0x1F", None, None),
+        ("⅟", None, None),
         ("1/2/3", None, None),
         ("1/0", None, None),
         ("10^3", None, None),
@@ -106,6 +134,8 @@ def test_numbers(said, reft, paper):
         ("B.", "b", "b."),
         ("b ) 27.675", "b", "b ) 27.675"),
         ("option c", "c", "option c"),
+        ("Choice: C.", "c", "choice: c."),
+        ("(option b)", "b", "(option b)"),
         ("<d>", "d", "<d>"),
         ("none", None, "none"),
         ("a rectangle", None, "a rectangle"),
@@ -191,8 +221,18 @@ def test_a_key_is_a_fixed_point():
         SENTENCE + "a" + " " * 10**6 + ")",
         "Therefore, the answer is" * 40_000,
         SENTENCE + "1" + ",11" * 60 + "x1",
+        SENTENCE + "½" * 10**6,
+        SENTENCE + "٤" * 10**6,
+        SENTENCE + "1 " * 100,
+        SENTENCE + "1 1/" * 50,
+        SENTENCE + "$ - " * 50,
+        SENTENCE + "5 x 10^" * 28,
+        SENTENCE + "\u0301" * 10**6,
+        SENTENCE + "\U0001f600" * 10**6,
+        SENTENCE + "\ud800" * 10**6,
+        SENTENCE + "<" * 199 + "5",
     ],
-    ids=range(10),
+    ids=range(20),
 )
 def test_a_megabyte_takes_no_time(text):
     start = time.monotonic()
@@ -207,3 +247,12 @@ def test_unknown_names_raise():
         extract(SENTENCE + "5", kind="letter", matcher="reft")
     with pytest.raises(ValueError, match="legal: reft, reft_paper"):
         extract(SENTENCE + "5", kind="number", matcher="exact")
+
+
+@pytest.mark.slow
+def test_fuzzing_for_a_while_finds_nothing(tmp_path):
+    pytest.importorskip("atheris")
+    script = pathlib.Path(__file__).with_name("fuzz_answer.py")
+    command = [sys.executable, str(script), "-max_total_time=20", "-seed=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -303,6 +303,26 @@ def test_a_failing_verifier_stops_the_reft_stage_before_an_update_is_logged_or_s
     assert not run.done("reft")
 
 
+def test_the_programs_that_the_verifier_failed_on_are_written_down(tmp_path, monkeypatch):
+    run = make_run(small_config(), tmp_path)
+    run.folder("reft").mkdir()
+    opened = []
+    monkeypatch.setattr(reft, "Lines", lambda *args, **kwargs: opened.append(Lines(*args, **kwargs)) or opened[-1])
+    monkeypatch.setattr(rewards, "run_programs", broken_verifier)
+    with pytest.raises(RunError, match="reft: .*could not be judged.*verifier_failures.jsonl"):
+        main.run_stage(reft.run, "reft", dict(run.config.stages)["reft"], run)
+    for file in opened:
+        file.close()
+    written = lines(run.folder("reft") / "verifier_failures.jsonl")
+    assert written and all(line["detail"] == "verifier: the worker died" and line["program"] for line in written)
+
+
+def test_the_share_of_verifier_failures_is_a_setting(monkeypatch):
+    monkeypatch.setattr(rewards, "run_programs", broken_verifier)
+    grades = rewards.grade("svamp", "program", ["a", "b"], ["1", "2"], max_verifier_failures=1.0)
+    assert [g.status for g in grades] == ["error", "error"]
+
+
 def test_a_programs_own_error_has_a_status_of_its_own_and_is_no_answer():
     texts = [
         "def solution():\n    return 1 / 0",

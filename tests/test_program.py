@@ -37,6 +37,10 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
     return False
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 # ---- values
 
 
@@ -52,8 +56,9 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
         ("__import__('fractions').Fraction(1, 4)", "0.25"),
         ("__import__('decimal').Decimal('2.50')", "2.5"),
         ("sympy.Rational(1, 4)", "0.25"),
-        ("sympy.Integer(9)", "9.0"),
-        ("sympy.solve(sympy.Symbol('x') ** 2 - 4)[1]", "2.0"),
+        ("sympy.Integer(9)", "9"),
+        ("sympy.Integer(10) ** 20 + 1", "100000000000000000001"),
+        ("sympy.solve(sympy.Symbol('x') ** 2 - 4)[1]", "2"),
         ("' b '", "b"),
         ("type('I', (int,), {'__repr__': lambda s: 'x'})(5)", "5"),
     ],
@@ -91,7 +96,7 @@ def test_common_imports_work():
     assert solve(body + "\nreturn statistics.mean([1, 2, 3])") == ProgramResult("ok", "2")
     assert solve(
         "from sympy import symbols, Eq, solve\nx = symbols('x')\nreturn solve(Eq(2 * x, 10), x)[0]"
-    ) == ProgramResult("ok", "5.0")
+    ) == ProgramResult("ok", "5")
 
 
 # ---- failures of the program
@@ -133,8 +138,7 @@ def test_errors_name_type_and_line(source, detail):
         "while True: print('x' * 1000)",
         "import re\nreturn len(re.match('(a+)+$', 'a' * 60 + 'b'))",
         "class E(Exception):\n    __str__ = __repr__ = lambda self: __import__('time').sleep(1000)\nimport threading\nthreading.Event().wait()",
-        "class F:\n    def __float__(self):\n        while True: pass\nreturn F()",
-        "import threading\ndef spin():\n    while True: pass\nfor _ in range(4): threading.Thread(target=spin).start()\nspin()",
+        "class F(int):\n    def __format__(self, spec):\n        while True: pass\nreturn f'{F(1)}'",
     ],
 )  # fmt: skip
 def test_a_program_without_end_is_killed_at_its_deadline(body):
@@ -327,9 +331,9 @@ def test_a_program_that_kills_two_servers_is_the_verifiers_fault_and_the_others_
     bad = "def solution():\n    while True: pass  # bad"
     send = program._Server.send
 
-    def send_and_die(self, job, request):
-        send(self, job, request)
-        if "# bad" in request["source"]:
+    def send_and_die(self, requests):
+        send(self, requests)
+        if any("# bad" in source for _, source, _, _ in requests):
             self.process.kill()
 
     monkeypatch.setattr(program._Server, "send", send_and_die)
@@ -418,29 +422,30 @@ def test_no_orphans_when_the_caller_is_killed():
         "source = 'def solution():\\n    import time\\n    while True: time.sleep(100)'\n"
         "thread = threading.Thread(target=program.run_programs, args=([source] * 2,), kwargs={'timeout_s': 500.0, 'workers': 2})\n"
         "thread.start()\n"
-        "while not sum(s.job is not None and s.job >= 0 for s in program._SERVERS) == 2: time.sleep(.02)\n"
+        "while not sum(len(s.jobs) for s in program._SERVERS) == 2: time.sleep(.02)\n"
         "time.sleep(.3)\n"
         "print(*[s.process.pid for s in program._SERVERS], flush=True)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as caller:
         servers = [int(pid) for pid in caller.stdout.readline().split()]
-        children = [
-            int(pid) for s in servers for pid in pathlib.Path(f"/proc/{s}/task/{s}/children").read_text().split()
-        ]
-        assert len(servers) == len(children) == 2
-        # One of the two servers dies first: its child must not outlive it.
-        os.kill(servers[0], signal.SIGKILL)
-        assert gone(children[0])
+        inner = [pid for s in servers for pid in children(s)]
+        programs = [pid for s in inner for pid in children(s)]
+        assert len(servers) == len(inner) == len(programs) == 2
+        # One of the two servers dies first: its children must not outlive it.
+        first = next(i for i, pid in enumerate(inner) if children(pid))
+        orphans = children(inner[first])
+        os.kill(servers[first], signal.SIGKILL)
+        assert gone(inner[first]) and all(map(gone, orphans))
         caller.kill()
-    assert all(gone(pid) for pid in servers + children)
+    assert all(gone(pid) for pid in servers + inner + programs)
 
 
 def test_programs_leave_no_processes_behind():
     solve("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\nreturn 1")
     solve("import time\ntime.sleep(1000)", timeout_s=0.2)
     for server in program._SERVERS:
-        pid = server.process.pid
-        assert pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text() == ""
+        (pid,) = children(server.process.pid)
+        assert all(gone(child) for child in children(pid))
         assert len(os.listdir(f"/proc/{pid}/fd")) < 8
 
 

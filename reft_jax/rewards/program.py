@@ -2,9 +2,9 @@
 
 The caller holds a pool of small server processes (`program_server.py`, one per worker) for the life of its own process.
 A server forks one child per program; the caller, which has JAX's threads, is never forked and runs no generated code.
-Servers end when their socket does, so also when the caller is killed. A server that dies or hangs is replaced and its
-one program is run again, once. Programs are the P-CoT of ReFT (arXiv 2401.08967, section 3); as there, `math` and
-`sympy` are in scope and `sys.exit` is harmless.
+Servers end when their socket does, so also when the caller is killed. A server that dies or hangs is replaced; the
+programs that it had are run again, each alone, and one that is lost twice so is a failure of the verifier. Programs are
+the P-CoT of ReFT (arXiv 2401.08967, section 3); as there, `math` and `sympy` are in scope and `sys.exit` is harmless.
 
 What the sandbox does and does not promise is written in `program_server.py`.
 """
@@ -12,8 +12,9 @@ What the sandbox does and does not promise is written in `program_server.py`.
 import atexit
 import collections
 import dataclasses
+import functools
 import importlib.util
-import json
+import marshal
 import math
 import os
 import pathlib
@@ -24,9 +25,11 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 
 from reft_jax.errors import InputError, RunError
+from reft_jax.rewards.sandbox import LAYERS
 
 SERVER = pathlib.Path(__file__).with_name("program_server.py")
 START_S = 120.0  # to import sympy on a machine that is busy compiling
@@ -34,10 +37,18 @@ GRACE_S = 10.0  # beyond a program's own deadline, which its server enforces
 MAX_POLL_S = 1e5  # poll() counts milliseconds in a C int
 MAX_DEATHS = 8  # servers lost in a row, per worker, before the cause is taken to be this machine and not a program
 MAX_SOURCE = 1_000_000  # characters
+WINDOW = 12  # programs that a server has at a time; it can run as many at once
 
 
 class VerifierError(RunError):
-    """Programs cannot be run here for a reason that is not theirs; grading them would score right answers as wrong."""
+    """Programs cannot be run here for a reason that is not theirs; grading them would score right answers as wrong.
+
+    `programs`: (source, what happened) of those that could not be judged, where it is known which.
+    """
+
+    def __init__(self, message: str, programs: Sequence[tuple[str, str]] = ()):
+        super().__init__(message)
+        self.programs = list(programs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +81,17 @@ def run_programs(
     if not (isinstance(workers, int) and workers >= 0):
         raise InputError(f"workers={workers!r}: must be a whole number, 0 (one per processor) or more")
     results: dict[int, ProgramResult] = {}
-    jobs: dict[str, list[tuple[int, dict]]] = {"plain": [], "sympy": []}
+    jobs: dict[str, dict[int, tuple]] = {"plain": {}, "full": {}}
     for i, program in enumerate(programs):
         if len(program) > MAX_SOURCE:
             results[i] = ProgramResult("error", detail=f"longer than {MAX_SOURCE} characters")
         else:
-            # A program that does not hold the word has no use for the larger, slower server.
-            request = {"source": program, "timeout_s": float(timeout_s), "memory_mb": memory_mb}
-            jobs["sympy" if "sympy" in program else "plain"].append((i, request))
+            # A program that does not hold these words has no use for the larger, slower server.
+            kind = "full" if "sympy" in program or "random" in program else "plain"
+            jobs[kind][i] = (i, program, float(timeout_s), memory_mb)
     with _LOCK:
         for kind, requests in jobs.items():
-            results |= _run(kind, dict(requests), workers or num_processors())
+            results |= _run(kind, requests, workers or num_processors())
     return [results[i] for i in range(len(programs))]
 
 
@@ -109,25 +120,27 @@ def _close_at_exit() -> None:
 # One pool per process. The lock keeps a server's request and reply together when several threads grade.
 _LOCK = threading.Lock()
 _SERVERS: list["_Server"] = []
+_REQUIRED = False  # whether a server that lacks a layer may serve
+_OFF: set[str] = set()  # layers that the tests leave off
 
 
 class _Server:
-    """One server process and the socket to it. `job` is the index of its program, STARTING, or None when idle."""
-
-    STARTING = -1
+    """One server process (with its launcher) and the socket to it. `jobs`: what it works on, with the time to give up."""
 
     def __init__(self, kind: str):
         self.kind = kind
         self.owner = os.getpid()
+        self.missing: dict[str, str] = {}
         self.socket, theirs = socket.socketpair()
         with theirs:
             # Not `-I`: it would ignore the hash seed, and a program that iterates over a set must give the same value
-            # in a resumed run. `-s -P` and an environment made here isolate as well.
+            # in a resumed run. `-s -S -P` and an environment made here isolate as well.
             environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
             environment |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+            command = [sys.executable, "-s", "-S", "-P", str(SERVER), "launch", kind, ",".join(sorted(_OFF))]
             try:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-s", "-P", str(SERVER), kind, *_package_folders("sympy", "mpmath")],
+                    command + _import_folders(),
                     stdin=theirs,
                     stdout=subprocess.DEVNULL,
                     env=environment,
@@ -138,28 +151,41 @@ class _Server:
                 raise VerifierError(f"a program server could not be started with {sys.executable}: {error}") from error
         self.socket.settimeout(GRACE_S)
         self.received = b""
-        self.job: int | None = self.STARTING
-        self.deadline = time.monotonic() + START_S
+        self.starting = True
+        self.jobs: dict[int, float] = {}
+        self.give_up = time.monotonic() + START_S
 
-    def send(self, job: int, request: dict) -> None:
-        """Hands over one program. OSError if the server has died or does not read."""
-        self.job, self.deadline = job, time.monotonic() + request["timeout_s"] + GRACE_S
-        data = json.dumps(request).encode()
-        self.socket.sendall(struct.pack(">I", len(data)) + data)
+    @property
+    def deadline(self) -> float:
+        return self.give_up if self.starting else min(self.jobs.values(), default=math.inf)
 
-    def receive(self) -> dict | None:
-        """The reply if it is complete by now. Call when readable; EOFError or OSError if the server has died."""
+    def send(self, requests: Sequence[tuple[int, str, float, int]]) -> None:
+        """Hands over programs. OSError if the server has died or does not read."""
+        now, data = time.monotonic(), []
+        for request in requests:
+            self.jobs[request[0]] = now + request[2] + GRACE_S
+            data.append(marshal.dumps(request))
+        self.socket.sendall(b"".join(struct.pack(">I", len(one)) + one for one in data))
+
+    def receive(self) -> list[tuple[int, str, str | None, str]]:
+        """The replies that are complete by now. Call when readable; EOFError or OSError if the server has died."""
         chunk = self.socket.recv(65536)
         if not chunk:
             raise EOFError("the server has ended")
         self.received += chunk
-        if len(self.received) < 4 or len(self.received) < 4 + (size := struct.unpack(">I", self.received[:4])[0]):
-            return None
-        reply, self.received = json.loads(self.received[4 : 4 + size]), self.received[4 + size :]
-        return reply
+        replies, start = [], 0
+        while len(self.received) >= start + 4:
+            end = start + 4 + int.from_bytes(self.received[start : start + 4], "big")
+            if len(self.received) < end:
+                break
+            number, status, value, detail = self.received[start + 4 : end].decode().split("\0")
+            replies.append((int(number), status, value or None, detail))
+            start = end
+        self.received = self.received[start:]
+        return replies
 
     def stop(self) -> None:
-        """Ends the process at once and reaps it; its child dies with it."""
+        """Ends the process at once and reaps it; its children die with it."""
         self.socket.close()
         self.process.kill()
         self.process.wait()
@@ -172,12 +198,15 @@ def _own_servers() -> list[_Server]:
     return list(_SERVERS)
 
 
-def _run(kind: str, requests: dict[int, dict], workers: int) -> dict[int, ProgramResult]:
+def _run(kind: str, requests: dict[int, tuple], workers: int) -> dict[int, ProgramResult]:
     """Runs all requests on up to `workers` servers of one kind. Holds the lock."""
     pool = [server for server in _own_servers() if server.kind == kind][:workers]
     results: dict[int, ProgramResult] = {}
     waiting = collections.deque(requests)
-    tries, deaths = collections.Counter(), 0
+    # Lost with a server: from now on each of them runs alone, so that the second time it is known which one it was.
+    suspects: collections.deque[int] = collections.deque()
+    suspected: collections.Counter[int] = collections.Counter()  # how often each was lost alone
+    deaths = 0
 
     def lost(server: _Server, reason: str) -> None:
         nonlocal deaths
@@ -189,13 +218,23 @@ def _run(kind: str, requests: dict[int, dict], workers: int) -> dict[int, Progra
                 f"{deaths} program servers in a row were lost, the last because {reason}; what they had to say is on "
                 f"stderr. Look for a lack of memory or processes, or a Python ({sys.executable}) that does not start"
             )
-        if server.job in requests:
-            tries[server.job] += 1
-            if tries[server.job] < 2:
-                waiting.appendleft(server.job)
+        for job in server.jobs:
+            suspected[job] += len(server.jobs) == 1
+            if suspected[job] < 2:
+                suspects.append(job)
             else:
                 detail = f"verifier: lost two servers, the last because {reason}"
-                results[server.job] = ProgramResult("error", detail=detail)
+                results[job] = ProgramResult("error", detail=detail)
+
+    def take(server: _Server) -> list[int]:
+        """What this server is to do next: one suspect by itself, or as many others as it has room for."""
+        if suspects and not server.jobs:
+            return [suspects.popleft()]
+        if any(job in suspected for job in server.jobs):
+            return []
+        # In small shares as long as there is less to do than all servers could take at once.
+        share = min(WINDOW - len(server.jobs), max(1, len(waiting) // workers))
+        return [waiting.popleft() for _ in range(min(share, len(waiting)))]
 
     try:
         while len(results) < len(requests):
@@ -204,39 +243,74 @@ def _run(kind: str, requests: dict[int, dict], workers: int) -> dict[int, Progra
                     atexit.register(_close_at_exit)
                 pool.append(_Server(kind))
                 _SERVERS.append(pool[-1])
-            for server in [s for s in pool if s.job is None][: len(waiting)]:
-                job = waiting.popleft()
+            for server in [s for s in pool if not s.starting and len(s.jobs) <= WINDOW // 2]:
+                idle, jobs = not server.jobs, take(server)
                 try:
-                    server.send(job, requests[job])
+                    if jobs:
+                        server.send([requests[job] for job in jobs])
                 except OSError as error:
-                    # It died while idle: no fault of this program, which keeps both its tries.
-                    waiting.appendleft(job)
-                    server.job = None
+                    if idle:  # it died while idle: no fault of these programs, which keep both their tries
+                        server.jobs = {}
+                        waiting.extendleft(reversed(jobs))
                     lost(server, f"it could not be reached ({error})")
-            for server in _ready([s for s in pool if s.job is not None]):
+            for server in _ready([s for s in pool if s.jobs or s.starting]):
                 try:
-                    reply = server.receive()
+                    replies = server.receive()
                 except (OSError, EOFError) as error:
                     lost(server, f"its connection broke ({error})")
                     continue
-                if reply is None:
-                    continue
-                if server.job == _Server.STARTING and reply["status"] != "ready":
-                    _discard(server)
-                    pool.remove(server)
-                    raise VerifierError(f"a program server could not start: {reply['detail']}")
-                if server.job != _Server.STARTING:
-                    results[server.job] = ProgramResult(reply["status"], reply["value"], reply["detail"])
+                for number, status, value, detail in replies:
+                    if server.starting:
+                        _admit(server, status, detail)
+                        continue
+                    results[number] = ProgramResult(status, value, detail)
+                    del server.jobs[number]
                     deaths = 0
-                server.job = None
             now = time.monotonic()
-            for server in [s for s in pool if s.job is not None and now > s.deadline]:
+            for server in [s for s in pool if now > s.deadline]:
                 lost(server, "it did not answer in time")
     finally:
         # Only an exception (VerifierError, Ctrl-C) leaves busy ones: no late reply may meet the next call's program.
-        for server in [s for s in pool if s.job in requests]:
+        for server in [s for s in pool if s.jobs]:
             _discard(server)
     return results
+
+
+def _admit(server: _Server, status: str, detail: str) -> None:
+    """The server's first message: it is ready, under the layers that it could get. VerifierError if it cannot serve."""
+    server.missing = dict(line.split("=", 1) for line in detail.split("\n") if line)
+    if status == "ready" and not (_REQUIRED and server.missing):
+        server.starting = False
+        return
+    _discard(server)
+    if status == "ready":
+        raise VerifierError(_missing_text(server.missing))
+    raise VerifierError(f"a program server could not start: {detail}")
+
+
+def layers() -> dict[str, str]:
+    """What holds generated programs here: for each layer of `sandbox.LAYERS` "", or why it is missing. Starts a server."""
+    with _LOCK:
+        _run("plain", {0: (0, "", 10.0, 64)}, 1)
+        missing = next(server.missing for server in _own_servers() if server.kind == "plain")
+    return {name: missing.get(name, "") for name in LAYERS}
+
+
+def use_sandbox(how: str) -> None:
+    """Config `rewards.sandbox`. "auto": what the system offers, with a warning where that is little; "require": all
+    layers, else InputError, which names those that are missing; servers that start later are held to it too.
+    """
+    global _REQUIRED
+    missing = {name: reason for name, reason in layers().items() if reason}
+    if how == "require" and missing:
+        raise InputError(f'config.rewards.sandbox="require": {_missing_text(missing)}; "auto" runs with what there is')
+    if how == "auto" and sys.platform != "linux":
+        warnings.warn("generated programs run under resource limits only: this system has no sandbox", stacklevel=2)
+    _REQUIRED = how == "require"
+
+
+def _missing_text(missing: dict[str, str]) -> str:
+    return "missing layers: " + ", ".join(f"{name} ({reason})" for name, reason in missing.items())
 
 
 def _discard(server: _Server) -> None:
@@ -256,7 +330,30 @@ def _ready(busy: list[_Server]) -> list[_Server]:
     return [by_fd[fd] for fd, _ in poller.poll(1000 * min(max(left, 0.001), MAX_POLL_S))]
 
 
-def _package_folders(*names: str) -> list[str]:
-    """Where the caller finds these packages: a server ignores PYTHONPATH and the user's folders, yet needs the same."""
-    specs = [importlib.util.find_spec(name) for name in names]
-    return list(dict.fromkeys(str(pathlib.Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin))
+@functools.cache
+def _import_folders() -> list[str]:
+    """What programs may import from: the interpreter's own folders, and those of sympy; not the caller's working tree."""
+    prefixes = tuple(os.path.realpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, sys.exec_prefix))
+    folders = [p for p in sys.path if p and (os.path.realpath(p) + os.sep).startswith(prefixes)]
+    specs = [importlib.util.find_spec(name) for name in ("sympy", "mpmath", "pyseccomp")]
+    folders += [
+        str(pathlib.Path(spec.origin).parents[1 if spec.submodule_search_locations else 0])
+        for spec in specs
+        if spec and spec.origin
+    ]
+    return list(dict.fromkeys(folders))
+
+
+def main(argv: list[str]) -> int:
+    """`python -m reft_jax.rewards.program --check`: the layers in force; the exit code is 1 if one is missing."""
+    if argv != ["--check"]:
+        print("usage: python -m reft_jax.rewards.program --check", file=sys.stderr)
+        return 2
+    found = layers()
+    for name, reason in found.items():
+        print(f"{'no ' if reason else 'yes'}  {name:<13} {LAYERS[name]}" + (f": {reason}" if reason else ""))
+    return int(any(found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,99 +1,139 @@
 """The process that runs generated programs: started by `program.py`, forks one child per program, kills it in time.
 
-Run as a script only (`python -s -P program_server.py plain|sympy [DIR ...]`), with the caller's socket as standard
-input; it is never imported. It has warmed up what programs use, so that a fork is all that one costs. There are two
-kinds, because a fork costs more the more the process holds: about 1 ms without sympy, 3 ms with it. A child runs in
-its own session under resource limits, with standard streams on /dev/null and an audit hook that refuses files, network
-and processes. Its result comes over a pipe behind a random token; whatever else it writes there, prints or exits with
-is not a result. At the deadline its process group gets SIGKILL, which no program can catch.
+Run as a script only (`python -s -S -P program_server.py launch KIND WITHOUT FOLDER ...`), with the caller's socket as
+standard input; the package never imports it. What starts is a launcher: it enters namespaces, makes the filters and then starts
+the server, whose memory is kept small because its size is what a fork costs. There are two kinds: "plain", and "full"
+for programs that need sympy or random. A child runs under the layers of `sandbox.py`, with standard streams on
+/dev/null and an audit hook that names and refuses files, network and processes. Its result comes over a pipe behind a
+random token and is checked again here; whatever else it writes there, prints or exits with is not a result. At the
+deadline its process group gets SIGKILL, which no program can catch.
 
-What this is: protection of training from what a language model writes (endless loops, memory, `os._exit`, stray
-files). What it is not: a security boundary against someone who studies it. An audit hook lives in the process it
-watches, and code with that aim can get around it; run models that you do not trust inside a container. Needs a POSIX
-system. Elsewhere than on Linux there is no memory limit, and a killed server may leave a sleeping child behind.
+Several children may run at once, so that programs without end do not hold up the others: up to YOUNG that have not yet
+taken SLOW_S, and SLOTS in all; those that compute for longer than HEAVY_S go on at lower priority. So at most SLOTS * memory_mb is in use per server.
 
-Messages both ways are a 4-byte big-endian length and JSON. Request: source, timeout_s, memory_mb. Reply: status,
-value, detail.
+What a child can still do: use its time and memory, see the files of the interpreter, and, if it knows this code well,
+send any result that it could as well have returned. A fault of the kernel, or of the interpreter together with one of
+the kernel, is what it takes to get out where all layers are in force; `python -m reft_jax.rewards.program --check`
+tells which are. Elsewhere than on Linux there are resource limits (no memory limit) and the audit hook, which stops
+accidents but not intent. WITHOUT names layers that are left off, for the tests.
+
+Messages to the server are a 4-byte big-endian length and marshal of (number, source, timeout_s, memory_mb); replies are
+a length and UTF-8 text: number, status, value and detail, with a zero character between them.
 """
 
-import builtins
-import ctypes
-import functools
-import gc
-import importlib
-import json
-import math
 import os
-import pathlib
-import random
-import resource
-import select
-import signal
-import struct
 import sys
-import time
-import types
-from typing import NamedTuple, NoReturn
 
-RESULT_FD = 3
+RESULT_FD, CALLER_FD = 3, 4
 MAX_RESULT = 4000  # bytes; below PIPE_BUF, so that a result is written whole or not at all
+MAX_COMPILED = 4000  # characters of a program that the server compiles itself
 MAX_STRING = 256  # characters of an answer that is a string
+MAX_DIGITS = 309  # of an int: beyond this float() overflows
 FILENAME = "<program>"  # in tracebacks
-STATUSES = ("ok", "error", "memory", "blocked", "no_answer", "verifier")
-ORPHAN_CHECK_S = 5.0
+STATUSES = ("ok", "error", "memory", "blocked", "no_answer")
+ORPHAN_CHECK_S = 2.0
 MAX_POLL_S = 1e5  # poll() counts milliseconds in a C int
+SLOTS, YOUNG, SLOW_S = 12, 2, 0.03
+HEAVY_S, HEAVY_NICE = 0.1, 10  # processor time, after which a program makes way for others
+FORK_TRIES, FORK_WAIT_S = 20, 0.05
 # Audit events by the part before the first dot (docs.python.org/3/library/audit_events.html): all of these are refused.
 REFUSED_EVENTS = frozenset(
     "os subprocess pty socket shutil tempfile glob ctypes fcntl resource signal syslog webbrowser urllib http ftplib "
     "smtplib poplib imaplib nntplib telnetlib sqlite3 dbm cpython gc".split()
 )
 ALLOWED_EVENTS = frozenset({"os.putenv", "os.unsetenv"})
-# A new interpreter would start without the hook; the others fork, write or test without an event.
+# A new interpreter would start without the hook; the others fork, write, test or debug without an event.
 REFUSED_MODULES = frozenset(
-    "_xxsubinterpreters _interpreters _posixsubprocess readline _testcapi _testinternalcapi".split()
+    "_xxsubinterpreters _interpreters readline _testcapi _testinternalcapi ctypes _ctypes faulthandler sandbox".split()
 )
-# Calls that raise no event and reach beyond the child (or, as setuid, undo the order to die with the server).
-REFUSED_CALLS = {
-    "os": "mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity "
-    "sched_setscheduler setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups "
-    "copy_file_range sendfile".split(),
-    "signal": ["pidfd_send_signal"],
-    "subprocess": ["_fork_exec"],
-    "_posixsubprocess": ["fork_exec"],
-}
+# Calls that raise no event and reach beyond the child.
+REFUSED_CALLS = (
+    "mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity sched_setscheduler "
+    "setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups copy_file_range sendfile"
+).split()
 
 
-def import_roots(extra: list[str]) -> list[str]:
-    """The folders that programs may import from: the interpreter's own, and `extra`; not the caller's working tree."""
-    prefixes = tuple(os.path.realpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, sys.exec_prefix))
-    roots = [p for p in sys.path if (os.path.realpath(p) + os.sep).startswith(prefixes)]
-    return roots + [p for p in extra if p not in roots]
+# ---- in the launcher -------------------------------------------------------------------------------------------------
 
 
-def disarm(refused: list[str]) -> None:
-    """Replaces what the audit hook would not see, and makes `sys.exit` harmless, as in the authors' runs."""
-    for name, calls in REFUSED_CALLS.items():
-        for module in map(importlib.import_module, ("os", "posix") if name == "os" else (name,)):
-            for call in calls:
-                if hasattr(module, call):  # they differ between systems and Python versions
-                    setattr(module, call, functools.partial(refuse, refused, call))
-    sys.exit = builtins.exit = builtins.quit = lambda *args: None
+def launch(kind: str, without: str, folders: list[str]) -> None:
+    """Enters namespaces, starts the server in them and waits for its end, or for that of the caller."""
+    import signal
+
+    caller, off = os.getppid(), without.split(",")
+    sys.path += folders  # for pyseccomp
+    filters, missing = ["", ""], {}
+    try:
+        if "seccomp" not in off:
+            filters = [code.hex() for code in sandbox.build_filters()]
+    except (ImportError, OSError, RuntimeError) as error:
+        missing["seccomp"] = f"{type(error).__name__}: {error} (pip install 'reft_jax[sandbox]' brings pyseccomp)"
+    for name in sandbox.NAMESPACES:
+        try:
+            if name not in off:
+                sandbox.enter_namespace(name)
+        except OSError as error:
+            missing[name] = str(error)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    pid = os.fork()
+    if pid == 0:
+        sandbox.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: dies with the launcher
+        notes = "\n".join(f"{name}={reason}" for name, reason in missing.items())
+        pid_namespace = "" if "pid" in missing or "pid" in off else "pid"
+        arguments = [kind, without, *filters, notes, pid_namespace, *folders]
+        os.execv(sys.executable, [sys.executable, "-s", "-S", "-P", "-W", "ignore", __file__, "serve", *arguments])
+    os.dup2(2, 0)  # the caller's socket is the server's now
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if os.getppid() != caller:
+            os.kill(pid, signal.SIGKILL)
+        signal.sigtimedwait({signal.SIGCHLD}, ORPHAN_CHECK_S)
 
 
-def refuse(refused: list[str], event: str, *args: object, **kwargs: object) -> NoReturn:
+# ---- in the server, before it serves ---------------------------------------------------------------------------------
+
+
+def refuse(refused: list[str], event: str, *args: object, **kwargs: object):
     """Raises PermissionError, and notes the first attempt: the status is "blocked" whatever the program does next."""
     if not refused:
         refused.append(event)
     raise PermissionError(f"a generated program may not do this: {event}")
 
 
+def disarm(refused: list[str]) -> None:
+    """Replaces what the audit hook would not see, and makes `sys.exit` harmless, as in the authors' runs."""
+    import builtins
+    import posix
+    import signal
+
+    def refusing(name: str):
+        return lambda *args, **kwargs: refuse(refused, name)
+
+    for module in (os, posix):
+        for name in REFUSED_CALLS:
+            if hasattr(module, name):  # they differ between systems and Python versions
+                setattr(module, name, refusing(name))
+    signal.pidfd_send_signal = refusing("pidfd_send_signal")
+    forker = type(sys)("_posixsubprocess")
+    forker.fork_exec = refusing("fork_exec")
+    sys.modules["_posixsubprocess"] = forker
+    for name in REFUSED_MODULES:
+        sys.modules.pop(name, None)
+    sys.exit = builtins.exit = builtins.quit = lambda *args: None
+
+
 def warm_up(kind: str) -> dict:
     """Does once what each child would otherwise do again; returns the names that are in scope for a program."""
-    # The compiler's first run touches 200 fresh pages: 1.5 ms, more than the rest of a small program's cost.
+    import math
+
+    # The compiler's first run touches many fresh pages: more than the rest of a small program's cost.
     names = {"math": math}
     source = "def solution():\n    total = [2.5 * i for i in range(3)]\n    return f'{sum(total)}'"
     exec(compile(source, "<warm>", "exec"), {})
-    if kind == "sympy":
+    if kind == "full":
+        register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
+        import random
+
+        os.register_at_fork = register  # random's own hook would seed every child anew, from the system
         import sympy
         import sympy.core.random
 
@@ -102,50 +142,71 @@ def warm_up(kind: str) -> dict:
         sympy.solve(x**2 - 3 * x + 2, x)
         sympy.solve([x + y - 3, x - y - 1], [x, y])
         float(sympy.simplify(sympy.Rational(1, 3) + sympy.sqrt(2)).evalf())
+        # A program gives the same value on every server and in a resumed run.
+        random.seed(0)
         sympy.core.random.seed(0)
         names["sympy"] = sympy
     return names
 
 
-class Template(NamedTuple):
-    """What the server made once and every child inherits."""
-
-    pid: int
-    libc: ctypes.CDLL | None  # for prctl; None elsewhere than on Linux
-    mapped: int  # bytes of address space in use before a program runs
-    names: dict  # in scope for a program
-    refused: list[str]  # empty; a child notes here what it was refused first
-    roots: tuple[str, ...]  # folders to import from, each ending in "/"
-    null: int  # file descriptor of /dev/null
+def compiled(source: str) -> object:
+    """The code of a short program, compiled here because a child would pay for it in fresh pages; else `source`."""
+    try:
+        return compile(source, FILENAME, "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        return source  # the child meets the same and reports it
 
 
 # ---- in the child ----------------------------------------------------------------------------------------------------
 
 
-def render(value: object) -> str | None:
-    """The answer as text (an int exactly, another real number as repr(float)); None for what is no answer.
+_TABLE, _BASES = type.__dict__["__dict__"].__get__, type.__dict__["__mro__"].__get__
 
-    No answer: None, truth values, complex, NaN, infinities, numbers beyond float, containers, empty or long text.
+
+def render(value: object) -> str | None:
+    """The answer as text: an int exactly, another real number as repr(float), a short printable string; or None.
+
+    Numbers are those of Python, fractions, decimal, numpy and sympy (an Integer exactly too); no code of a program's
+    own class is called. No answer: None, truth values, complex, NaN, infinities, what float cannot hold, containers.
     """
-    if isinstance(value, bool | bytes | bytearray):
-        return None
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is float:
+        return float.__repr__(value) if value - value == 0 else None
+    if issubclass(kind, str):
         text = str.strip(value)  # not a subclass's own
         return text if 0 < len(text) <= MAX_STRING and text.isprintable() else None
-    if not (hasattr(type(value), "__float__") or isinstance(value, int)):
-        return None
+    if issubclass(kind, int):
+        if issubclass(kind, bool) or int.bit_length(value) > 1024:
+            return None
+        text = int.__repr__(value)
+        return text if len(text.lstrip("-")) <= MAX_DIGITS and finite(int.__float__, value) is not None else None
+    if issubclass(kind, float):
+        number = finite(float.__float__, value)
+    else:
+        tables = [_TABLE(cls) for cls in _BASES(kind)]  # a metaclass of the program's own is not asked
+        known = [table["__float__"] for table in tables if "__float__" in table]
+        package = tables[0].get("__module__")
+        if not known or not isinstance(package, str):
+            return None
+        if package.partition(".")[0] not in ("fractions", "decimal", "numpy", "sympy", "numbers", "mpmath"):
+            return None
+        if package.startswith("sympy.") and getattr(value, "is_Integer", None) is True:
+            return render(int(value))
+        number = finite(known[0], value)
+    return None if number is None else float.__repr__(number)
+
+
+def finite(convert, value: object) -> float | None:
     try:
-        number = float(value)
+        number = convert(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    if not math.isfinite(number):
-        return None
-    return int.__repr__(value) if isinstance(value, int) else repr(number)
+    return number if type(number) is float and number - number == 0 else None
 
 
 def describe(error: BaseException) -> str:
     """The error's type and the program's line, as far as they can be told."""
-    name = type(error).__name__
+    name = type.__dict__["__name__"].__get__(type(error))
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:
@@ -180,226 +241,396 @@ def make_hook(roots: tuple[str, ...], refused: list[str]):
     return hook
 
 
-def limit(which: int, soft: int, hard: int) -> None:
-    """Lowers a resource limit; a limit that is lower already stays."""
-    ceiling = resource.getrlimit(which)[1]
-    if ceiling != resource.RLIM_INFINITY:
-        soft, hard = min(soft, ceiling), min(hard, ceiling)
-    resource.setrlimit(which, (soft, hard))
+class Server:
+    """What the server made once and every child inherits, and the children that run."""
 
+    def __init__(self, kind: str, without: str, filters: list[str], notes: str, pid_namespace: str, folders: list[str]):
+        import gc
+        import resource
+        import select
+        import signal
+        import time
 
-def confine(request: dict, template: Template) -> None:
-    """Puts this child into its own session, under its limits; an error if the system refuses one of them."""
-    os.setsid()
-    if template.libc is not None:
-        template.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: dies with the server
-        template.libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-        if os.getppid() != template.pid:
-            os._exit(1)  # it died before the line above
-        # On top of what the interpreter has mapped, so that the figure means the program's own memory.
-        size = template.mapped + request["memory_mb"] * 2**20
-        limit(resource.RLIMIT_AS, size, size)
-    seconds = math.ceil(request["timeout_s"]) + 1
-    limit(resource.RLIMIT_CPU, seconds, seconds + 1)
-    limit(resource.RLIMIT_FSIZE, 0, 0)
-    limit(resource.RLIMIT_CORE, 0, 0)
-    limit(resource.RLIMIT_NOFILE, 64, 64)
-    limit(resource.RLIMIT_NPROC, 0, 0)  # the kernel does not apply it to root; the hook refuses forks there
+        self.off = frozenset(without.split(","))
+        self.signal, self.resource, self.clock, self.gc = signal, resource, time.monotonic, gc
+        self.set_priority = os.setpriority  # which `disarm` replaces
+        self.processor_time = time.clock_gettime
+        self.pid, self.pid_namespace = os.getpid(), bool(pid_namespace)
+        self.refused: list[str] = []  # a child notes here what it was refused first
+        self.missing = dict(note.split("=", 1) for note in notes.split("\n") if note)
+        self.poller = select.poll()
+        self.readable = select.POLLIN
+        self.jobs, self.received = [], b""
+        self.running: dict[int, Child] = {}  # by the descriptor of their result
+        self.dying: set[int] = set()  # killed, not yet taken leave of
+        self.replies: list[bytes] = []
+        self.fork_failures = 0
 
+        os.dup2(0, CALLER_FD)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)  # standard error stays the caller's until the first child
+        os.chdir("/")
+        sys.dont_write_bytecode = True
+        sys.path[:] = folders
+        self.names = warm_up(kind)
+        self.roots = tuple(os.path.join(f(p), "") for p in folders for f in (os.path.abspath, os.path.realpath))
+        self.hook = make_hook(self.roots, self.refused)
+        self.confine_all(filters)
+        disarm(self.refused)
+        if "environment" not in self.off:
+            os.environ.clear()
+        self.poller.register(CALLER_FD, self.readable)
+        gc.collect()
+        gc.disable()
+        gc.freeze()  # what is here now is never collected, so that children share its pages
 
-def child(request: dict, template: Template, token: bytes) -> None:
-    """Runs one program and writes its result to RESULT_FD. Never returns."""
-    # Taken now, because a program may replace them in their modules.
-    write, leave, dumps, refused = os.write, os._exit, json.dumps, template.refused
-    memory_result = token + dumps({"status": "memory", "value": None, "detail": "MemoryError"}).encode()
+    def confine_all(self, filters: list[str]) -> None:
+        """Puts the server, and so every child, under the layers that need no more than one call; notes what is missing."""
+        r = self.resource
+        limits = {"file_size": (r.RLIMIT_FSIZE, 0), "core": (r.RLIMIT_CORE, 0), "open_files": (r.RLIMIT_NOFILE, 64)}
+        for name, (which, most) in limits.items():
+            if name not in self.off:
+                r.setrlimit(which, (self.lower(which, most),) * 2)
+        self.mapped, self.filter = 0, None
+        self.linux = sys.platform == "linux"
+        if not self.linux:
+            unknown = ("user", "net", "pid", "ipc", "privileges", "capabilities", "landlock", "seccomp", "memory")
+            self.missing |= dict.fromkeys(unknown, "only on Linux")
+            return
+        with open("/proc/self/statm") as file:
+            self.mapped = int(file.read().split()[0]) * r.getpagesize()
+        steps = {
+            "capabilities": sandbox.drop_capabilities,
+            "privileges": sandbox.no_new_privileges,
+            "landlock": lambda: sandbox.restrict_files(list(self.roots)),
+        }
+        if filters[0] and "seccomp" not in self.off:
+            self.filter = sandbox.Filter(bytes.fromhex(filters[1]))
+            steps["seccomp"] = sandbox.Filter(bytes.fromhex(filters[0])).load
+            import faulthandler  # writes the program's line to the pipe when the filter ends it
 
-    def finish(status: str, value: str | None = None, detail: str = "") -> None:
-        write(RESULT_FD, token + dumps({"status": status, "value": value, "detail": detail}).encode())
-        leave(0)
+            faulthandler.register(self.signal.SIGSYS, file=RESULT_FD, all_threads=False, chain=True)
+        for name, step in steps.items():
+            try:
+                if name not in self.off:
+                    step()
+            except OSError as error:
+                self.missing[name] = str(error)
+        if "seccomp" in self.missing:
+            self.filter = None
 
-    try:
-        confine(request, template)
-    except (OSError, ValueError, OverflowError) as error:
-        finish("verifier", detail=f"could not set limits: {error}")
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
-    module.__dict__.update(template.names)
-    sys.addaudithook(make_hook(template.roots, refused))
-    # After the fork, which seeds anew: a program gives the same value on every server and in a resumed run.
-    random.seed(0)
-    gc.enable()
-    try:
-        exec(compile(request["source"], FILENAME, "exec"), module.__dict__)
-        if "solution" not in module.__dict__:
-            finish("error", detail="the program defines no solution()")
-        value = render(module.__dict__["solution"]())
-        if refused:
-            finish("blocked", detail=refused[0])
-        finish("ok" if value is not None else "no_answer", value)
-    except MemoryError:
-        write(RESULT_FD, memory_result)  # made beforehand: there may be no memory left to make one
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: whatever the program raises is its result
-        finish("blocked" if refused else "error", detail=refused[0] if refused else describe(error))
-    finally:
-        leave(0)
+    def lower(self, which: int, most: int) -> int:
+        """A limit as wanted, or as it is if that is lower."""
+        ceiling = self.resource.getrlimit(which)[1]
+        return most if ceiling == self.resource.RLIM_INFINITY else min(most, ceiling)
 
+    def limits(self, timeout_s: float, memory_mb: int) -> list[tuple[int, tuple[int, int]]]:
+        """The limits of a child, as arguments of setrlimit()."""
+        r, out = self.resource, []
+        if self.mapped and "memory" not in self.off:
+            # On top of what the interpreter has mapped, so that the figure means the program's own memory.
+            out.append((r.RLIMIT_AS, (self.lower(r.RLIMIT_AS, self.mapped + memory_mb * 2**20),) * 2))
+        if "cpu" not in self.off:
+            seconds = self.lower(r.RLIMIT_CPU, int(timeout_s) + 2)
+            out.append((r.RLIMIT_CPU, (seconds, self.lower(r.RLIMIT_CPU, seconds + 1))))
+        if "processes" not in self.off:
+            out.append((r.RLIMIT_NPROC, (0, 0)))
+        return out
 
-# ---- in the server ---------------------------------------------------------------------------------------------------
+    def confine(self, limits: list[tuple[int, tuple[int, int]]]) -> None:
+        """Puts this child into its own process group, under its limits; an error if the system refuses one of them."""
+        setrlimit = self.resource.setrlimit
+        # Not a session of its own: with autogroups Linux would give each as much time as the server has, whatever its priority.
+        os.setpgid(0, 0)
+        if self.linux and not self.pid_namespace:  # which ends with the server, and all in it
+            sandbox.libc.prctl(1, self.signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+            if os.getppid() != self.pid:
+                os._exit(1)  # it died before the line above
+        for which, most in limits:
+            setrlimit(which, most)
+        if self.filter is not None:
+            self.filter.load(os.getpid())
 
+    def child(self, source: object, limits: list, keys: list[bytes]):
+        """Runs one program and writes its result to RESULT_FD. Never returns.
 
-def supervise(request: dict, template: Template) -> dict | None:
-    """Forks a child for one program and waits for its result or its deadline; None if the caller has gone."""
-    token = os.urandom(16)
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+        `keys`: the tokens of a result and of a failure to confine it; the second has gone when the program begins.
+        """
+        # Taken now, because a program may replace them in their modules.
+        write, leave, refused, token = os.write, os._exit, self.refused, keys[0]
+        memory_result = token + b"memory\0\0MemoryError"
+
+        def finish(status: str, value: str | None = None, detail: str = ""):
+            write(RESULT_FD, token + f"{status}\0{value or ''}\0{detail}".encode())
+            leave(0)
+
         try:
-            for fd in (0, 1, 2):
-                os.dup2(template.null, fd)
-            os.dup2(writer, RESULT_FD)
-            os.closerange(RESULT_FD + 1, 256)
-            child(request, template, token)
+            try:
+                self.confine(limits)
+            except (OSError, ValueError, OverflowError) as error:
+                write(RESULT_FD, keys[1] + f"could not set limits: {error}".encode())
+                leave(0)
+            keys.clear()
+            module = type(sys)("__main__")
+            sys.modules["__main__"] = module
+            module.__dict__.update(self.names)
+            if "hook" not in self.off:
+                sys.addaudithook(self.hook)
+            self.gc.enable()
+            exec(compile(source, FILENAME, "exec") if type(source) is str else source, module.__dict__)
+            if "solution" not in module.__dict__:
+                finish("error", detail="the program defines no solution()")
+            value = render(module.__dict__["solution"]())
+            if refused:
+                finish("blocked", detail=refused[0])
+            finish("ok" if value is not None else "no_answer", value)
+        except MemoryError:
+            write(RESULT_FD, memory_result)  # made beforehand: there may be no memory left to make one
+        except (
+            BaseException
+        ) as error:  # SystemExit and KeyboardInterrupt too: whatever the program raises is its result
+            finish("blocked" if refused else "error", detail=refused[0] if refused else describe(error))
         finally:
-            os._exit(1)
-    os.close(writer)
-    deadline = time.monotonic() + request["timeout_s"]
-    received, reply = b"", None
-    try:
-        poller = select.poll()
-        poller.register(0, select.POLLIN)
-        poller.register(reader, select.POLLIN)
-        while reply is None:
-            left = deadline - time.monotonic()
-            ready = [fd for fd, _ in poller.poll(1000 * min(max(left, 0.0), MAX_POLL_S))]
-            if 0 in ready:  # nothing is sent while a program runs: this is the end of the caller
-                return None
-            if reader in ready:
-                chunk = os.read(reader, MAX_RESULT + 1)
-                received += chunk
-                reply = parse_result(received, token)
-                if reply is None and len(received) > MAX_RESULT:
-                    reply = failure("error", "wrote to its result channel")
-                if reply is None and not chunk:
-                    reply = explain_exit(pid)
-            elif left <= 0:
-                reply = failure("timeout", f"no result after {request['timeout_s']:g} s")
-    finally:
-        os.close(reader)
-        kill(pid)
-    return reply
+            leave(0)
+
+    # ---- the server's loop
+
+    def serve(self) -> None:
+        """Serves requests until the caller ends."""
+        while True:
+            self.start_children()
+            # Replies are held back while there is more to start, but never while nothing moves.
+            if self.replies and (not self.jobs or len(self.replies) >= 8 or len(self.running) >= SLOTS):
+                self.flush()
+            for fd, _ in self.poller.poll(self.patience_ms()):
+                if fd == CALLER_FD:
+                    if not self.read_requests():
+                        return
+                elif (reply := self.read_result(self.running[fd])) is not None:
+                    self.settle(self.running[fd], *reply)
+            self.check_time()
+            self.reap()
+
+    def patience_ms(self) -> float | None:
+        """How long nothing can happen by itself; None for ever."""
+        if not self.running or self.dying:
+            return 1000 * FORK_WAIT_S if self.jobs and not self.dying else 2 if self.dying else None
+        now = self.clock()
+        left = min(c.next_look() for c in self.running.values()) - now
+        return 1000 * min(max(left, 0.0), FORK_WAIT_S if self.jobs else MAX_POLL_S) + 0.1
+
+    def start_children(self) -> None:
+        young = sum(not child.slow for child in self.running.values())
+        while self.jobs and young < YOUNG and len(self.running) < SLOTS:
+            number, source, timeout_s, memory_mb = self.jobs[0]
+            token, limits = os.urandom(32), self.limits(timeout_s, memory_mb)
+            if len(source) <= MAX_COMPILED:
+                source = compiled(source)
+            reader, writer = os.pipe()
+            try:
+                if "fork" in self.off:
+                    raise BlockingIOError("switched off")
+                pid = os.fork()
+            except OSError as error:
+                os.close(reader)
+                os.close(writer)
+                self.fork_failures += 1
+                if self.fork_failures >= FORK_TRIES:
+                    self.reply(number, "error", None, f"verifier: no process could be made: {error}")
+                    del self.jobs[0]
+                return  # until a child has ended, or for a moment
+            if pid == 0:
+                try:
+                    os.dup2(0, 2)
+                    os.dup2(writer, RESULT_FD)
+                    if "descriptors" not in self.off:
+                        os.closerange(RESULT_FD + 1, 1024)
+                    keys, token = [token[:16], token[16:]], None
+                    self.child(source, limits, keys)
+                finally:
+                    os._exit(1)
+            os.close(writer)
+            del self.jobs[0]
+            self.fork_failures = 0
+            young += 1
+            self.running[reader] = Child(number, pid, reader, token, self.clock(), timeout_s)
+            self.poller.register(reader, self.readable)
+
+    def read_requests(self) -> bool:
+        """Takes over what the caller has sent; False at its end."""
+        import marshal
+
+        chunk = os.read(CALLER_FD, 1 << 16)
+        self.received += chunk
+        while len(self.received) >= 4:
+            end = 4 + int.from_bytes(self.received[:4], "big")
+            if len(self.received) < end:
+                # The rest of a long source at once; pieces put together one by one would take quadratic time.
+                pieces, size = [self.received], len(self.received)
+                while chunk and size < end:
+                    chunk = os.read(CALLER_FD, end - size)
+                    pieces.append(chunk)
+                    size += len(chunk)
+                self.received = b"".join(pieces)
+                if size < end:
+                    return False
+            self.jobs.append(marshal.loads(self.received[4:end]))
+            self.received = self.received[end:]
+        return bool(chunk)
+
+    def read_result(self, child: "Child") -> tuple[str, str | None, str] | None:
+        """(status, value, detail) if that can be told by now."""
+        chunk = os.read(child.reader, MAX_RESULT + 1)
+        child.received += chunk
+        result = parse_result(child.received, child.token)
+        if result is None and len(child.received) > MAX_RESULT:
+            return "error", None, "wrote to its result channel"
+        return result if result is not None or chunk else self.explain_exit(child)
+
+    def explain_exit(self, child: "Child") -> tuple[str, None, str]:
+        """Why a child ended without a result. It closed its pipe; a moment passes until it can be waited for."""
+        import time
+
+        signal, give_up = self.signal, self.clock() + 0.1
+        while child.status is None and self.clock() < give_up:
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                child.status = status
+            else:
+                time.sleep(0.001)
+        if child.status is None:
+            return "error", None, "closed its result channel"
+        if os.WIFEXITED(child.status):
+            return "error", None, f"left with exit code {os.WEXITSTATUS(child.status)} before it had a result"
+        number = os.WTERMSIG(child.status)
+        if number == sandbox.SIGSYS:
+            line = child.received.rpartition(f'File "{FILENAME}", line '.encode())[2].split(b" ")[0]
+            where = f" at line {int(line)}" if line.isdigit() and len(line) < 8 else ""
+            return "blocked", None, "system call" + where
+        if number == signal.SIGXCPU:
+            return "timeout", None, "used up its processor time"
+        if number == signal.SIGKILL:
+            return "memory", None, "killed by the system"
+        names = {known.value: known.name for known in signal.Signals}  # the real-time signals have none
+        return "error", None, f"killed by {names.get(number, number)}"
+
+    def check_time(self) -> None:
+        now = self.clock()
+        for child in list(self.running.values()):
+            if now >= child.deadline:
+                if "clock" not in self.off:
+                    self.settle(child, "timeout", None, f"no result after {child.timeout_s:g} s")
+            elif not child.heavy and now >= child.look:
+                child.slow, child.look = True, now + HEAVY_S
+                try:
+                    # By the processor's time, not the wall's: on a busy machine a program only waits, and must not wait more.
+                    if self.processor_time(~child.pid << 3 | 2) >= HEAVY_S:
+                        self.set_priority(os.PRIO_PROCESS, child.pid, HEAVY_NICE)
+                        child.heavy = True
+                except OSError:
+                    child.heavy = True  # it has ended, or this system has no such clock
+
+    def settle(self, child: "Child", status: str, value: str | None, detail: str) -> None:
+        """Ends a child, whatever it is doing, and answers for it."""
+        del self.running[child.reader]
+        self.poller.unregister(child.reader)
+        os.close(child.reader)
+        if child.status is None:
+            self.dying.add(child.pid)
+            for send in (os.kill, os.killpg):
+                try:
+                    send(child.pid, self.signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass  # gone already, or it had no time to make its own group
+        self.reply(child.number, status, value, detail)
+
+    def reply(self, number: int, status: str, value: str | None, detail: str) -> None:
+        data = f"{number}\0{status}\0{value or ''}\0{detail}".encode()
+        self.replies.append(len(data).to_bytes(4, "big") + data)
+
+    def flush(self) -> None:
+        data = b"".join(self.replies)
+        self.replies.clear()
+        while data:
+            data = data[os.write(CALLER_FD, data) :]
+
+    def reap(self) -> None:
+        """Takes leave of the children that have ended, known ones or not."""
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self.dying.discard(ended[0])
+                for child in self.running.values():
+                    if child.pid == ended[0]:
+                        child.status = ended[1]
+        except ChildProcessError:
+            self.dying.clear()
 
 
-def failure(status: str, detail: str) -> dict:
-    return {"status": status, "value": None, "detail": detail}
+class Child:
+    """A program that runs. `status` is that of `waitpid` once it has ended."""
+
+    __slots__ = (
+        "number",
+        "pid",
+        "reader",
+        "token",
+        "started",
+        "timeout_s",
+        "deadline",
+        "received",
+        "status",
+        "slow",
+        "heavy",
+        "look",
+    )
+
+    def __init__(self, number: int, pid: int, reader: int, token: bytes, started: float, timeout_s: float):
+        self.number, self.pid, self.reader, self.token = number, pid, reader, token
+        self.started, self.timeout_s, self.deadline = started, timeout_s, started + timeout_s
+        self.received, self.status = b"", None
+        self.slow, self.heavy, self.look = False, False, started + SLOW_S
+
+    def next_look(self) -> float:
+        """When it is time to see to this child again."""
+        return self.deadline if self.heavy else min(self.deadline, self.look)
 
 
-def parse_result(received: bytes, token: bytes) -> dict | None:
-    """The child's result once it is complete and bears the token; None otherwise."""
-    if not received.startswith(token):
+def parse_result(received: bytes, token: bytes) -> tuple[str, str | None, str] | None:
+    """The child's result once it is complete, bears the token and is a legal one; None otherwise."""
+    if received.startswith(token[16:]):
+        return "error", None, f"verifier: {received[16:].decode(errors='replace')}"
+    if not received.startswith(token[:16]):
         return None
     try:
-        reply = json.loads(received[len(token) :])
+        status, value, detail = received[16:].decode().split("\0")
     except ValueError:
         return None
-    if not isinstance(reply, dict) or set(reply) != {"status", "value", "detail"} or reply["status"] not in STATUSES:
+    if status not in STATUSES or (status == "ok") != bool(value) or not (value.isprintable() and len(value) <= 512):
         return None
-    if not isinstance(reply["detail"], str) or not isinstance(reply["value"], str | None):
-        return None
-    if reply["status"] == "verifier":
-        return failure("error", f"verifier: {reply['detail']}")
-    return reply | {"detail": reply["detail"].removeprefix("verifier:")}
+    return status, value or None, detail.removeprefix("verifier:") if detail.isprintable() else ""
 
 
-def explain_exit(pid: int) -> dict:
-    """Why a child ended without a result. It closed its end of the pipe; a moment passes until it can be waited for."""
-    give_up = time.monotonic() + 0.1
-    while True:
-        info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if info is not None:
-            break
-        if time.monotonic() > give_up:
-            return failure("error", "closed its result channel")
-        time.sleep(0.001)
-    if info.si_code == os.CLD_EXITED:
-        return failure("error", f"left with exit code {info.si_status} before it had a result")
-    if info.si_status == signal.SIGXCPU:
-        return failure("timeout", "used up its processor time")
-    if info.si_status == signal.SIGKILL:
-        return failure("memory", "killed by the system")
-    names = {known.value: known.name for known in signal.Signals}  # the real-time signals have none
-    return failure("error", f"killed by {names.get(info.si_status, info.si_status)}")
-
-
-def kill(pid: int) -> None:
-    """Ends a child and its session's process group, and reaps it."""
-    for send in (os.kill, os.killpg):
-        try:
-            send(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # gone already, or it had no time to make its own group
-    os.waitpid(pid, 0)
-
-
-def read_message(caller: int) -> dict | None:
-    """The next request; None at the end of the caller, which shows as end of file or as another parent process."""
-    data, wanted = b"", 4
-    poller = select.poll()
-    poller.register(0, select.POLLIN)
-    while len(data) < wanted:
-        if not poller.poll(ORPHAN_CHECK_S * 1000):
-            if os.getppid() != caller:
-                return None
-            continue
-        chunk = os.read(0, wanted - len(data))
-        if not chunk:
-            return None
-        data += chunk
-        if len(data) == 4 == wanted:
-            wanted += struct.unpack(">I", data)[0]
-    return json.loads(data[4:])
-
-
-def write_message(message: dict) -> None:
-    data = json.dumps(message).encode()
-    data = struct.pack(">I", len(data)) + data
-    while data:
-        data = data[os.write(0, data) :]
-
-
-def main(kind: str, extra: list[str]) -> None:
-    """Serves requests until the caller ends."""
-    caller = os.getppid()
-    os.chdir("/")
-    sys.dont_write_bytecode = True
-    sys.path[:] = import_roots(extra)
-    roots = tuple(os.path.join(form(p), "") for p in sys.path for form in (os.path.abspath, os.path.realpath))
+def serve(kind: str, without: str, base: str, more: str, notes: str, pid_namespace: str, *folders: str) -> None:
     try:
-        names = warm_up(kind)
+        server = Server(kind, without, [base, more], notes, pid_namespace, list(folders))
     except ImportError as error:
-        write_message(failure("not_ready", f"{type(error).__name__}: {error}"))
+        text = f"0\0not_ready\0\0{type(error).__name__}: {error}".encode()
+        os.write(CALLER_FD, len(text).to_bytes(4, "big") + text)
         return
-    refused = []
-    disarm(refused)
-    linux = sys.platform == "linux"
-    gc.collect()
-    gc.disable()
-    gc.freeze()  # what is here now is never collected, so that children share its pages
-    template = Template(
-        pid=os.getpid(),
-        libc=ctypes.CDLL(None) if linux else None,
-        mapped=int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if linux else 0,
-        names=names,
-        refused=refused,
-        roots=roots,
-        null=os.open(os.devnull, os.O_RDWR),
-    )
-    write_message(failure("ready", ""))
-    while (request := read_message(caller)) is not None:
-        reply = supervise(request, template)
-        if reply is None:
-            return
-        write_message(reply)
+    server.reply(0, "ready", None, "\n".join(f"{name}={reason}" for name, reason in server.missing.items()))
+    server.flush()
+    server.serve()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import sandbox
+
+    del sys.path[0]
+    if sys.argv[1] == "launch" and sys.platform == "linux":
+        launch(sys.argv[2], sys.argv[3], sys.argv[4:])
+    elif sys.argv[1] == "launch":
+        serve(sys.argv[2], sys.argv[3], "", "", "", "", *sys.argv[4:])
+    else:
+        serve(*sys.argv[2:])

@@ -23,7 +23,7 @@ TASKS = {"arithmetic": "number", "svamp": "number", "gsm8k": "number", "mathqa":
 COTS = ("nl", "program")
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error", "blocked")
 PARTIAL_ON = ("numeric", "all")
-MAX_VERIFIER_SHARE = 0.1
+MAX_VERIFIER_FAILURES = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +96,7 @@ def grade(
     golds: Sequence[str],
     *,
     matcher: str = "reft",
+    max_verifier_failures: float = MAX_VERIFIER_FAILURES,
     timeout_s: float = 2.0,
     memory_mb: int = 512,
     workers: int = 0,
@@ -105,8 +106,9 @@ def grade(
 
     `texts` and `golds` are parallel. Equal programs are run once. `matcher` "reft_paper" also cuts a program at its
     first blank line, and for a choice takes a None returned for the answer "none", as the authors do. Unknown names
-    and gold answers that are none raise InputError; VerifierError when more than a tenth of the programs fail for a
-    reason that is not theirs. `timeout_s`, `memory_mb`, `workers`: see `run_programs`; programs that `ahead` has run are not run again.
+    and gold answers that are none raise InputError; VerifierError, which holds the programs, when more than the share
+    `max_verifier_failures` of them fail for a reason that is not theirs. `timeout_s`, `memory_mb`, `workers`: see `run_programs`;
+    programs that `ahead` has run are not run again.
     """
     kind = answer_kind(task)
     _check("cot", cot, COTS)
@@ -124,7 +126,7 @@ def grade(
         left = [source for source in dict.fromkeys(sources) if source not in results]
         limits = dict(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
         results |= dict(zip(left, run_programs(left, **limits), strict=True))
-        _check_verifier([results[source] for source in sources])
+        _check_verifier(sources, results, max_verifier_failures)
         outcomes = [_outcome(results[source], kind, matcher) for source in sources]
     return [_grade(status, extracted, gold, kind) for (status, extracted), gold in zip(outcomes, golds, strict=True)]
 
@@ -175,11 +177,12 @@ def _check(name: str, value: str, legal: Sequence[str]) -> None:
         raise InputError(f"{name}={value!r} is unknown; legal: {', '.join(legal)}")
 
 
-def _check_verifier(results: Sequence[ProgramResult]) -> None:
-    faults = collections.Counter(result.detail for result in results if result.detail.startswith("verifier:"))
-    if faults.total() > MAX_VERIFIER_SHARE * len(results):
-        detail, num = faults.most_common(1)[0]
-        raise VerifierError(f"{faults.total()} of {len(results)} programs could not be judged; {num} times: {detail}")
+def _check_verifier(sources: Sequence[str], results: dict[str, ProgramResult], most: float) -> None:
+    failed = [(source, results[source].detail) for source in sources if results[source].detail.startswith("verifier:")]
+    if len(failed) > most * len(sources):
+        detail, num = collections.Counter(detail for _, detail in failed).most_common(1)[0]
+        text = f"{len(failed)} of {len(sources)} programs could not be judged; {num} times: {detail}"
+        raise VerifierError(text, list(dict.fromkeys(failed)))
 
 
 def _outcome(result: ProgramResult, kind: str, matcher: str) -> tuple[str, str | None]:

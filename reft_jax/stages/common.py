@@ -110,6 +110,7 @@ def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) ->
         [prompts.completed(records[row], texts[row], data, purpose=purpose) for row in rows],
         [records[row].answer for row in rows],
         matcher=data.matcher,
+        max_verifier_failures=limits.max_verifier_failures,
         timeout_s=limits.timeout_s,
         memory_mb=limits.memory_mb,
         workers=limits.workers,
