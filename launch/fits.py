@@ -21,6 +21,8 @@ def rows(path: pathlib.Path) -> list[tuple]:
     for text in path.read_text().splitlines():
         if text.startswith("{"):
             line = json.loads(text)
+            if not {"function", "topology", "num_devices", "hbm_bytes", "fits"} <= line.keys():
+                raise ValueError(f"{path}: not what reft_jax.compile prints: {text[:80]}")
             groups.setdefault((line["topology"], line["num_devices"]), []).append(line)
     if not groups:
         raise ValueError(f"{path}: no line of reft_jax.compile in it")
@@ -44,7 +46,7 @@ def main(paths: list[str]) -> int:
     try:
         for path in paths:
             table += rows(pathlib.Path(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for cells in table:

@@ -115,7 +115,7 @@ while :; do
             "reft_jax on "*": running "*) running=$((running + 1)) ;;
             "reft_jax on "*": ended 0") good=$((good + 1)) ;;
             "reft_jax on "*": ended 75") saved=$((saved + 1)) ;;
-            "reft_jax on "*": ended 2") final=1 ;;
+            "reft_jax on "*": ended 2") final=$((final + 1)) ;;
             "reft_jax on "*": ended "*) bad=$((bad + 1)) ;;
             "reft_jax on "*": none" | "reft_jax on "*": lost") gone=$((gone + 1)) ;;
         esac
