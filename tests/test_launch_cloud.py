@@ -24,7 +24,7 @@ SCRIPTS = sorted(
     for path in (ROOT / "launch" / folder).iterdir()
     if path.suffix in (".sh", ".sbatch")
 )
-TOOLS = ("gcloud", "kubectl", "xpk", "srun", "sbatch", "scontrol", "nvidia-smi")
+TOOLS = ("gcloud", "kubectl", "xpk", "srun", "sbatch", "scontrol", "squeue", "nvidia-smi")
 
 # states, statuses: one answer a line, the last one for good. hosts/: where a --command is carried out, if it is there.
 FAKE_TOOL = """\
@@ -58,6 +58,8 @@ elif tool == "gcloud" and command and "remote.sh status" in command[0]:
         sys.exit(255)
     for number, word in enumerate(told.split(",")):
         print(f"reft_jax on host-{{number}}: {{word}}")
+elif tool == "squeue":
+    print(answer("job", "RUNNING"))
 elif tool == "kubectl":
     (here / "stdin").write_text(sys.stdin.read())
 sys.exit(int(answer(f"code.{{tool}}", "0")))
@@ -419,6 +421,8 @@ def test_babysit_deletes_a_preempted_tpu_and_creates_it_anew(cloud):
     assert process.returncode == 0, process.stderr
     assert did[2:6] == ["describe", "delete", "describe", "describe"] and did.count("create") == 2
     assert did.index("delete") < did.index("create")
+    process, did = babysit(cloud, ["UNKNOWN", "ABSENT", "FAILED"], [""], "--max-failures", "1")
+    assert process.returncode == 1 and did == ["describe", "delete", "describe", "create", "describe"]
     process, did = babysit(cloud, ["PREEMPTED"], [""], "--max-preemptions", "1")
     assert process.returncode == 1 and did == ["describe", "delete", "describe"]
 
@@ -547,9 +551,12 @@ def test_slurm(cloud, code, restarts, requeued):
     env = dict(SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="42", SLURM_NTASKS="16", SLURM_RESTART_COUNT=str(restarts))
     process = cloud(str(copy), "--", *NASTY, **env)
     assert process.returncode == (1 if restarts == 100 else code), process.stderr
-    (tool, *argv), *others = cloud.calls()
+    (tool, *argv), *others = [call for call in cloud.calls() if call[0] != "squeue"]
     assert tool == "srun" and argv[-len(NASTY) - 3 :] == ["-m", "reft_jax.main", "--processes=16", *NASTY]
     assert others == ([["scontrol", "requeue", "42"]] if requeued else [])
+    (cloud.fake / "job").write_text("COMPLETING")  # cancelled: who does that means it
+    assert cloud(str(copy), "--", *NASTY, **env).returncode == code
+    assert "scontrol" not in [call[0] for call in cloud.calls()]
 
 
 # ------------------------------------------------------------------ images, the table

@@ -4,7 +4,7 @@
 #     bash launch/gke/render.sh [--num-slices N] [--max-restarts N] [--apply] [--dry-run] -- --config=... --workdir=/workdir/... [...]
 #
 # What is filled in is checked first. --processes (hosts of all slices) is added. --max-restarts counts failures alone (3).
-# Tried out without a cluster: ... | kubectl apply --dry-run=client -f -
+# To have the cluster check it without running it: ... | kubectl apply --dry-run=server -f -
 # shellcheck disable=SC2016 # single-quoted dollar signs are text here
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../lib.sh

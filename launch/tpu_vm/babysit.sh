@@ -83,20 +83,20 @@ while :; do
             continue
             ;;
         READY | ACTIVE) ;;
-        PREEMPTED | TERMINATED | STOPPED | SUSPENDED)
+        PREEMPTED | TERMINATED | SUSPENDED)
             # A TPU in such a state is never given back, and its name is taken as long as it is there.
             interrupted "$TPU_NAME is $state: deleting it"
             "${remove[@]}" || failed "it could not be deleted"
             sleep "$poll"
             continue
             ;;
-        FAILED)
-            failed "the request for $TPU_NAME has failed: deleting it"
+        FAILED | UNKNOWN) # a request that has failed, a repair that has
+            failed "$TPU_NAME is $state: deleting it"
             "${remove[@]}" || true
             sleep "$poll"
             continue
             ;;
-        *) # CREATING, WAITING_FOR_RESOURCES, REPAIRING, DELETING, ...
+        *) # CREATING, WAITING_FOR_RESOURCES, REPAIRING, DELETING, STOPPED (by somebody, who may start it again), ...
             note "$TPU_NAME is $state: waiting"
             sleep "$poll"
             continue
