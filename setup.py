@@ -17,6 +17,8 @@ RUN_TIME = [
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    # system-call filters around model-written programs, where the system has libseccomp.so.2
+    'pyseccomp>=0.1.2; platform_system == "Linux"',
     "safetensors>=0.5",
     "sympy>=1.13",
     "tokenizers>=0.22",
@@ -25,9 +27,14 @@ RUN_TIME = [
 ]
 
 EXTRAS = {
-    "test": ["hypothesis>=6.100", "pyseccomp>=0.1.2", "pytest>=8.3", "pytest-xdist>=3.6", "qwix>=0.1.8", "ruff>=0.9"],
-    # System-call filters around model-written programs (Linux, with libseccomp.so.2).
-    "sandbox": ["pyseccomp>=0.1.2"],
+    "test": [
+        "hypothesis>=6.100",
+        "libtpu; platform_system == 'Linux' and platform_machine == 'x86_64'",  # the compiler alone, no TPU
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "qwix>=0.1.8",
+        "ruff>=0.9",
+    ],
     # A long fuzzing run of answer extraction: tests/fuzz_answer.py.
     "fuzz": ["atheris>=3.0"],
     # A second opinion on whole models, used by tests only; they skip themselves where it is not installed.

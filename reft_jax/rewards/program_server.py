@@ -67,7 +67,7 @@ def launch(kind: str, without: str, folders: list[str]) -> None:
         if "seccomp" not in off:
             filters = [code.hex() for code in sandbox.build_filters()]
     except (ImportError, OSError, RuntimeError) as error:
-        missing["seccomp"] = f"{type(error).__name__}: {error} (pip install 'reft_jax[sandbox]' brings pyseccomp)"
+        missing["seccomp"] = f"{type(error).__name__}: {error} (pip install pyseccomp; it needs libseccomp.so.2)"
     for name in sandbox.NAMESPACES:
         try:
             if name not in off:
