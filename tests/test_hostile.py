@@ -390,6 +390,8 @@ def test_a_full_disk_and_no_folder_for_temporary_files_do_not_matter(fresh_pool,
 @linux
 def test_an_interrupt_of_the_caller_leaves_no_process_behind():
     script = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background of a shell ignores it
         "from reft_jax.rewards.program import run_programs\n"
         "run_programs(['def solution():\\n    return 1'])\n"
         "print('ready', flush=True)\n"
@@ -398,11 +400,14 @@ def test_an_interrupt_of_the_caller_leaves_no_process_behind():
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as caller:
-        assert caller.stdout.readline() == "ready\n"
-        assert wait_for(lambda: len(below(caller.pid)) >= 6)
-        family = below(caller.pid)
-        caller.send_signal(signal.SIGINT)
-        assert caller.wait(20) != 0 and "KeyboardInterrupt" in caller.stderr.read()
+        try:
+            assert caller.stdout.readline() == "ready\n"
+            assert wait_for(lambda: len(below(caller.pid)) >= 6)
+            family = below(caller.pid)
+            caller.send_signal(signal.SIGINT)
+            assert caller.wait(20) != 0 and "KeyboardInterrupt" in caller.stderr.read()
+        finally:
+            caller.kill()
 
     def ended(pid: int) -> bool:
         try:

@@ -295,10 +295,10 @@ def _ragged(length, q, new_k, new_v, k, v, *, window: int, cap: float, interpret
             out[0] = (acc[...] / total[...][..., :1]).astype(out.dtype)
             start = pl.multiple_of(jnp.minimum(place // tile * tile - last * block, block - tile), tile)
             for new, old, into in ((new_k, k, k_out), (new_v, v, v_out)):
-                kept = old[0, :, pl.ds(start, tile)]
+                kept = old[0, :, pl.ds(start, tile)].astype(jnp.float32)  # older compilers cannot mask smaller types
                 row = jax.lax.broadcasted_iota(jnp.int32, kept.shape, 1)
-                behind = jnp.where(row == place % tile, new[0][:, None], jnp.zeros_like(kept))
-                into[0] = jnp.where(row < place % tile, kept, behind)
+                behind = jnp.where(row == place % tile, new[0].astype(jnp.float32)[:, None], 0.0)
+                into[0] = jnp.where(row < place % tile, kept, behind).astype(into.dtype)
 
     def slot(*shape):
         return pl.BlockSpec((1, *shape), lambda n, j, lengths: (n, *(0,) * len(shape)))
