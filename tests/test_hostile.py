@@ -48,7 +48,7 @@ HOSTILE = {
     "fork bomb that is swallowed": ("import os\nwhile True:\n try: os.fork()\n except OSError: return 1", "blocked"),
     "thread bomb": ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()", "error"),
     "multiprocessing": ("import multiprocessing\nmultiprocessing.Process(target=print).start()", "blocked"),
-    "process pool": ("import concurrent.futures as f\nreturn f.ProcessPoolExecutor().submit(int).result()", "blocked"),
+    "process pool": ("import concurrent.futures as f\nreturn f.ProcessPoolExecutor().submit(int).result()", "blocked error"),  # without seccomp Landlock refuses its semaphore
     "subprocess": ("import subprocess\nreturn subprocess.check_output(['rm', 'CANARY'])", "blocked"),
     "os.system": ("import os\nreturn os.system('rm CANARY')", "blocked"),
     "os.popen": ("import os\nreturn os.popen('rm CANARY').read()", "blocked"),

@@ -199,8 +199,8 @@ def test_every_requirement_is_pinned_and_torch_is_no_run_time_one(tmp_path):
     ).stdout
     arguments = json.loads(output)
     assert arguments["name"] == "reft_jax" and arguments["license"] == "Apache-2.0"
-    run_time = {re.split(r"[\[<>=]", requirement)[0] for requirement in arguments["install_requires"]}
-    extras = {re.split(r"[\[<>=]", r)[0] for extra in arguments["extras_require"].values() for r in extra}
+    run_time = {re.split(r"[\[<>=;]", requirement)[0].strip() for requirement in arguments["install_requires"]}
+    extras = {re.split(r"[\[<>=;]", r)[0].strip() for extra in arguments["extras_require"].values() for r in extra}
     assert not run_time & {"torch", "tensorflow"}
     assert set(arguments["extras_require"]) == {"test", "fuzz", "parity", "qlora", "gpu", "tpu"}
     pins = constraints()
