@@ -29,7 +29,7 @@ RUN_TIME = [
 EXTRAS = {
     "test": [
         "hypothesis>=6.100",
-        "libtpu; platform_system == 'Linux' and platform_machine == 'x86_64'",  # the compiler alone, no TPU
+        "libtpu>=0.0.42; platform_system == 'Linux' and platform_machine == 'x86_64'",  # the compiler alone, no TPU
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "qwix>=0.1.8",

@@ -206,7 +206,7 @@ def test_every_requirement_is_pinned_and_torch_is_no_run_time_one(tmp_path):
     pins = constraints()
     assert run_time | extras | {"setuptools"} <= set(pins)
     for requirement in [*arguments["install_requires"], *sum(arguments["extras_require"].values(), [])]:
-        name, lowest = re.fullmatch(r"([a-z0-9-]+)(?:\[\w+\])?>=([0-9.]+)", requirement).groups()
+        name, lowest = re.fullmatch(r"([a-z0-9-]+)(?:\[\w+\])?>=([0-9.]+)(?:; .*)?", requirement).groups()
         assert [int(n) for n in pins[name].split(".")] >= [int(n) for n in lowest.split(".")], requirement
 
 
