@@ -43,7 +43,9 @@ def a_layout(devices, fsdp, tensor):
     from configs import common
     from reft_jax import config, sharding
 
-    return sharding.make_layout(config.Mesh(-1, fsdp, tensor, tuple(common.mesh(dict(name=""))["rules"].items())), devices)
+    return sharding.make_layout(
+        config.Mesh(-1, fsdp, tensor, tuple(common.mesh(dict(name=""))["rules"].items())), devices
+    )
 
 
 # ------------------------------------------------------------------ times on a device

@@ -249,18 +249,11 @@ def decode_bytes(model, prompt_lengths, lengths, steps: int) -> float:
 
 def update_flops(model, prompt_lengths, lengths, epochs: int) -> float:
     """Floating-point operations of one PPO update; `update.py` says how they are counted."""
-    import jax
+    from reft_jax.compile import forward_flops
 
-    from reft_jax import models
-
-    arch = model.arch
-    blocks = jax.tree_util.tree_leaves_with_path(models.shapes(model)["blocks"])
-    matrices = sum(leaf.size for path, leaf in blocks if path[-1].key == "kernel")
-    total = np.asarray(prompt_lengths, np.int64) + np.asarray(lengths)
-    pairs = (total * (total + 1) // 2).sum()
-    forward = 2 * matrices * total.sum() + 2 * arch.dim * arch.vocab_size * np.sum(lengths)
-    forward += 4 * arch.num_layers * arch.num_heads * arch.head_dim * pairs
-    return float(forward) * (2 + 3 * epochs)
+    rows = zip(np.asarray(prompt_lengths).tolist(), np.asarray(lengths).tolist(), strict=True)
+    forward = sum(forward_flops(model.arch, p + n, (p + n + 1) / 2, logits=n) for p, n in rows)
+    return forward * (2 + 3 * epochs)
 
 
 # ------------------------------------------------------------------ what the machine can do, and what was used of it

@@ -83,9 +83,8 @@ def devices_of(topology: str, slices: int = 1):
     from jax.experimental import topologies
 
     try:
-        both_cores = (
-            dict(chip_config_name="megacore") if kind == "v4" else {}
-        )  # one device a chip, as JAX has them there
+        # one device a chip, as JAX has them there
+        both_cores = dict(chip_config_name="megacore") if kind == "v4" else {}
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, num_slices=slices, **both_cores
         )
@@ -109,10 +108,11 @@ class Program:
     arguments: tuple  # trees of shapes with shardings
     flops: float  # of the model, in one call, all devices together
     resident: dict  # what else lies on the devices meanwhile: a tree of shapes with shardings
+    given_twice: dict  # the part of `arguments` that is there twice, and on the devices once
 
 
-def programs(config, model) -> dict[str, Program]:
-    """Everything that the config's stages would compile, by stage and function; equal ones once."""
+def programs(config, model) -> list[Program]:
+    """Everything that the config's stages would compile; of equal ones the one with the most beside it."""
     import jax
     import jax.numpy as jnp
 
@@ -149,12 +149,15 @@ def programs(config, model) -> dict[str, Program]:
     reference = everything if not tuned.lora or config.model.base != "full" else frozen
     ref_model = tuned if config.model.base != "full" else model
     length = data.max_prompt + data.max_response
-    out: dict[str, Program] = {}
+    out: dict[str, Program] = {}  # by their text
 
-    def add(name, function, arguments, flops, resident):
-        out[name] = Program(name, function.lower(*arguments), arguments, flops, resident)
+    def add(name, function, arguments, flops, resident, given_twice=None):
+        lowered = function.lower(*arguments)
+        text = lowered.as_text()
+        if text not in out or device_bytes(out[text].resident) < device_bytes(resident):
+            out[text] = Program(name, lowered, arguments, flops, resident, given_twice or {})
 
-    def add_sampling(prefix, of, params, how, num_slots, num_samples, resident):
+    def add_sampling(prefix, of, params, how, num_slots, num_samples, beside):
         engine = Engine(
             of,
             max_prompt=data.max_prompt,
@@ -173,8 +176,8 @@ def programs(config, model) -> dict[str, Program]:
             admit=0.0,
             decode=forward_flops(arch, engine.sizes[-1], data.max_prompt + engine.max_new / 2),
         )
-        for name, (function, arguments) in engine.programs(params).items():
-            add(f"{prefix}/{name}", function, arguments, flops[name], resident)
+        for name, (function, arguments, held) in engine.programs(params).items():
+            add(f"{prefix}/{name}", function, arguments, flops[name], dict(beside=beside, engine=held))
 
     def with_head(params, ppo):
         head = jax.eval_shape(
@@ -193,17 +196,17 @@ def programs(config, model) -> dict[str, Program]:
             batch = SFTBatch(asked(num), *answers(num, jnp.int32, bool))
             flops = 3 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response)
             add(f"{name}/sft_step", step, (state, batch, key, frozen or None), flops, {})
-            resident = dict(opt_state=state.opt_state, params=state.params)
-            add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, resident)
+            beside = dict(opt_state=state.opt_state)
+            add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
         if stage.kind == "reft":
             ppo, tx, num = stage.ppo, make_optimizer(stage.optim, 1000), stage.batch_size * stage.num_samples
             params = with_head(trained, ppo)
             state = placed(steps.eval_state(tx, params), steps.state_shardings(tuned, tx, params))
             policy = models.join(frozen, params)
-            beside = {} if tuned.lora else dict(reference=reference)
-            resident = dict(state=state, frozen=frozen, **beside)
-            add_sampling(name, tuned, everything, stage.sampling, num, stage.num_samples, resident)
-            add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, resident)
+            held = dict(reference=models.only_adapters(reference) if tuned.lora else reference)  # a base is there once
+            beside = held | dict(opt_state=state.opt_state, value_head=params["value_head"])
+            add_sampling(name, tuned, everything, stage.sampling, num, stage.num_samples, beside)
+            add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
             score = steps.make_score(tuned, ref_model)
             tokens, mask = answers(num, jnp.int32, bool)
             add(
@@ -212,26 +215,27 @@ def programs(config, model) -> dict[str, Program]:
                 (policy, reference, asked(num), tokens, mask),
                 2 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response),
                 dict(opt_state=state.opt_state),
+                frozen,
             )
             f32 = [jnp.float32] * 4
             logp, ref_logp, values, entropy = answers(num, *f32)
             sample = Sample(tokens, mask, *answers(num, jnp.float32))
             rollout = Rollout(asked(num), sample, logp, ref_logp, values, entropy, rows((num,), jnp.float32))
-            add(f"{name}/advantages", steps.make_advantages(ppo), (rollout,), 0.0, resident)
+            add(f"{name}/advantages", steps.make_advantages(ppo), (rollout,), 0.0, beside | everything)
             weights = answers(num, jnp.float32)[0] if ppo.correction == "importance" else None
             batch = PPOBatch(asked(num), tokens, mask, *answers(num, *f32), weights)
             chosen = jax.ShapeDtypeStruct((ppo.minibatch_size,), jnp.int32)
             step = steps.make_ppo_step(tuned, tx, params, ppo)
             size = ppo.minibatch_size
             flops = 3 * forward_flops(arch, size * length, length / 2, logits=size * data.max_response)
-            add(f"{name}/ppo_step", step, (state, batch, chosen, frozen or None), flops, beside)
+            add(f"{name}/ppo_step", step, (state, batch, chosen, frozen or None), flops, held)
         if stage.kind == "evaluate":
             params = parameters(model, models.shapes(model))
-            add_sampling(f"{name}/greedy", model, params, config_lib.GREEDY, stage.batch_size, 1, dict(params=params))
+            add_sampling(f"{name}/greedy", model, params, config_lib.GREEDY, stage.batch_size, 1, {})
             if stage.num_samples:
                 k = stage.num_samples
-                add_sampling(f"{name}/samples", model, params, stage.sampling, stage.batch_size, k, dict(params=params))
-    return out
+                add_sampling(f"{name}/samples", model, params, stage.sampling, stage.batch_size, k, {})
+    return list(out.values())
 
 
 def without_adapters(tree: dict) -> dict:
@@ -261,7 +265,7 @@ def measure(program: Program, topology: str, num_devices: int, hbm: int) -> dict
     """Compiles it: the line to print. A program that the compiler cannot fit has its words under `error`."""
     from reft_jax import hlo
 
-    resident = device_bytes(program.resident)
+    resident = device_bytes(program.resident) - device_bytes(program.given_twice)
     line = dict(function=program.name, topology=topology, num_devices=num_devices)
     began = time.monotonic()
     try:
@@ -375,27 +379,15 @@ def main(argv: list[str]) -> int:
         config, _ = config_lib.load(spec, overrides, reads_data=False)
         devices, hbm = devices_of(topology, slices)
         from reft_jax import main as run
-        from reft_jax import models, sharding
+        from reft_jax import sharding
 
         layout = sharding.make_layout(config.mesh, devices)
         run.check_batches(config, layout)
-        model = models.Model(
-            architecture(config),
-            config.model.param_dtype,
-            config.model.compute_dtype,
-            config.model.remat,
-            config.model.logits_chunk,
-            layout,
-            vocab_multiple=config.model.vocab_multiple,
-            attention=config.model.attention,
-        )
+        model = run.build_model(config, architecture(config), layout)
         run.check_adapters(config, model)
-        fits, seen = True, set()
+        fits = True
         with as_the_run(config.model.compute_dtype):
-            for program in programs(config, model).values():
-                if (text := program.lowered.as_text()) in seen:
-                    continue
-                seen.add(text)
+            for program in programs(config, model):
                 line = measure(program, topology, len(devices), hbm)
                 print(json.dumps(line), flush=True)
                 if not line["fits"]:

@@ -109,9 +109,8 @@ class Model:
     remat: str = setting(one_of=("none", "block", "dots"))
     logits_chunk: int = setting(1)  # positions whose [B, chunk, V] float32 logits exist at a time
     vocab_multiple: int = setting(1, default=1)  # rows of the embedding are padded to it, for a mesh axis to divide
-    attention: str = setting(
-        one_of=("auto", "xla", "kernel"), default="auto"
-    )  # `reft_jax/models/attention.py` says which when
+    # `reft_jax/models/attention.py` says which when
+    attention: str = setting(one_of=("auto", "xla", "kernel"), default="auto")
     lora: Lora | None = setting(default=None)  # train low-rank adapters instead of the whole model
     base: str = setting(one_of=("full", "int8", "int4", "nf4"), default="full")  # the frozen weights under adapters
 
@@ -150,9 +149,8 @@ class Mesh:
     fsdp: int = setting(-1)
     tensor: int = setting(-1)
     rules: tuple[tuple[str, tuple[str, ...]], ...] = setting()
-    decode: str = setting(
-        one_of=("replicated", "tensor", "as_trained"), default="replicated"
-    )  # while sampling; sharding.py
+    # where parameters lie while sampling: `reft_jax/sharding.py`
+    decode: str = setting(one_of=("replicated", "tensor", "as_trained"), default="replicated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +163,11 @@ class Rewards:
     max_gold_failures: float = setting(0, 1)
     max_verifier_failures: float = setting(0, 1, default=0.1)  # share of a batch that may fail for no fault of its own
     sandbox: str = setting(one_of=("auto", "require"), default="auto")  # require: all layers of rewards/sandbox.py
+
+    @property
+    def limits(self) -> dict:
+        """The arguments of `run_programs`."""
+        return dict(timeout_s=self.timeout_s, memory_mb=self.memory_mb, workers=self.workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,9 +240,8 @@ class Sampling:
     top_k: int = setting(0)  # 0 = off
     top_p: float = setting(high=1, above=0)  # 1 = off
     min_p: float = setting(0, 1, default=0.0)  # tokens less likely than this share of the likeliest are out; 0 = off
-    repetition_penalty: float = setting(
-        above=0, default=1.0
-    )  # on tokens of the prompt and of the response so far; 1 = off
+    # on tokens of the prompt and of the response so far; 1 = off
+    repetition_penalty: float = setting(above=0, default=1.0)
     forbidden: tuple[int, ...] = setting(0, default=())  # token ids that are never drawn
     stop: tuple[str, ...] = setting(default=())  # strings that end a response; its text is cut before the first of them
     min_new: int = setting(0, default=0)  # no end-of-sequence token before so many tokens

@@ -1,4 +1,4 @@
-"""What a compiled program's text (optimised HLO) says of its communication and of its copies."""
+"""What a compiled program's text (optimised HLO) says of its communication."""
 
 import collections
 import dataclasses
@@ -9,7 +9,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 BYTES = dict(pred=1, s8=1, u8=1, s4=1, u4=1, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8)
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls)=(%?[\w.\-]+)|(?:branch|called)_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
@@ -17,7 +17,6 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    name: str
     shape: str  # as written: f32[8,128]{1,0}, or a tuple of such
     op: str
     rest: str  # operands and attributes

@@ -260,6 +260,14 @@ def resolve_arch(config: config_lib.Config, tokenizer, directory) -> config_lib.
     return arch
 
 
+def build_model(config: config_lib.Config, arch: config_lib.Arch, layout):
+    """The config's model, without adapters, on that layout."""
+    from reft_jax import models
+
+    names = "param_dtype", "compute_dtype", "remat", "logits_chunk", "vocab_multiple", "attention"
+    return models.Model(arch, layout=layout, **{name: getattr(config.model, name) for name in names})
+
+
 def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
     """Tokenizes what the stages will use and grades the gold answers; returns notes for the user, raises InputError."""
     from reft_jax.data import batching, prompts
@@ -284,9 +292,7 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
             [r.answer for r in gold],
             [r.item_id for r in gold],
             matcher=data.matcher,
-            timeout_s=limits.timeout_s,
-            memory_mb=limits.memory_mb,
-            workers=limits.workers,
+            **limits.limits,
         )
         named = ", ".join(f"{item} ({grade.status}, extracted {grade.extracted})" for item, grade in failed[:5])
         if len(failed) > limits.max_gold_failures * len(gold):
@@ -334,16 +340,7 @@ def prepare(argv: list[str], stop):
     check_batches(config, layout)
     check_sizes(config, arch)
     check_identities(workdir, sources := identities(config))
-    model = models.Model(
-        arch,
-        config.model.param_dtype,
-        config.model.compute_dtype,
-        config.model.remat,
-        config.model.logits_chunk,
-        layout,
-        vocab_multiple=config.model.vocab_multiple,
-        attention=config.model.attention,
-    )
+    model = build_model(config, arch, layout)
     check_adapters(config, model)
     ways = dict(training=models.attention_path(model), decoding=models.attention_path(model, slots=True))
     if config.model.attention == "kernel":

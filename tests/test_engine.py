@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from reft_jax import models
 from reft_jax.config import WHOLE
 from reft_jax.sampling import decode
-from reft_jax.sampling.engine import Engine, Schedule
+from reft_jax.sampling.engine import Engine
+from reft_jax.sampling.schedule import Schedule
 from reft_jax.types import Prompts
 from tests import families, tiny
 from tests.processes import together

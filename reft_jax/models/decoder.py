@@ -49,10 +49,9 @@ class Model:
 class Cache(flax.struct.PyTreeNode):
     """Keys and values of what was read so far; slots [0, length) are filled."""
 
-    k: tuple[
-        jax.Array, ...
-    ]  # per layer [B, K, S, H]: a head's keys lie together, as the product with a query reads them
-    v: tuple[jax.Array, ...]  # per layer [B, K, S, H]
+    # per layer [B, K, S, H]: a head's keys lie together, as the product with a query reads them
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
     length: jax.Array  # i32[], or i32[B] where each row has its own; then tokens come one at a time
 
 

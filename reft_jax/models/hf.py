@@ -333,7 +333,7 @@ def save_hf(directory, model, params, *, max_shard_bytes: int = MAX_SHARD_BYTES)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     if "value_head" in params:
-        heads = {f"value_head.{name}": np.asarray(distributed.fetch(x)) for name, x in params["value_head"].items()}
+        heads = {f"value_head.{name}": distributed.fetch(x) for name, x in params["value_head"].items()}
         _write(directory / HEADS, heads)
     save_config(directory, model)
 

@@ -387,9 +387,8 @@ class Server:
             finish("ok" if value is not None else "no_answer", value)
         except MemoryError:
             write(RESULT_FD, memory_result)  # made beforehand: there may be no memory left to make one
-        except (
-            BaseException
-        ) as error:  # SystemExit and KeyboardInterrupt too: whatever the program raises is its result
+        except BaseException as error:
+            # SystemExit and KeyboardInterrupt too: whatever the program raises is its result
             finish("blocked" if refused else "error", detail=refused[0] if refused else describe(error))
         finally:
             leave(0)

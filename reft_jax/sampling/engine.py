@@ -30,6 +30,7 @@ from reft_jax import models
 from reft_jax.config import WHOLE, Sampling
 from reft_jax.sampling.choose import choose, first_seen, now_seen
 from reft_jax.sampling.decode import check_given
+from reft_jax.sampling.schedule import Schedule, buckets
 from reft_jax.types import Prompts, Sample
 
 
@@ -68,9 +69,8 @@ class Look(typing.NamedTuple):
 
 class Finished(typing.NamedTuple):
     row: int  # of the sample: question's place * num_samples + k
-    tokens: (
-        np.ndarray
-    )  # i32[n], the end-of-sequence token included; with a stop string, up to the token that completes it
+    # i32[n], the end-of-sequence token included; with a stop string, up to the token that completes it
+    tokens: np.ndarray
     logp: np.ndarray  # f32[n]
 
 
@@ -111,11 +111,9 @@ class Engine:
         parts = 1 if model.layout is None else model.layout.parts("batch")
         self.chunk, self.num_samples, self.max_prompt = chunk, num_samples, max_prompt
         full = max_prompt + max_new
-        self.lengths = (
-            *_buckets(max_prompt, least=32, step=2),
-            full,
-        )  # the last for prompts with a response's beginning
-        self.sizes = _buckets(num_slots, least=8, step=4, multiple=parts)
+        # the last for prompts with a response's beginning
+        self.lengths = (*buckets(max_prompt, least=32, step=2), full)
+        self.sizes = buckets(num_slots, least=8, step=4, multiple=parts)
         prefill = prefill or max(1, min(num_slots, 4096 // max_prompt))
         self.prefill_rows = -(-prefill // parts) * parts
         widths = {full} | {w for w in (full // 2, full * 3 // 4) if w >= self.LEAST_WIDTH}
@@ -138,8 +136,8 @@ class Engine:
         return sum(function._cache_size() for function in jitted)
 
     def programs(self, params) -> dict[str, tuple]:
-        """{name: (jitted function, arguments)} of a run at its largest shapes, to be lowered without arrays; `params` are shapes with
-        shardings."""
+        """{name: (jitted function, arguments, what else of params and engine lies on the devices meanwhile)} at the largest shapes, to
+        be lowered without arrays; `params` are shapes with shardings, and so is what comes back."""
         num, width, length = self.sizes[-1], self.widths[-1], self.lengths[-2]
 
         def placed(tree, places):
@@ -158,11 +156,13 @@ class Engine:
         prompts = ints(self.prefill_rows, length), ints(self.prefill_rows)
         store = placed(jax.eval_shape(self._prefill, laid, *prompts), stored)
         key, rows = jax.eval_shape(lambda: jax.random.key(0)), ints(num)
+        blocks, rest = params["blocks"], {name: node for name, node in params.items() if name != "blocks"}
+        before = laid | {"blocks": laid["blocks"][:-1]}  # the last layer is being laid out
         return dict(
-            relay=(self._relayers[1], (params["blocks"], ints())),
-            prefill=(self._prefill, (laid, *prompts)),
-            admit=(self._admit, (slots, store, rows, rows, key, rows, rows, rows)),
-            decode=(self._decode, (laid, slots, 0, self.chunk)),
+            relay=(self._relayers[1], (blocks, ints()), dict(params=rest, laid=before)),
+            prefill=(self._prefill, (laid, *prompts), dict(params=params, slots=slots, store=store)),
+            admit=(self._admit, (slots, store, rows, rows, key, rows, rows, rows), dict(params=params, laid=laid)),
+            decode=(self._decode, (laid, slots, 0, self.chunk), dict(params=params, store=store)),
         )
 
     # -------------------------------------------------------------- what callers use
@@ -314,68 +314,6 @@ class Engine:
         if not ended(len(new)):
             return None
         return bisect.bisect_left(range(1, len(new)), True, key=ended) + 1
-
-
-class Schedule:
-    """Which sample each slot works on: samples 0 to num_rows - 1, begun in that order. The host's bookkeeping, no device."""
-
-    def __init__(self, num_rows: int, sizes: tuple[int, ...]):
-        """sizes: the legal numbers of slots, ascending; the work begins with the last, or with fewer if there is less to do."""
-        self.sizes, self.num_rows, self.begun = sizes, num_rows, 0
-        self.holder = np.full(next((size for size in sizes if size >= num_rows), sizes[-1]), -1)
-
-    @property
-    def num_slots(self) -> int:
-        return len(self.holder)
-
-    @property
-    def busy(self) -> int:
-        return int((self.holder >= 0).sum())
-
-    @property
-    def waiting(self) -> int:
-        return self.num_rows - self.begun
-
-    def next_row(self) -> int | None:
-        """The sample that a free slot would take; None where there is no such slot or no such sample."""
-        return self.begun if self.waiting and self.busy < self.num_slots else None
-
-    def admit(self, before: int):
-        """(slots, samples) i64[n]: free slots and the samples below `before` that they take."""
-        free = np.flatnonzero(self.holder < 0)[: min(before, self.num_rows) - self.begun]
-        rows = self.begun + np.arange(len(free))
-        self.holder[free] = rows
-        self.begun += len(free)
-        return free, rows
-
-    def stop_at(self) -> int:
-        """How many live slots are few enough to stop for: an eighth of them ended, or a smaller set of slots would do."""
-        if self.waiting:
-            return self.busy - max(1, self.num_slots // 8)
-        return max((size for size in self.sizes if size < self.busy), default=0)
-
-    def release(self, ended) -> list[tuple[int, int]]:
-        """(slot, sample) of the busy slots that ended; they are free afterwards."""
-        done = [(int(slot), int(self.holder[slot])) for slot in np.flatnonzero((self.holder >= 0) & ended)]
-        self.holder[[slot for slot, _ in done]] = -1
-        return done
-
-    def shrink(self):
-        """i32[n], the slots that become slots 0 to n - 1 of a smaller set; None while prompts wait or none would do."""
-        num = next(size for size in self.sizes if size >= self.busy)
-        if self.waiting or num == self.num_slots:
-            return None
-        kept = np.argsort(self.holder < 0, kind="stable")[:num]
-        self.holder = self.holder[kept]
-        return kept.astype(np.int32)
-
-
-def _buckets(most: int, *, least: int, step: int, multiple: int = 1) -> tuple[int, ...]:
-    """`most` and what dividing it by `step` gives, not below `least`; ascending multiples."""
-    sizes = [most]
-    while sizes[-1] > least:
-        sizes.append(max(least, -(-sizes[-1] // step)))
-    return tuple(sorted({-(-size // multiple) * multiple for size in sizes}))
 
 
 # ------------------------------------------------------------------ the programs, which engines of one model share

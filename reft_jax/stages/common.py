@@ -111,28 +111,18 @@ def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) ->
         [records[row].answer for row in rows],
         matcher=data.matcher,
         max_verifier_failures=limits.max_verifier_failures,
-        timeout_s=limits.timeout_s,
-        memory_mb=limits.memory_mb,
-        workers=limits.workers,
         ahead=ahead,
+        **limits.limits,
     )
-    if not distributed.several():
-        return grades
     shared = distributed.share([dataclasses.astuple(grade) for grade in grades], len(texts))
     return [rewards.Grade(*grade) for grade in shared]
 
 
 def programs_ahead(run: Run) -> Ahead | None:
     """What runs programs while others are still being sampled; None where responses are no programs."""
-    limits = run.config.rewards
     if run.config.data.cot != "program":
         return None
-    return Ahead(
-        matcher=run.config.data.matcher,
-        timeout_s=limits.timeout_s,
-        memory_mb=limits.memory_mb,
-        workers=limits.workers,
-    )
+    return Ahead(matcher=run.config.data.matcher, **run.config.rewards.limits)
 
 
 def frozen_and_trained(run: Run, name: str) -> tuple[dict, dict]:

@@ -107,6 +107,7 @@ def run(name: str, stage: ReFT, run: common.Run):
             "time/update_s": update_s,
             "rate/sample_tokens_per_s": metrics["sample/length_mean"] * num_rows / sample_s,
             "sample/slot_use": metrics["sample/length_mean"] * num_rows / (sampler.counts["slot_steps"] - slot_steps),
+            # a count, but named like times: it depends on the process (compiled anew after a restart), not on the run
             "time/sample_programs": sampler.num_programs,
         }
         bar.update(

@@ -44,8 +44,7 @@ def run(name: str, stage: SFT, run: common.Run):
         start, state, progress = saved
     elif stage.continue_run:
         earlier = checkpoint.Checkpoints(run.folder(stage.init_from))
-        start = earlier.latest()
-        state, _ = earlier.restore(start, state)
+        start, state, _ = earlier.go_on(state)
         earlier.close()
     else:
         start = 0
