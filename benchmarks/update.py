@@ -5,13 +5,14 @@ tokens whose lengths are geometric (mean 130, at most 400), random scores. An up
 values of the policy, log-probabilities of the frozen reference), advantages, and two epochs of minibatches of 16 with
 AdamW and clipped gradients.
 
-- ours: `steps.make_score`, `make_advantages` and `make_ppo_step`, called as `stages/reft.py` calls them.
+- ours: `steps.make_score`, `make_advantages` and `make_ppo_step`, called as `stages/reft.py` calls them: with remat=dots, and
+  several sequences in a row (`data/packing.py`).
 - torch: the same as the ReFT authors' code has it: transformers' model with a linear value head on the last hidden
   state, a second model as reference, logits of all positions, log_softmax and gather, clipped losses, AdamW. The same
   weights (but see `rollout.py` for large presets), rollout and minibatches, so `loss` is the same: the first
   minibatch's in the second update, so that the first update's steps are compared with it.
 
-`whole` times a whole ReFT step instead: sampling (our engine, `generate`) + grading (every response's tokens become a
+`whole` times a whole ReFT step of 256 prompts instead, 64 responses at a time: sampling (our engine, `generate`) + grading (every response's tokens become a
 short program, which is run) + that update on what was sampled. Its parts are cut as the stage cuts them: ours
 dispatches scoring before the programs are run, so grade_s holds some of it. The ratio's seconds are per response token
 of each.
@@ -44,7 +45,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import common, rollout  # noqa: E402
 
-ROWS, MINIBATCH, TOY_ROWS, TOY_MINIBATCH = 64, 16, 8, 4
+ROWS, WHOLE_ROWS, MINIBATCH, TOY_ROWS, TOY_MINIBATCH = 64, 256, 16, 8, 4
 NAMES = ("whole", "ours", "torch")
 
 # Each side is a class with sample(load) -> (tokens, mask), score(load, tokens, mask) -> what update takes, and
@@ -78,7 +79,7 @@ class Ours:
 
         rules = tuple(configs.mesh(dict(name=""))["rules"].items())
         layout = sharding.make_layout(config.Mesh(1, 1, 1, rules), jax.devices()[:1])
-        self.model, params = common.make_model(given, layout=layout, remat="block" if given.remat else "none")
+        self.model, params = common.make_model(given, layout=layout, remat="block" if given.remat else "dots")
         tx = make_optimizer(optim, 1000)
         self.reference, self.ppo = params, ppo
         head = models.init_value_head(self.model, jax.random.key(1), how=ppo.value_init, bias=ppo.value_bias)
@@ -95,8 +96,15 @@ class Ours:
         return out.tokens, out.mask
 
     def score(self, load, tokens, mask):
-        questions, tokens, mask = self.model.layout.batch((rollout.prompts_of(load), tokens, mask))
-        return questions, self.score_fn(self.state.params, self.reference, questions, tokens, mask)
+        from reft_jax.data import packing
+
+        questions = rollout.prompts_of(load)
+        self.orders = orders(len(mask), self.ppo)
+        together, *self.packings = self.model.layout.batch(
+            packing.pack(questions.mask, mask, [np.arange(len(mask))]) + packing.pack(questions.mask, mask, self.orders)
+        )
+        questions, tokens, mask = self.model.layout.batch((questions, tokens, mask))
+        return questions, self.score_fn(self.state.params, self.reference, questions, tokens, mask, together)
 
     def update(self, load, tokens, mask, scored, scores):
         import jax
@@ -108,8 +116,8 @@ class Ours:
         scores = self.model.layout.batch(scores)
         batch, *_ = self.advantages_fn(Rollout(questions, sample, logp, ref_logp, values, entropy, scores))
         updates = []
-        for rows in orders(len(mask), self.ppo):
-            self.state, update = self.ppo_step(self.state, batch, rows)
+        for rows, packing in zip(self.orders, self.packings, strict=True):
+            self.state, update = self.ppo_step(self.state, batch, rows, packing=packing)
             updates.append(update)
         jax.block_until_ready(self.state)
         return float(jax.device_get(updates)[0]["ppo/loss"])
@@ -139,7 +147,11 @@ class Torch:
 
     def sample(self, load):
         self.policy.eval()
-        tokens = rollout.generate(self.policy, load, slice(None))
+        tokens = np.zeros((len(load.tokens), load.max_new), np.int64)
+        for first in range(0, len(tokens), load.slots):
+            part = slice(first, first + load.slots)
+            new = rollout.generate(self.policy, load, part)
+            tokens[part, : new.shape[1]] = new
         return tokens, common.until_end(tokens, load.ends)
 
     def forward(self, model, ids, mask, first):
@@ -255,11 +267,12 @@ def measure(name: str, given):
     whole = "whole" in given.names
     if common.missing(name, *dict(torch=("torch", "transformers")).get(name, ())):
         return
-    rows, minibatch = given.rows or (TOY_ROWS if given.toy else ROWS), given.minibatch
+    default = TOY_ROWS if given.toy else WHOLE_ROWS if whole else ROWS
+    rows, minibatch = given.rows or default, given.minibatch
     minibatch = minibatch or (TOY_MINIBATCH if given.toy else MINIBATCH)
     if rows % minibatch:
         raise SystemExit(f"--minibatch={minibatch} does not divide --rows={rows}")
-    load = common.make_load(given, num=rows, slots=rows)
+    load = common.make_load(given, num=rows)
     ppo, optim = settings(rows, minibatch)
     with tempfile.TemporaryDirectory() as folder:
         side = SIDES[name](given, ppo, optim, load, folder)

@@ -98,6 +98,7 @@ def arithmetic(cot="program", annotations="diverse", *, seed=0, num_train=1000, 
         max_response=response,
         prompt_buckets=(50,),
         response_buckets=(response,),
+        pack=False,  # all problems are about as long
     )
 
 
@@ -137,6 +138,7 @@ def files(
         max_response=max_response,
         prompt_buckets=prompt_buckets,
         response_buckets=response_buckets,
+        pack=True,
     )
 
 

@@ -119,7 +119,7 @@ def programs(config, model) -> list[Program]:
     from reft_jax import models, steps
     from reft_jax.optim import make_optimizer
     from reft_jax.sampling.engine import Engine
-    from reft_jax.types import PPOBatch, Prompts, Rollout, Sample, SFTBatch
+    from reft_jax.types import Packing, PPOBatch, Prompts, Rollout, Sample, SFTBatch
 
     data, layout, arch = config.data, model.layout, model.arch
     tuned = dataclasses.replace(model, lora=config.model.lora, base=config.model.base)
@@ -141,6 +141,13 @@ def programs(config, model) -> list[Program]:
 
     def answers(num, *dtypes):
         return [rows((num, data.max_response), dtype) for dtype in dtypes]
+
+    def together(num):
+        """Sequences that share rows, at worst as many as there are."""
+        if not data.pack:
+            return None
+        whole = (num, data.max_prompt + data.max_response)
+        return Packing(*[rows(whole, jnp.int32)] * 3, place=rows((num, data.max_response), jnp.int32))
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     everything = parameters(tuned, models.shapes(tuned))
@@ -195,7 +202,7 @@ def programs(config, model) -> list[Program]:
             num = stage.batch_size
             batch = SFTBatch(asked(num), *answers(num, jnp.int32, bool))
             flops = 3 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response)
-            add(f"{name}/sft_step", step, (state, batch, key, frozen or None), flops, {})
+            add(f"{name}/sft_step", step, (state, batch, key, frozen or None, together(num)), flops, {})
             beside = dict(opt_state=state.opt_state)
             add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
         if stage.kind == "reft":
@@ -212,7 +219,7 @@ def programs(config, model) -> list[Program]:
             add(
                 f"{name}/score",
                 score,
-                (policy, reference, asked(num), tokens, mask),
+                (policy, reference, asked(num), tokens, mask, together(num)),
                 2 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response),
                 dict(opt_state=state.opt_state),
                 frozen,
@@ -228,7 +235,7 @@ def programs(config, model) -> list[Program]:
             step = steps.make_ppo_step(tuned, tx, params, ppo)
             size = ppo.minibatch_size
             flops = 3 * forward_flops(arch, size * length, length / 2, logits=size * data.max_response)
-            add(f"{name}/ppo_step", step, (state, batch, chosen, frozen or None), flops, held)
+            add(f"{name}/ppo_step", step, (state, batch, chosen, frozen or None, together(size)), flops, held)
         if stage.kind == "evaluate":
             params = parameters(model, models.shapes(model))
             add_sampling(f"{name}/greedy", model, params, config_lib.GREEDY, stage.batch_size, 1, {})

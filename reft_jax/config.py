@@ -139,6 +139,9 @@ class Data:
     max_response: int = setting(1)
     prompt_buckets: tuple[int, ...] = setting(1)
     response_buckets: tuple[int, ...] = setting(1)
+    pack: bool = setting(
+        default=True
+    )  # several sequences share a row in training and scoring: `reft_jax/data/packing.py`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,24 @@ def response_states(model, params, prompts, tokens, mask, *, rate=0.0, key=None)
     return hidden[:, first : first + tokens.shape[1]]
 
 
+def token_outputs(model, params, prompts, tokens, mask, packing=None, *, temperature=1.0, rate=0.0, key=None):
+    """(logp, entropy, values) f32[B, R] of the response tokens; values None without a value head. `packing` (types.Packing): how
+    these sequences share rows; what comes out is the same, and anything where mask is False."""
+
+    def outputs(hidden, tokens):
+        logp, entropy = models.token_logp(model, params, hidden, tokens, temperature=temperature)
+        return logp, entropy, models.values(params, hidden) if "value_head" in params else None
+
+    if packing is None:
+        return outputs(response_states(model, params, prompts, tokens, mask, rate=rate, key=key), tokens)
+    constrain = model.layout.constrain
+    everything = jnp.concatenate([prompts.tokens, tokens], axis=1).reshape(-1)
+    packed = constrain(everything[packing.source], "batch", None)
+    hidden, _ = models.forward(model, params, packed, packing.position, packing.segment, rate=rate, key=key)
+    out = outputs(hidden, jnp.roll(packed, -1, axis=1))
+    return jax.tree.map(lambda x: constrain(x.reshape(-1)[packing.place], "batch", None), out)
+
+
 # ------------------------------------------------------------------ state
 
 
@@ -75,25 +93,27 @@ def init_state(model, tx, params) -> TrainState:
 # ------------------------------------------------------------------ updates
 
 
-def accumulated_grads(loss_fn, params, batch, num_parts: int, reduce: str):
-    """(grads, metrics) of loss_fn(params, part, part_index) -> (loss, metrics) over the batch, num_parts rows-slices at a time.
+def accumulated_grads(loss_fn, params, batch, num_parts: int, reduce: str, packing=None):
+    """(grads, metrics) of loss_fn(params, part, part_index, packing) -> (loss, metrics) over the batch, num_parts rows-slices at a time.
 
     Each part's loss is a mean over its tokens or rows; weighting it by their number gives the full batch's for any split.
     """
     if num_parts == 1:
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, 0)
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, 0, packing)
         return grads, metrics
-    parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    parts, packings = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1), (batch, packing)
+    )
     count = parts.mask.sum((1, 2)) if reduce == "token" else parts.mask.any(2).sum(1)
     weights = count.astype(jnp.float32) / jnp.maximum(count.sum(), 1).astype(jnp.float32)
 
     def add(total, xs):
-        part, weight, index = xs
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, index)
+        part, packing, weight, index = xs
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, index, packing)
         return jax.tree.map(lambda t, g: t + weight * g.astype(jnp.float32), total, grads), metrics
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    grads, metrics = jax.lax.scan(add, zeros, (parts, weights, jnp.arange(num_parts)))
+    grads, metrics = jax.lax.scan(add, zeros, (parts, packings, weights, jnp.arange(num_parts)))
     combined = {key: x.max() if key == "ppo/ratio_error" else (weights * x).sum() for key, x in metrics.items()}
     return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), combined
 
@@ -107,18 +127,18 @@ def _apply(tx, state: TrainState, grads, metrics):
 
 
 def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce: str, frozen: dict | None = None):
-    """(state, SFTBatch, key) -> (state, metrics): one update of section 3.1 of `params`; `frozen`: what else the model has."""
+    """(state, SFTBatch, key, packing=None) -> (state, metrics): one update of section 3.1 of `params`; `frozen`: what else the model
+    has."""
 
-    def loss_fn(params, batch, part, key, frozen):
+    def loss_fn(params, batch, part, packing, key, frozen):
         params = models.join(frozen or {}, params)
-        rate_key = jax.random.fold_in(key, part)
-        hidden = response_states(model, params, batch.prompts, batch.tokens, batch.mask, rate=dropout, key=rate_key)
-        logp, _ = models.token_logp(model, params, hidden, batch.tokens)
+        noise = dict(rate=dropout, key=jax.random.fold_in(key, part))
+        logp, _, _ = token_outputs(model, params, batch.prompts, batch.tokens, batch.mask, packing, **noise)
         return sft_loss(logp, batch.mask, reduce=reduce)
 
-    def step(state, batch, key, frozen=None):
+    def step(state, batch, key, frozen=None, packing=None):
         loss = functools.partial(loss_fn, key=key, frozen=frozen)
-        grads, metrics = accumulated_grads(loss, state.params, batch, accumulate, reduce)
+        grads, metrics = accumulated_grads(loss, state.params, batch, accumulate, reduce, packing)
         state, metrics = _apply(tx, state, grads, metrics)
         return state.replace(step=state.step + 1), metrics
 
@@ -128,15 +148,17 @@ def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce:
 
 
 def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, temperature: float = 1.0):
-    """(state, PPOBatch, rows i32[minibatch]) -> (state, metrics): one update on those rows of `params`; `frozen`: the rest."""
+    """(state, PPOBatch, rows i32[minibatch], packing=None) -> (state, metrics): one update on those rows of `params`; `frozen`: the
+    rest; `packing`: of those rows."""
 
-    def loss_fn(params, batch, part, frozen):
+    def loss_fn(params, batch, part, packing, frozen):
         params = models.join(frozen or {}, params)
-        hidden = response_states(model, params, batch.prompts, batch.tokens, batch.mask)
-        logp, _ = models.token_logp(model, params, hidden, batch.tokens, temperature=temperature)
+        logp, _, values = token_outputs(
+            model, params, batch.prompts, batch.tokens, batch.mask, packing, temperature=temperature
+        )
         return ppo_losses.ppo_loss(
             logp,
-            models.values(params, hidden),
+            values,
             batch,
             clip=ppo.clip,
             value_clip=ppo.value_clip,
@@ -144,10 +166,10 @@ def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, tempera
             reduce=ppo.reduce,
         )
 
-    def step(state, batch, rows, frozen=None):
+    def step(state, batch, rows, frozen=None, packing=None):
         minibatch = jax.tree.map(lambda x: model.layout.constrain(x[rows], "batch", *(None,) * (x.ndim - 1)), batch)
         loss = functools.partial(loss_fn, frozen=frozen)
-        grads, metrics = accumulated_grads(loss, state.params, minibatch, ppo.accumulate, ppo.reduce)
+        grads, metrics = accumulated_grads(loss, state.params, minibatch, ppo.accumulate, ppo.reduce, packing)
         return _apply(tx, state, grads, metrics)
 
     out = (state_shardings(model, tx, params), model.layout.replicated)
@@ -159,7 +181,7 @@ def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, tempera
 
 
 def make_score(model, ref_model=None, *, temperature: float = 1.0):
-    """(params, ref_params, Prompts, tokens, mask) -> (logp, ref_logp, values, entropy), each f32[B, R].
+    """(params, ref_params, Prompts, tokens, mask, packing=None) -> (logp, ref_logp, values, entropy), each f32[B, R].
 
     `ref_params` are of `ref_model` (None = of the same). The training forward without dropout: old log-probs and values are
     recomputed with it (section 4 of the recipe). `temperature`: of the policy and the reference, where PPO trains a tempered one.
@@ -167,12 +189,11 @@ def make_score(model, ref_model=None, *, temperature: float = 1.0):
 
     ref_model = model if ref_model is None else ref_model
 
-    def score(params, ref_params, prompts, tokens, mask):
-        hidden = response_states(model, params, prompts, tokens, mask)
-        logp, entropy = models.token_logp(model, params, hidden, tokens, temperature=temperature)
-        ref_hidden = response_states(ref_model, ref_params, prompts, tokens, mask)
-        ref_logp, _ = models.token_logp(ref_model, ref_params, ref_hidden, tokens, temperature=temperature)
-        return logp, ref_logp, models.values(params, hidden), entropy
+    def score(params, ref_params, prompts, tokens, mask, packing=None):
+        rows = prompts, tokens, mask, packing
+        logp, entropy, values = token_outputs(model, params, *rows, temperature=temperature)
+        ref_logp, _, _ = token_outputs(ref_model, ref_params, *rows, temperature=temperature)
+        return logp, ref_logp, values, entropy
 
     return jax.jit(score)
 

@@ -201,6 +201,34 @@ def test_what_cudnn_is_asked_for_is_the_plain_attention(length, left, window):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("cap, kv_heads", [(0.0, 4), (3.0, 2)])
+def test_the_gradient_of_attention_is_the_equation_s(cap, kv_heads):
+    """Over several blocks of queries, the last a short one, with rows that see nothing; against JAX's own gradient in float64."""
+    length, size = 2 * attention.QUERIES + 10, 8
+    a = arch(attention_softcap=cap, num_heads=4, num_kv_heads=kv_heads, head_dim=size)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, length, heads, size)) for heads in (4, kv_heads, kv_heads))
+    segment = np.sort(rng.integers(0, 4, (2, length)), axis=1)
+    segment[1, :5] = -1  # sees nothing at all, below
+    visible = np.tril(segment[:, :, None] == segment[:, None]) & (segment >= 0)[:, None]
+    weights = rng.normal(size=q.shape) * (segment >= 0)[..., None, None]
+
+    def equation(q, k, v):
+        k, v = (jnp.repeat(x, 4 // kv_heads, axis=2) for x in (k, v))
+        logits = attention.soft_cap(jnp.einsum("btnh,bsnh->bnts", q, k) * size**-0.5, cap)
+        logits = jnp.where(visible[:, None], logits, -1e30)
+        return (weights * jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits), v)).sum()
+
+    def ours(q, k, v):
+        return (weights.astype(np.float32) * attention._trained(a, q, k, v, visible, size**-0.5)).sum()
+
+    with jax.enable_x64(True):
+        expected = jax.jit(jax.grad(equation, argnums=(0, 1, 2)))(q, k, v)
+    got = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(*(x.astype(np.float32) for x in (q, k, v)))
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
 def test_cudnn_s_attention_lowers_for_a_gpu(monkeypatch):
     """Without cuDNN here: its version is made up. Forward and backward become its two calls."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn

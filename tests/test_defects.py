@@ -89,9 +89,9 @@ def watched(tmp_path_factory):
     def watched_step(*args, **frozen):
         step = make_ppo_step(*args, **frozen)
 
-        def call(state, batch, minibatch):
+        def call(state, batch, minibatch, packing=None):
             rows.append(np.asarray(minibatch).tolist())
-            return step(state, batch, minibatch)
+            return step(state, batch, minibatch, packing=packing)
 
         return call
 

@@ -11,6 +11,7 @@ import pytest
 
 from reft_jax import models, steps
 from reft_jax.errors import InputError
+from reft_jax.models.products import product
 from tests import reference, tiny
 
 VARIANTS = {
@@ -167,6 +168,33 @@ def loss_and_grads(model, params, tokens):
         return -models.token_logp(model, params, hidden[:, :-1], tokens[:, 1:])[0].mean()
 
     return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs", [((6,), (16,)), ((16,), (6,)), ((6,), (4, 5)), ((4, 5), (6,)), ((5,), (5,))]
+)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_product_s_gradient_is_the_equation_s(inputs, outputs, kind):
+    rng, axes = np.random.default_rng(0), len(inputs)
+    x, kernel, weights = (rng.normal(size=shape) for shape in ((3, 7, *inputs), (*inputs, *outputs), (3, 7, *outputs)))
+    x, kernel = (jnp.asarray(value, kind) for value in (x, kernel))
+
+    def loss(x, kernel):
+        return (weights.astype(np.float32) * product(x, kernel, axes, jnp.float32)).sum()
+
+    value, (dx, dkernel) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, kernel)
+    x64, kernel64 = (np.asarray(given.astype(jnp.float32), np.float64) for given in (x, kernel))
+    out = np.tensordot(x64, kernel64, axes)
+    expected = (
+        (weights * out).sum(),
+        np.tensordot(weights, np.moveaxis(kernel64, range(axes), range(-axes, 0)), len(outputs)),
+    )
+    expected += (np.tensordot(x64, weights, ((0, 1), (0, 1))),)
+    tolerance = dict(float32=1e-5, bfloat16=2e-2)[kind]
+    for got, right in zip((value, dx, dkernel), expected, strict=True):
+        scale = np.abs(right).max()
+        np.testing.assert_allclose(np.asarray(got, np.float64) / scale, right / scale, atol=tolerance)
+    assert dx.dtype == x.dtype and dkernel.dtype == kernel.dtype
 
 
 @pytest.mark.parametrize("remat", ["block", "dots"])

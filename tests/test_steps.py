@@ -125,10 +125,10 @@ class Quadratic:
 
     reduce: str
 
-    def __call__(self, w, batch, part):
+    def __call__(self, w, batch, part, packing):
         from reft_jax import masked
 
-        del part
+        del part, packing
         loss = masked.reduce(
             jnp.einsum("brd,d->br", batch.x, w) + jnp.square(jnp.einsum("brd,d->br", batch.y, w)),
             batch.mask,

@@ -16,13 +16,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
+NAME = "attention"  # what remat's policies know its result by
 MASKED = -1e30  # finite: a row that may look at nothing (padding) stays free of NaN
 LANES = 128
+QUERIES = 128  # that read the same keys
 CACHE_MULTIPLE = 16  # positions of a cache come in tiles of so many rows (bfloat16's; float32's are 8)
 
 
@@ -72,13 +75,14 @@ def cache_multiple(model) -> int:
 def attend(model, q, k, v, *, visible, real, layer, scale, cache=None):
     """q [B, T, N, H], k and v [B, T, K, H] -> ([B, T, N, H], (k, v)): attention of layer `layer` (i32[], may be traced).
 
-    visible bool[B, T, S], with the layer's window; real bool[B, S], or None if every slot is; scale f32[]. `cache`: (k, v,
-    length), buffers [B, K, S, H] into which the new keys and values go at slot `length`, i32[] or i32[B]; see Cache.
+    visible bool[B, T, S], with the layer's window; real bool[B, S], None if every slot is, or segments i32[B, S] (see forward);
+    scale f32[]. `cache`: (k, v, length), buffers [B, K, S, H] into which the new keys and values go at slot `length`, i32[] or
+    i32[B]; see Cache.
     """
     if cache is None:
         way, _ = path(model)
         if way == "xla":
-            return _plain(model.arch, q, k, v, visible, scale, "bskh"), (k, v)
+            return _trained(model.arch, q, k, v, visible, scale), (k, v)
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         windows = model.arch.windows or (0,)
         distinct = sorted(set(windows))
@@ -95,7 +99,7 @@ def attend(model, q, k, v, *, visible, real, layer, scale, cache=None):
         out, *buffers = _slots(model, q, k, v, *buffers, length, scale, window)
         return out, tuple(buffers)
     k, v = (_written(model, old, new.swapaxes(1, 2), length) for old, new in zip(buffers, (k, v), strict=True))
-    return _plain(model.arch, q, k, v, visible, scale, "bksh"), (k, v)
+    return _plain(model.arch, q, k, v, visible, scale), (k, v)
 
 
 def soft_cap(x, cap: float):
@@ -105,14 +109,86 @@ def soft_cap(x, cap: float):
 # ------------------------------------------------------------------ XLA
 
 
-def _plain(arch, q, k, v, visible, scale, keys):
-    """`keys` names the axes of k and v: bskh, or bksh as caches have them."""
+def _plain(arch, q, k, v, visible, scale):
+    """q [B, T, N, H], k and v [B, K, S, H] as caches have them."""
     b, t, n, h = q.shape
     q = q.reshape(b, t, arch.num_kv_heads, n // arch.num_kv_heads, h)
-    weights = scale * jnp.einsum(f"btkgh,{keys}->bkgts", q, k, preferred_element_type=jnp.float32)
+    weights = scale * jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     weights = soft_cap(weights, arch.attention_softcap)
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], weights, MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum(f"bkgts,{keys}->btkgh", weights, v).reshape(b, t, n, h)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(b, t, n, h)
+
+
+def _trained(arch, q, k, v, visible, scale):
+    """The same for k and v [B, T, K, H] that no query sees ahead of itself, with a gradient of its own."""
+    b, t, n, h = q.shape
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    q = q.reshape(b, arch.num_kv_heads, -1, t, h)
+    out = _dense(arch.attention_softcap, q, k, v, visible, jnp.asarray(scale, jnp.float32))
+    return out.reshape(b, n, t, h).swapaxes(1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dense(cap: float, q, k, v, visible, scale):
+    """[B, K, G, T, H] of q [B, K, G, T, H], k and v [B, K, T, H], visible bool[B, T, T], scale f32[]. QUERIES of a head's at a time,
+    with the keys until there. For the backward pass q, k, v, the result and two numbers a query are kept, and the weights computed
+    again, as in arXiv 2205.14135."""
+    return _dense_forward(cap, q, k, v, visible, scale)[0]
+
+
+def _blocks(q, k, visible):
+    """(the queries' places, q [B, K, G t, H], k [B, K, S, H], visible bool[B, 1, G t, S]) of each block of queries."""
+    b, kv, groups, length, h = q.shape
+    for first in range(0, length, QUERIES):
+        end = min(first + QUERIES, length)
+        seen = jnp.tile(visible[:, first:end, :end], (1, groups, 1))[:, None]
+        yield slice(first, end), q[:, :, :, first:end].reshape(b, kv, -1, h), k[:, :, :end], seen
+
+
+def _dense_logits(cap, q, k, seen, scale):
+    """f32[B, K, G t, S], and those before MASKED was put in."""
+    logits = soft_cap(scale * jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32), cap)
+    return jnp.where(seen, logits, MASKED), logits
+
+
+def _dense_forward(cap, q, k, v, visible, scale):
+    parts = []
+    for at, queries, keys, seen in _blocks(q, k, visible):
+        logits, _ = _dense_logits(cap, queries, keys, seen, scale)
+        top = logits.max(-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
+        out = jnp.einsum("bkqs,bksh->bkqh", (weights / total).astype(v.dtype), v[:, :, : at.stop])
+        parts.append([x.reshape(*q.shape[:3], -1, x.shape[-1]) for x in (out, top, total)])
+    out, top, total = (checkpoint_name(jnp.concatenate(x, axis=3), NAME) for x in zip(*parts, strict=True))
+    return out, (q, k, v, visible, scale, out, top, total)
+
+
+def _dense_backward(cap, kept, dout):
+    q, k, v, visible, scale, out, top, total = kept
+    own = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for at, queries, keys, seen in _blocks(q, k, visible):
+
+        def cut(x, at=at):
+            return x[:, :, :, at].reshape(*x.shape[:2], -1, x.shape[-1])
+
+        logits, uncovered = _dense_logits(cap, queries, keys, seen, scale)
+        weights = jnp.exp(logits - cut(top)) / cut(total)
+        dweights = jnp.einsum("bkqh,bksh->bkqs", cut(dout), v[:, :, : at.stop], preferred_element_type=jnp.float32)
+        dlogits = scale * weights * (dweights - cut(own))
+        if cap:
+            dlogits = dlogits * (1.0 - jnp.square(uncovered / cap))
+        dlogits, weights = dlogits.astype(q.dtype), weights.astype(q.dtype)
+        dq.append(jnp.einsum("bkqs,bksh->bkqh", dlogits, keys).reshape(q[:, :, :, at].shape))
+        # The smaller factor comes first: that is the one that a product turns around.
+        wide = dict(preferred_element_type=jnp.float32)
+        dk = dk.at[:, :, : at.stop].add(jnp.einsum("bkqh,bkqs->bkhs", queries, dlogits, **wide).swapaxes(2, 3))
+        dv = dv.at[:, :, : at.stop].add(jnp.einsum("bkqh,bkqs->bkhs", cut(dout), weights, **wide).swapaxes(2, 3))
+    return jnp.concatenate(dq, axis=3), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _written(model, buffer, new, length):
@@ -161,7 +237,7 @@ def _by_heads(model, function, q, k, v, real):
 
 
 def _splash(model, q, k, v, real, *, window: int):
-    """Causal attention of q [B, T, N, H], scaled already, among the real (bool[B, T]); JAX's splash kernel.
+    """Causal attention of q [B, T, N, H], scaled already, among the real (bool[B, T], or segments i32[B, T]); JAX's splash kernel.
 
     Padding tokens see each other: no row is empty, and nobody reads theirs. Lengths are padded to whole blocks.
     """
@@ -200,10 +276,10 @@ def _cudnn(model, q, k, v, real, *, window: int, implementation: str = "cudnn"):
 
     def local(q, k, v, real):
         q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
-        mask = jnp.pad(real, ((0, 0), (0, odd)))[:, None, None]
+        real = jnp.pad(real, ((0, 0), (0, odd)))
+        mask = (real[:, :, None] == real[:, None])[:, None]
         near = (window - 1, 0) if window else None
         attention = functools.partial(jax.nn.dot_product_attention, scale=1.0, is_causal=True, local_window_size=near)
-        mask = jnp.broadcast_to(mask, (mask.shape[0], 1, length + odd, length + odd))
         return attention(q, k, v, mask=mask, implementation=implementation)[:, :length]
 
     return _by_heads(model, local, q, k, v, real)

@@ -21,6 +21,7 @@ from flax import nnx
 from reft_jax.config import MATRICES, Arch, Lora
 from reft_jax.models import attention, quantize
 from reft_jax.models.attention import MASKED, soft_cap
+from reft_jax.models.products import product
 from reft_jax.models.rotary import rotary_tables, rotate
 from reft_jax.sharding import Layout
 
@@ -93,20 +94,14 @@ class Linear(nnx.Module):
             kernel = self.kernel[...].astype(self.dtype)
         else:
             kernel = quantize.dequantized(self.kernel_q[...], self.kernel_scale[...], self.base, jnp.dtype(self.dtype))
-        out = _contract(x, kernel, self.num_in)
+        out = product(x, kernel, self.num_in)
         if hasattr(self, "lora_a"):
-            low = _contract(x, self.lora_a[...].astype(self.dtype), self.num_in)
-            out = out + self.lora_scale * _contract(low, self.lora_b[...].astype(self.dtype), 1)
+            low = product(x, self.lora_a[...].astype(self.dtype), self.num_in)
+            out = out + self.lora_scale * product(low, self.lora_b[...].astype(self.dtype))
         if hasattr(self, "bias"):
             bias = self.bias[...].astype(self.dtype)
             out = out + bias.reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
         return out
-
-
-def _contract(x, kernel, num):
-    """The last `num` axes of x against the first `num` of kernel."""
-    axes = tuple(range(x.ndim - num, x.ndim)), tuple(range(num))
-    return jax.lax.dot_general(x, kernel, (axes, ((), ())))
 
 
 class Norm(nnx.Module):
@@ -341,14 +336,19 @@ class _Layers:
 
 REMAT = {
     "block": None,  # everything inside a block is computed again in the backward pass
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # matrix products with weights are kept
+    # products with weights are kept, and what attention gives
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(attention.NAME),
+    ),
 }
 
 
 def forward(model: Model, params, tokens, positions, mask, cache: Cache | None = None, *, rate=0.0, key=None):
     """Hidden states after the last norm, [B, T, D], and the cache.
 
-    tokens, positions i32[B, T]. Without a cache, mask is bool[B, T] (True = real; left- or right-padded). With one, the
+    tokens, positions i32[B, T]. Without a cache, mask is bool[B, T] (True = real; left- or right-padded), or i32[B, T]: which of
+    several sequences in a row a token belongs to (0 = padding). With one, mask is bool and the
     tokens go into slots [length, length + T), and mask is bool[B, S] over the slots, or None: all of them are real up to the
     tokens'. `rate` is dropout's, with its `key`.
     """
@@ -360,7 +360,11 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
     num_queries, num_slots = tokens.shape[1], mask.shape[1] if cache is None else cache.k[0].shape[2]
     first = jnp.zeros((1, 1, 1), jnp.int32) if cache is None else cache.length.reshape(-1, 1, 1)
     causal = jnp.arange(num_slots)[None, None] <= first + jnp.arange(num_queries)[None, :, None]
-    layers = _Layers(arch, positions, causal if mask is None else causal & mask[:, None], mask, first)
+    if mask is None:
+        visible = causal
+    else:
+        visible = causal & (mask[:, None] if mask.dtype == bool else mask[:, :, None] == mask[:, None])
+    layers = _Layers(arch, positions, visible, mask, first)
 
     if cache is None:
 
@@ -434,11 +438,8 @@ def empty_cache(model: Model, batch: int, num_slots: int) -> Cache:
 def unembed(model: Model, params, hidden) -> jax.Array:
     """Logits f32[..., num_rows] of hidden [..., D]; rows past the vocabulary are never likely."""
     arch, dtype = model.arch, jnp.dtype(model.compute_dtype)
-    if arch.tie_embeddings:
-        kernel, equation = params["embed"]["kernel"], "...d,vd->...v"
-    else:
-        kernel, equation = params["unembed"]["kernel"], "...d,dv->...v"
-    out = jnp.einsum(equation, hidden, kernel.astype(dtype), preferred_element_type=jnp.float32)
+    kernel = params["embed"]["kernel"].T if arch.tie_embeddings else params["unembed"]["kernel"]
+    out = product(hidden, kernel.astype(dtype), dtype=jnp.float32)
     if not arch.tie_embeddings and arch.unembed_bias:
         out = out + _wide(params["unembed"]["bias"].astype(jnp.float32), out)
     out = soft_cap(out, arch.logit_softcap)

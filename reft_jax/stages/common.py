@@ -11,7 +11,7 @@ import numpy as np
 
 from reft_jax import checkpoint, distributed, models, steps
 from reft_jax.config import Config, Sampling
-from reft_jax.data import batching, prompts
+from reft_jax.data import batching, packing, prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import Splits
 from reft_jax.errors import InputError, Preempted, RunError, Stop
@@ -20,7 +20,7 @@ from reft_jax.rewards import score as rewards
 from reft_jax.rewards.score import Ahead
 from reft_jax.sampling.engine import Engine
 from reft_jax.sharding import Layout
-from reft_jax.types import Prompts
+from reft_jax.types import Packing, Prompts
 
 SAMPLE, PERMUTE, DROPOUT, INIT = range(4)  # streams of random numbers
 
@@ -82,6 +82,14 @@ def make_prompts(run: Run, encoded, rows) -> Prompts:
     length = batching.bucket(max(map(len, tokens)), run.config.data.prompt_buckets)
     padded, mask = batching.pad_left(tokens, length, run.tokenizer.pad_token_id)
     return Prompts(padded, mask, np.asarray(rows, np.int32))
+
+
+def pack(run: Run, prompts: Prompts, mask, groups, parts: int = 1) -> list[Packing | None]:
+    """How each group's sequences share rows, on the mesh (`packing.pack`); None where config.data.pack is off. Host arrays."""
+    if not run.config.data.pack:
+        return [None] * len(groups)
+    packings = packing.pack(prompts.mask, mask, groups, parts=parts, multiple=run.layout.parts("batch"))
+    return run.layout.batch(packings)
 
 
 def make_sampler(run: Run, model, sampling: Sampling, num_slots: int, num_samples: int = 1) -> Engine:

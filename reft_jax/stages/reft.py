@@ -71,12 +71,17 @@ def run(name: str, stage: ReFT, run: common.Run):
         slot_steps = sampler.counts["slot_steps"]
         key = common.key_of(seed, name, step, common.SAMPLE)
         sample, texts = respond(run, sampler, policy, questions, key, records, ahead)
-        drawn = trim(run, sample)
-        sample, questions = run.layout.batch((drawn, repeat(questions, stage.num_samples)))
+        drawn, asked = trim(run, sample), repeat(questions, stage.num_samples)
+        [together] = common.pack(run, asked, drawn.mask, [np.arange(num_rows)])
+        order_key = common.key_of(seed, name, step, common.PERMUTE)
+        orders = [jax.random.permutation(jax.random.fold_in(order_key, i), num_rows) for i in range(ppo.epochs)]
+        minibatches = np.concatenate(orders).reshape(-1, ppo.minibatch_size)
+        packings = common.pack(run, asked, drawn.mask, minibatches, ppo.accumulate)
+        sample, questions = run.layout.batch((drawn, asked))
         clock.append(time.monotonic())
 
         # Dispatched first: the device works on it while the last answers are graded.
-        scored = score_fn(policy, ref_params, questions, sample.tokens, sample.mask)
+        scored = score_fn(policy, ref_params, questions, sample.tokens, sample.mask, together)
         grades = common.grade(run, records, texts, "reft", ahead)
         score = rewards.score(grades, partial_reward=stage.partial_reward, partial_on=stage.partial_on, task=data.name)
         clock.append(time.monotonic())
@@ -85,11 +90,9 @@ def run(name: str, stage: ReFT, run: common.Run):
         rollout = Rollout(questions, sample, logp, ref_logp, values, entropy, run.layout.batch(score))
         batch, metrics, kl = advantages_fn(rollout)
         updates = []
-        for epoch in range(ppo.epochs):
-            order_key = jax.random.fold_in(common.key_of(seed, name, step, common.PERMUTE), epoch)
-            for minibatch in jax.random.permutation(order_key, num_rows).reshape(-1, ppo.minibatch_size):
-                state, update = ppo_step(state, batch, minibatch)
-                updates.append(update)
+        for minibatch, packing in zip(minibatches, packings, strict=True):
+            state, update = ppo_step(state, batch, minibatch, packing=packing)
+            updates.append(update)
         state = state.replace(step=state.step + 1)
 
         metrics = (
@@ -171,8 +174,10 @@ def compare(run, name, stage, sampler, score_fn, encoded, policy, ref_params):
     rows = batching.batch_indices(run.config.seed, 0, stage.batch_size, len(encoded))
     questions = common.make_prompts(run, encoded, rows)
     sample = trim(run, sampler(policy, questions, common.key_of(run.config.seed, name, 0, common.SAMPLE)))
-    questions = run.layout.batch(repeat(questions, stage.num_samples))
-    logp = score_fn(policy, ref_params, questions, *run.layout.batch((sample.tokens, sample.mask)))[0]
+    questions = repeat(questions, stage.num_samples)
+    [together] = common.pack(run, questions, sample.mask, [np.arange(len(sample.mask))])
+    questions, tokens, mask = run.layout.batch((questions, sample.tokens, sample.mask))
+    logp = score_fn(policy, ref_params, questions, tokens, mask, together)[0]
     gap = np.abs(distributed.fetch(logp) - sample.logp)[sample.mask]
     limit = stage.max_logp_gap or {"float32": 1e-4, "bfloat16": 0.05}[run.model.compute_dtype]
     print(

@@ -14,18 +14,20 @@ from reft_jax.data import batching
 from reft_jax.metrics import Lines, Progress
 from reft_jax.optim import make_optimizer
 from reft_jax.stages import common
-from reft_jax.types import Prompts, SFTBatch, TrainState
+from reft_jax.types import Packing, Prompts, SFTBatch, TrainState
 
 
-def make_batch(run, encoded, rows) -> SFTBatch:
-    """Prompts left-padded and targets right-padded, each to the bucket of its longest."""
+def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[SFTBatch, Packing | None]:
+    """Prompts left-padded and targets right-padded, each to the bucket of its longest; and how they share rows."""
     data, pad = run.config.data, run.tokenizer.pad_token_id
     prompts, targets = [encoded[i].prompt for i in rows], [encoded[i].response for i in rows]
     prompt_tokens, prompt_mask = batching.pad_left(
         prompts, batching.bucket(max(map(len, prompts)), data.prompt_buckets), pad
     )
     tokens, mask = batching.pad_right(targets, batching.bucket(max(map(len, targets)), data.response_buckets), pad)
-    return run.layout.batch(SFTBatch(Prompts(prompt_tokens, prompt_mask, np.asarray(rows, np.int32)), tokens, mask))
+    batch = SFTBatch(Prompts(prompt_tokens, prompt_mask, np.asarray(rows, np.int32)), tokens, mask)
+    [packing] = common.pack(run, batch.prompts, mask, [np.arange(len(rows))], accumulate)
+    return run.layout.batch(batch), packing
 
 
 def run(name: str, stage: SFT, run: common.Run):
@@ -65,9 +67,9 @@ def run(name: str, stage: SFT, run: common.Run):
         distributed.beat()
         began = time.monotonic()
         rows = batching.batch_indices(seed, step - 1, size, num)
-        state, metrics = train_step(
-            state, make_batch(run, train.encoded, rows), common.key_of(seed, "sft", step, common.DROPOUT)
-        )
+        batch, packing = make_batch(run, train.encoded, rows, stage.accumulate)
+        key = common.key_of(seed, "sft", step, common.DROPOUT)
+        state, metrics = train_step(state, batch, key, packing=packing)
 
         last = step == num_steps
         checked = last or common.crossed(step, stage.eval_every, size, num)
