@@ -12,10 +12,10 @@ AdamW and clipped gradients.
   weights (but see `rollout.py` for large presets), rollout and minibatches, so `loss` is the same: the first
   minibatch's in the second update, so that the first update's steps are compared with it.
 
-`whole` times a whole ReFT step of 256 prompts instead, 64 responses at a time: sampling (our engine, `generate`) + grading (every response's tokens become a
-short program, which is run) + that update on what was sampled. Its parts are cut as the stage cuts them: ours
-dispatches scoring before the programs are run, so grade_s holds some of it. The ratio's seconds are per response token
-of each.
+`whole` times a whole ReFT step of 256 prompts instead, 64 responses at a time: sampling (our engine, `generate`) + grading
+(every response's tokens become a short program, which is run) + that update on what was sampled. Its parts are cut as the
+stage cuts them: ours dispatches scoring before the programs are run, so grade_s holds some of it. The ratio's seconds are
+per response token of each.
 
 `--rows`, `--minibatch`, `--size=PRESET`, `--dtype=bfloat16` (parameters, gradients and AdamW's moments too),
 `--prompts=FILE`, `--remat` (blocks are computed again in the backward pass, in both). Each runs in a process of its
@@ -85,7 +85,10 @@ class Ours:
         head = models.init_value_head(self.model, jax.random.key(1), how=ppo.value_init, bias=ppo.value_bias)
         params = params | {"value_head": head}
         self.state = steps.init_state(self.model, tx, params)
-        self.score_fn, self.advantages_fn = steps.make_score(self.model), steps.make_advantages(ppo)
+        self.score_fn, self.advantages_fn = (
+            steps.make_score(self.model, most=ppo.minibatch_size),
+            steps.make_advantages(ppo),
+        )
         self.ppo_step = steps.make_ppo_step(self.model, tx, self.state.params, ppo)
         self.engine = rollout.make_engine(self.model, load)
 

@@ -156,7 +156,7 @@ def mesh(model):
         mlp=("tensor",),
     )
     sizes = dict(data=1, fsdp=16, tensor=-1) if is_large(model["name"]) else dict(data=-1, fsdp=1, tensor=1)
-    return dict(**sizes, rules=rules, decode="replicated")
+    return dict(**sizes, rules=rules, decode="replicated", moments="device")
 
 
 def rewards():
@@ -177,6 +177,7 @@ def optim(lr, *, warmup=0.0, hold=0.0, final=1.0, schedule_epochs=0.0, weight_de
         b2=b2,
         eps=1e-8,
         weight_decay=weight_decay,
+        mu_dtype="",
         max_grad_norm=max_grad_norm,
     )
 

@@ -1,9 +1,10 @@
-"""Orbax checkpoints of a stage: <stage>/checkpoints/<step>, written atomically, the last two and the best kept.
+"""Orbax checkpoints of a stage: <stage>/checkpoints/<step>, written atomically while training goes on, the last two and the best kept.
 
 A checkpoint holds three items: `params`, `opt` (optimizer state and step) and `progress` (a small JSON). Parameters stand
 alone so that other stages, and `load_params`, read them without the optimizer.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -53,15 +54,17 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).resolve() / "checkpoints"
         self._policy = KeepLastAndBest()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=False
+            preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, progress: dict):
-        """Blocks until step is on disk; a step that is there already is left as it is. Raises RunError on a full disk."""
+    def save(self, step: int, state: TrainState, progress: dict, *, wait: bool = True):
+        """Blocks until step is on disk, or without `wait` until it is copied from the devices (it may be donated then, and the next call
+        waits for the disk). A step that is there already is left as it is. Raises RunError on a full disk."""
+        self.wait()
         if step == self.latest():
             return
         self._policy.best_step = progress["best_step"]
@@ -69,16 +72,28 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt=ocp.args.StandardSave(opt),
-            progress=ocp.args.JsonSave(progress),
+            progress=ocp.args.JsonSave(dict(progress)),
         )
-        try:
+        with self._full_disk_said():
             self._manager.save(step, args=items)
+        if wait:
+            self.wait()
+
+    def wait(self):
+        """Blocks until all that was saved is on disk. Raises RunError on a full disk."""
+        with self._full_disk_said():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _full_disk_said(self):
+        try:
+            yield
         except Exception as error:
             if disk_full(error):
+                done = _steps(self.folder)
                 raise RunError(
-                    f"{self.folder}: the disk is full, checkpoint {step} was not written; the last complete one is "
-                    f"{self.latest()}. Free some space and run the same command again to go on from it"
+                    f"{self.folder}: the disk is full, the checkpoint was not written; the last complete one is "
+                    f"{done[-1] if done else None}. Free some space and run the same command again to go on from it"
                 ) from error
             raise
 
@@ -113,6 +128,7 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """(state, progress) of a step, placed as `like` (arrays or ShapeDtypeStructs with shardings)."""
+        self.wait()
         opt = {"step": like.step, "opt_state": like.opt_state}
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(like.params),
@@ -124,6 +140,7 @@ class Checkpoints:
         return TrainState(restored.opt["step"], restored.params, restored.opt["opt_state"]), restored.progress
 
     def close(self):
+        self.wait()
         self._manager.close()
 
 

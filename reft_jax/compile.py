@@ -214,7 +214,7 @@ def programs(config, model) -> list[Program]:
             beside = held | dict(opt_state=state.opt_state, value_head=params["value_head"])
             add_sampling(name, tuned, everything, stage.sampling, num, stage.num_samples, beside)
             add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
-            score = steps.make_score(tuned, ref_model)
+            score = steps.make_score(tuned, ref_model, most=ppo.minibatch_size // ppo.accumulate)
             tokens, mask = answers(num, jnp.int32, bool)
             add(
                 f"{name}/score",
@@ -315,7 +315,7 @@ def device_bytes(tree) -> int:
 
 
 def leaves(tree):
-    """(path, bytes on one device, ways that it is split) of each leaf."""
+    """(path, bytes on one device, ways that it is split) of each leaf that lies in the devices' memory."""
     import jax
     import numpy as np
 
@@ -325,6 +325,8 @@ def leaves(tree):
             continue  # a plain number
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
             continue  # random keys
+        if sharding is not None and sharding.memory_kind == "pinned_host":
+            continue
         whole = int(np.prod(leaf.shape))
         part = int(np.prod(sharding.shard_shape(leaf.shape))) if sharding is not None else whole
         name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
@@ -354,7 +356,8 @@ def advice(line: dict, config, program: Program) -> str:
         f"  the largest arrays of a device: {held}\n"
         "  what helps: more devices; a larger mesh.fsdp or mesh.tensor; a smaller batch_size, or ppo.accumulate / accumulate in more parts; "
         f"model.remat=block (now {config.model.remat}); a smaller model.logits_chunk (now {config.model.logits_chunk}); "
-        f"model.param_dtype=bfloat16; mesh.decode=tensor (now {config.mesh.decode}); adapters (model.lora)"
+        f"model.param_dtype=bfloat16; optim.mu_dtype=bfloat16; mesh.moments=host (now {config.mesh.moments}); "
+        f"mesh.decode=tensor (now {config.mesh.decode}); adapters (model.lora)"
     )
 
 

@@ -154,6 +154,7 @@ class Mesh:
     rules: tuple[tuple[str, tuple[str, ...]], ...] = setting()
     # where parameters lie while sampling: `reft_jax/sharding.py`
     decode: str = setting(one_of=("replicated", "tensor", "as_trained"), default="replicated")
+    moments: str = setting(one_of=("device", "host"), default="device")  # the memory of AdamW's moments between updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,7 @@ class Optim:
     eps: float = setting(above=0)
     weight_decay: float = setting(0)
     max_grad_norm: float = setting(0)
+    mu_dtype: str = setting(one_of=("", "float32", "bfloat16"), default="")  # of the first moment; "" = the parameters'
 
 
 @dataclasses.dataclass(frozen=True)

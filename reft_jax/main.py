@@ -29,7 +29,7 @@ from reft_jax.errors import InputError, Preempted, RunError, Stop
 USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]"
 
 # Settings that a started run may change: they say how it is watched and kept, or where it lies, not what it computes.
-CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor", "decode")
+CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor", "decode", "moments")
 
 
 def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]], dict]:
@@ -456,6 +456,25 @@ def multiply_in(compute_dtype: str):
         jax.config.update("jax_default_matmul_precision", "highest")
 
 
+def keep_compiled(workdir: pathlib.Path):
+    """Compiled programs stay in .jax_cache beside the workdir, for the runs that follow, unless JAX_COMPILATION_CACHE_DIR names another
+    place (a bucket, say). A CPU's are for processors with the same instructions alone."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = workdir.parent / ".jax_cache"
+    if jax.default_backend() == "cpu":
+        lines = pathlib.Path("/proc/cpuinfo")
+        words = (
+            next((line for line in lines.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+            if lines.exists()
+            else ""
+        )
+        folder /= hashlib.sha256(f"{platform.machine()} {words}".encode()).hexdigest()[:16]
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def execute(run, about: dict):
     """Writes the run's first files and runs what is not done yet."""
     import jax
@@ -521,6 +540,7 @@ def main(argv: list[str]) -> int:
         with stop.listening():
             run, about = prepare(argv, stop)
             with opened(run.workdir):
+                keep_compiled(run.workdir)
                 execute(run, about)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -30,6 +30,7 @@ def make_optimizer(optim, num_updates: int) -> optax.GradientTransformation:
         b2=optim.b2,
         eps=optim.eps,
         weight_decay=optim.weight_decay,
+        mu_dtype=optim.mu_dtype or None,
         mask=decayed,
     )
     return optax.chain(optax.clip_by_global_norm(optim.max_grad_norm), adamw) if optim.max_grad_norm else adamw

@@ -25,6 +25,7 @@ class Layout:
 
     mesh: Mesh
     rules: tuple[tuple[str, tuple[str, ...]], ...]
+    moments: str = "device"  # or host: whose memory the optimizer's moments lie in between updates
 
     def spec(self, names: typing.Sequence[str | None], shape: typing.Sequence[int]) -> PartitionSpec:
         rules, used, out = dict(self.rules), set(), []
@@ -104,7 +105,9 @@ def make_layout(mesh: config_lib.Mesh, devices=None) -> Layout:
             f"config.mesh: data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not multiply to the {len(devices)} devices here; "
             f"set sizes whose product is {len(devices)}, or one of them to -1"
         )
-    return Layout(Mesh(_arranged(sizes, devices), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3), mesh.rules)
+    return Layout(
+        Mesh(_arranged(sizes, devices), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3), mesh.rules, mesh.moments
+    )
 
 
 def _arranged(sizes: list[int], devices):

@@ -29,22 +29,41 @@ def response_states(model, params, prompts, tokens, mask, *, rate=0.0, key=None)
     return hidden[:, first : first + tokens.shape[1]]
 
 
-def token_outputs(model, params, prompts, tokens, mask, packing=None, *, temperature=1.0, rate=0.0, key=None):
+def token_outputs(model, params, prompts, tokens, mask, packing=None, *, temperature=1.0, rate=0.0, key=None, most=0):
     """(logp, entropy, values) f32[B, R] of the response tokens; values None without a value head. `packing` (types.Packing): how
-    these sequences share rows; what comes out is the same, and anything where mask is False."""
+    these sequences share rows; what comes out is the same, and anything where mask is False. `most`: rows at a time, 0 = all."""
 
     def outputs(hidden, tokens):
         logp, entropy = models.token_logp(model, params, hidden, tokens, temperature=temperature)
         return logp, entropy, models.values(params, hidden) if "value_head" in params else None
 
-    if packing is None:
+    def alone(prompts, tokens, mask):
         return outputs(response_states(model, params, prompts, tokens, mask, rate=rate, key=key), tokens)
+
+    def sharing(packed, position, segment):
+        hidden, _ = models.forward(model, params, packed, position, segment, rate=rate, key=key)
+        return outputs(hidden, jnp.roll(packed, -1, axis=1))
+
+    multiple = model.layout.parts("batch") if model.layout else 1
+    if packing is None:
+        return in_slices(alone, (prompts, tokens, mask), most, multiple)
     constrain = model.layout.constrain
     everything = jnp.concatenate([prompts.tokens, tokens], axis=1).reshape(-1)
     packed = constrain(everything[packing.source], "batch", None)
-    hidden, _ = models.forward(model, params, packed, packing.position, packing.segment, rate=rate, key=key)
-    out = outputs(hidden, jnp.roll(packed, -1, axis=1))
+    out = in_slices(sharing, (packed, packing.position, packing.segment), most, multiple)
     return jax.tree.map(lambda x: constrain(x.reshape(-1)[packing.place], "batch", None), out)
+
+
+def in_slices(function, rows, most: int, multiple: int):
+    """function(*rows) for a tree of arrays [B, ...] whose rows do not matter to each other, at most `most` of them at a time (0 = all),
+    and a multiple of `multiple`."""
+    num = jax.tree.leaves(rows)[0].shape[0]
+    size = max((n for n in range(multiple, most + 1, multiple) if num % n == 0), default=num)
+    if size == num or not most:
+        return function(*rows)
+    slices = jax.tree.map(lambda x: x.reshape(size, num // size, *x.shape[1:]).swapaxes(0, 1), rows)
+    out = jax.lax.map(lambda some: function(*some), slices)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(num, *x.shape[2:]), out)
 
 
 # ------------------------------------------------------------------ state
@@ -67,11 +86,16 @@ def param_shardings(model, params):
 
 
 def state_shardings(model, tx, params) -> TrainState:
-    """Shardings of a TrainState: the optimizer's moments lie where their parameters do, scalars everywhere."""
-    places = param_shardings(model, params)
+    """Shardings of a TrainState: the optimizer's moments lie where their parameters do (or beside, in the host's memory), scalars
+    everywhere."""
+    places, host = param_shardings(model, params), model.layout.moments == "host"
     opt_state = jax.eval_shape(tx.init, params)
     opt_places = optax.tree_utils.tree_map_params(
-        tx, lambda _, place: place, opt_state, places, transform_non_params=lambda _: model.layout.replicated
+        tx,
+        lambda _, place: place.with_memory_kind("pinned_host") if host else place,
+        opt_state,
+        places,
+        transform_non_params=lambda _: model.layout.replicated,
     )
     return TrainState(model.layout.replicated, places, opt_places)
 
@@ -118,7 +142,11 @@ def accumulated_grads(loss_fn, params, batch, num_parts: int, reduce: str, packi
     return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), combined
 
 
-def _apply(tx, state: TrainState, grads, metrics):
+def _apply(model, tx, state: TrainState, grads, metrics):
+    if model.layout.moments == "host":
+        places = state_shardings(model, tx, state.params).opt_state
+        here = jax.tree.map(lambda place: place.with_memory_kind("device"), places)
+        state = state.replace(opt_state=jax.device_put(state.opt_state, here))
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix types
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -139,7 +167,7 @@ def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce:
     def step(state, batch, key, frozen=None, packing=None):
         loss = functools.partial(loss_fn, key=key, frozen=frozen)
         grads, metrics = accumulated_grads(loss, state.params, batch, accumulate, reduce, packing)
-        state, metrics = _apply(tx, state, grads, metrics)
+        state, metrics = _apply(model, tx, state, grads, metrics)
         return state.replace(step=state.step + 1), metrics
 
     out = (state_shardings(model, tx, params), model.layout.replicated)
@@ -170,7 +198,7 @@ def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, tempera
         minibatch = jax.tree.map(lambda x: model.layout.constrain(x[rows], "batch", *(None,) * (x.ndim - 1)), batch)
         loss = functools.partial(loss_fn, frozen=frozen)
         grads, metrics = accumulated_grads(loss, state.params, minibatch, ppo.accumulate, ppo.reduce, packing)
-        return _apply(tx, state, grads, metrics)
+        return _apply(model, tx, state, grads, metrics)
 
     out = (state_shardings(model, tx, params), model.layout.replicated)
     step = jax.jit(step, donate_argnums=0, out_shardings=out)
@@ -180,19 +208,21 @@ def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, tempera
 # ------------------------------------------------------------------ scoring, advantages
 
 
-def make_score(model, ref_model=None, *, temperature: float = 1.0):
+def make_score(model, ref_model=None, *, temperature: float = 1.0, most: int = 0):
     """(params, ref_params, Prompts, tokens, mask, packing=None) -> (logp, ref_logp, values, entropy), each f32[B, R].
 
     `ref_params` are of `ref_model` (None = of the same). The training forward without dropout: old log-probs and values are
     recomputed with it (section 4 of the recipe). `temperature`: of the policy and the reference, where PPO trains a tempered one.
+    `most`: rows at a time, so that many samples need no more memory than an update (0 = all).
     """
 
     ref_model = model if ref_model is None else ref_model
 
     def score(params, ref_params, prompts, tokens, mask, packing=None):
         rows = prompts, tokens, mask, packing
-        logp, entropy, values = token_outputs(model, params, *rows, temperature=temperature)
-        ref_logp, _, _ = token_outputs(ref_model, ref_params, *rows, temperature=temperature)
+        settings = dict(temperature=temperature, most=most)
+        logp, entropy, values = token_outputs(model, params, *rows, **settings)
+        ref_logp, _, _ = token_outputs(ref_model, ref_params, *rows, **settings)
         return logp, ref_logp, values, entropy
 
     return jax.jit(score)

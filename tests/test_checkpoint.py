@@ -178,9 +178,34 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(state, open_checkpoin
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "save", full)
-        with pytest.raises(RunError, match="disk is full.*checkpoint 2 was not written; the last complete one is 1"):
+        with pytest.raises(RunError, match="disk is full.*checkpoint was not written; the last complete one is 1"):
             checkpoints.save(2, state, progress())
     tiny.assert_trees_equal(checkpoints.restore(1, state)[0], state)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(state, open_checkpoints, tmp_path, monkeypatch):
+    """What was saved is the state at that moment, even if its buffers are given away at once; a failure is said by what comes next."""
+    checkpoints, facts = open_checkpoints(), progress(None)
+    given_away = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)
+    copy = jax.tree.map(jnp.copy, state)
+    checkpoints.save(1, copy, facts, wait=False)
+    facts["note"] = "later"
+    given_away(copy)
+    checkpoints.save(2, state, facts, wait=False)
+    checkpoints.wait()
+    assert kept(tmp_path) == [1, 2]
+    for step, said in ((1, progress(None)), (2, facts)):
+        restored, read = checkpoints.restore(step, state)
+        tiny.assert_trees_equal(restored, state)
+        assert read == said
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "wait_until_finished", full)
+        with pytest.raises(RunError, match="disk is full.*the last complete one is 2"):
+            checkpoints.save(3, state, facts, wait=False)
 
 
 def test_another_failure_is_not_taken_for_a_full_disk(state, open_checkpoints, monkeypatch):

@@ -194,6 +194,20 @@ def tpu():
     return True
 
 
+def test_moments_on_the_host_leave_their_bytes_on_the_chips(capsys):
+    tpu()
+    steps = [
+        next(
+            line
+            for line in lines(capsys, "--topology=v5e:2x4", f"--config.mesh.moments={where}")
+            if "ppo_step" in line["function"]
+        )
+        for where in ("device", "host")
+    ]
+    there, away = (step["argument_bytes"] for step in steps)
+    assert away < there / 2  # parameters and two moments, or parameters alone (and the batch)
+
+
 @pytest.mark.parametrize("mesh", ["data=8,fsdp=1,tensor=1", "data=2,fsdp=2,tensor=2"])
 def test_the_demo_compiles_for_eight_tpus(mesh, capsys):
     tpu()

@@ -487,7 +487,7 @@ def test_a_stage_writes_down_how_it_chose(tmp_path, select, select_on, said, ste
     other = {"dev": "test", "test": "dev"}[select_on]
     for at, accuracy in [(0, 0.1), (2, 0.5), (4, 0.5), (6, 0.3)]:
         sft.select(progress, at, {f"eval/{select_on}_accuracy": accuracy, f"eval/{other}_accuracy": at}, stage)
-    sft.finish(run, "reft", stage, None, progress, 6, 3.0)
+    sft.finish(run, "reft", stage, progress, 6, 3.0)
     facts = run.facts("reft")
     assert (facts["selected_on"], facts["selected_step"], facts["last_step"]) == (said, step, 6)
     assert facts["selected_epoch"] == step / 2

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -72,6 +73,31 @@ def test_one_process_is_all_there_is():
     np.testing.assert_array_equal(distributed.fetch({"a": np.arange(2)})["a"], [0, 1])
 
 
+def test_the_watchdog_ends_a_process_that_makes_no_step_with_all_its_stacks():
+    code = """
+import threading, time
+from reft_jax import distributed
+distributed.initialize(distributed.read_flags(dict(watchdog="1"), {}), {})
+distributed._STATE.watchdog_s /= 60
+def waits_for_another_host():
+    time.sleep(60)
+threading.Thread(target=waits_for_another_host, daemon=True).start()
+for _ in range(4):
+    distributed.beat()
+    time.sleep(0.5)  # each step is in time, all together are not
+distributed.rest()
+time.sleep(1.5)
+print("steps were made", flush=True)
+distributed.beat()
+time.sleep(60)
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and time.monotonic() - began < 30
+    assert done.stdout.startswith("steps were made") and "waits_for_another_host" in done.stderr
+    assert done.stderr.count("Thread 0x") == 2
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -90,8 +116,6 @@ def test_the_launcher_says_what_is_wrong(arguments, said):
 
 
 def start(workdir, *, processes=2, devices=2) -> subprocess.Popen:
-    import sys
-
     command = ["bash", LOCAL, "--processes", str(processes), "--devices", str(devices), "--"]
     command += [f"--config={runs.SMOKE}", f"--workdir={workdir}"]
     environment = runs.environment() | dict(PYTHON=sys.executable, XLA_FLAGS="")

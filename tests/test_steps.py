@@ -387,10 +387,39 @@ def test_eight_devices_equal_one(where, what):
     tiny.assert_trees_close(one, many, rtol=1e-5, atol=1e-5)
 
 
-def test_two_processes_of_two_devices_equal_one(tmp_path):
-    one, several = jax.tree.leaves(everything("one")[0]), together("steps", tmp_path)
+@pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_of_two_devices_equal_one(num, tmp_path):
+    one, several = jax.tree.leaves(everything("one")[0]), together("steps", tmp_path, num=num)
     assert len(one) == len(several) > 50
     tiny.assert_trees_close(one, several, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["one", "mixed"])
+def test_moments_in_the_host_s_memory_change_no_number(where):
+    model, params, _ = make(where)
+    away = dataclasses.replace(model, layout=dataclasses.replace(model.layout, moments="host"))
+    batch, updated = on(model, ppo_batch()), []
+    for which in (model, away):
+        state, step = steps.init_state(which, TX, params), steps.make_ppo_step(which, TX, params, tiny.ppo())
+        for _ in range(2):
+            state, metrics = step(state, batch, ROWS)
+        updated.append((state, metrics))
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(updated[1][0].opt_state) if leaf.ndim}
+    assert kinds == {"pinned_host"}
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(updated[1][0].params)} == {"device"}
+    tiny.assert_trees_close(*updated, rtol=1e-6, atol=1e-7)
+
+
+def test_the_first_moment_has_the_dtype_asked_for():
+    changed = dataclasses.replace(tiny.optim(), mu_dtype="bfloat16")
+    model, params, _ = make()
+    state = steps.init_state(model, optim.make_optimizer(changed, 10), params)
+    by_name = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    kinds = {
+        name: {leaf.dtype.name for path, leaf in by_name if f".{name}" in jax.tree_util.keystr(path)}
+        for name in ("mu", "nu")
+    }
+    assert kinds == {"mu": {"bfloat16"}, "nu": {"float32"}}
 
 
 @pytest.mark.parametrize("where", ["fsdp", "mixed"])

@@ -4,7 +4,7 @@ Prompts are left-padded and responses right-padded, and lengths differ by ten ti
 Here the sequences of a batch lie one behind the other in fewer rows of P + R tokens, each with its own segment and positions;
 what comes out of the forward pass is put back where it belongs in [B, R], and losses know nothing of it.
 
-How many rows there are is a multiple of a sixteenth of the batch, so that few programs are compiled.
+How many rows there are is a multiple of a sixteenth of the batch, so that few programs are compiled (one for each such number).
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,16 @@ STEPS = 16  # of the number of rows
 def pack(
     prompt_mask: np.ndarray, mask: np.ndarray, groups: Sequence[np.ndarray], *, parts: int = 1, multiple: int = 1
 ) -> list[Packing]:
-    """Host arrays for each of the equally large groups of rows of prompt_mask bool[B, P] and mask bool[B, R], all of one shape.
+    """Host arrays for each of the equally large groups of rows of prompt_mask bool[B, P] and mask bool[B, R].
 
     parts: an update goes through a group in so many slices (rows j, j + parts, ... are slice j), each packed by itself. multiple: of
     the rows of a slice, for a mesh to divide; group / parts must be one.
     """
     prompt, response = prompt_mask.sum(1), mask.sum(1)
     size, length = len(groups[0]) // parts, prompt_mask.shape[1] + mask.shape[1]
-    slices = [[group[part::parts] for part in range(parts)] for group in groups]
-    plans = [[first_fit((prompt + response)[rows], length) for rows in group] for group in slices]
-    most = max(len(plan) for group in plans for plan in group)
     step = -(-size // STEPS // multiple) * multiple
-    num_rows = min(-(-most // step) * step, size)
 
-    def one(rows, plan):
+    def one(rows, plan, num_rows):
         source, segment, position = (np.zeros((num_rows, length), np.int32) for _ in range(3))
         place = np.zeros((size, mask.shape[1]), np.int32)
         for row, sequences in enumerate(plan):
@@ -47,13 +43,14 @@ def pack(
                 start += len(tokens)
         return source, segment, position, place
 
-    def interleaved(slices):
-        return np.stack(slices, axis=1).reshape(-1, slices[0].shape[1])
+    def together(group):
+        slices = [group[part::parts] for part in range(parts)]
+        plans = [first_fit((prompt + response)[rows], length) for rows in slices]
+        num_rows = min(-(-max(map(len, plans)) // step) * step, size)
+        arrays = [one(rows, plan, num_rows) for rows, plan in zip(slices, plans, strict=True)]
+        return Packing(*(np.stack(x, axis=1).reshape(-1, x[0].shape[1]) for x in zip(*arrays, strict=True)))
 
-    return [
-        Packing(*map(interleaved, zip(*map(one, rows, plan), strict=True)))
-        for rows, plan in zip(slices, plans, strict=True)
-    ]
+    return [together(np.asarray(group)) for group in groups]
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:

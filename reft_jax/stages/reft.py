@@ -47,7 +47,9 @@ def run(name: str, stage: ReFT, run: common.Run):
     sampler = common.make_sampler(run, run.tuned, stage.sampling, num_rows, stage.num_samples)
     ahead = common.programs_ahead(run)
     temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained
-    score_fn = steps.make_score(run.tuned, ref_model, temperature=temperature)
+    score_fn = steps.make_score(
+        run.tuned, ref_model, temperature=temperature, most=ppo.minibatch_size // ppo.accumulate
+    )
     advantages_fn = steps.make_advantages(ppo)
     ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, frozen=frozen, temperature=temperature)
     check = make_check(run, stage, "reft", frozen)
@@ -129,12 +131,13 @@ def run(name: str, stage: ReFT, run: common.Run):
             metric_lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
             log_samples(sample_lines, run, step, stage.log_samples, records, texts, grades, score, rollout, batch, kl)
         if checked or step % stage.save_every == 0:
-            checkpoints.save(step, state, progress)
+            checkpoints.save(step, state, progress, wait=False)
         if run.stop.requested:
             checkpoints.save(step, state, progress)
             run.stop_if_asked()
 
-    finish(run, name, stage, checkpoints, progress, num_steps, num_steps * size / num)
+    checkpoints.wait()
+    finish(run, name, stage, progress, num_steps, num_steps * size / num)
     for closable in (bar, metric_lines, sample_lines, checkpoints):
         closable.close()
 

@@ -85,13 +85,14 @@ def run(name: str, stage: SFT, run: common.Run):
             lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
             bar.update(step, loss=f"{metrics['sft/loss']:.3f}")
         if saved:
-            checkpoints.save(step, state, progress)
+            checkpoints.save(step, state, progress, wait=False)
         if run.stop.requested:
             common.check_finite(name, step, common.host(metrics))
             checkpoints.save(step, state, progress)
             run.stop_if_asked()
 
-    finish(run, name, stage, checkpoints, progress, num_steps, num_steps * size / num)
+    checkpoints.wait()
+    finish(run, name, stage, progress, num_steps, num_steps * size / num)
     for closable in (bar, lines, checkpoints):
         closable.close()
 
@@ -129,7 +130,7 @@ def select(progress: dict, step: int, metrics: dict, stage):
         progress |= {"best_step": step, "best_accuracy": accuracy}
 
 
-def finish(run, name, stage, checkpoints, progress, step, epochs):
+def finish(run, name, stage, progress, step, epochs):
     best = stage.select == "best" and progress["best_step"] is not None
     chosen = progress["best_step"] if best else step
     run.finish(
