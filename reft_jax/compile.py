@@ -117,9 +117,10 @@ def programs(config, model) -> list[Program]:
     import jax.numpy as jnp
 
     from reft_jax import models, steps
+    from reft_jax.data.packing import Packing
     from reft_jax.optim import make_optimizer
     from reft_jax.sampling.engine import Engine
-    from reft_jax.types import Packing, PPOBatch, Prompts, Rollout, Sample, SFTBatch
+    from reft_jax.types import PPOBatch, Prompts, Rollout, Sample, SFTBatch
 
     data, layout, arch = config.data, model.layout, model.arch
     tuned = dataclasses.replace(model, lora=config.model.lora, base=config.model.base)

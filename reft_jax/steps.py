@@ -30,7 +30,7 @@ def response_states(model, params, prompts, tokens, mask, *, rate=0.0, key=None)
 
 
 def token_outputs(model, params, prompts, tokens, mask, packing=None, *, temperature=1.0, rate=0.0, key=None, most=0):
-    """(logp, entropy, values) f32[B, R] of the response tokens; values None without a value head. `packing` (types.Packing): how
+    """(logp, entropy, values) f32[B, R] of the response tokens; values None without a value head. `packing` (data/packing.py): how
     these sequences share rows; what comes out is the same, and anything where mask is False. `most`: rows at a time, 0 = all."""
 
     def outputs(hidden, tokens):

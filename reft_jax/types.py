@@ -51,15 +51,6 @@ class PPOBatch(flax.struct.PyTreeNode):
     weights: jax.Array | None = None  # f32[B, R] of the policy loss (truncated importance weights); None = 1
 
 
-class Packing(flax.struct.PyTreeNode):
-    """How a batch's sequences share fewer rows, C <= B of S = P + R tokens; made by data/packing.py."""
-
-    source: jax.Array  # i32[C, S] which of the B * S tokens of prompts and responses stands here
-    segment: jax.Array  # i32[C, S] which sequence of its row it belongs to, from 1; 0 = padding
-    position: jax.Array  # i32[C, S] in its sequence
-    place: jax.Array  # i32[B, R] which of the C * S states emits this response token; 0 where the mask is False
-
-
 class TrainState(flax.struct.PyTreeNode):
     """All that training changes. No random state is kept: keys are a function of (seed, step)."""
 

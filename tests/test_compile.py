@@ -211,7 +211,8 @@ def test_moments_on_the_host_leave_their_bytes_on_the_chips(capsys):
 @pytest.mark.parametrize("mesh", ["data=8,fsdp=1,tensor=1", "data=2,fsdp=2,tensor=2"])
 def test_the_demo_compiles_for_eight_tpus(mesh, capsys):
     tpu()
-    got = lines(capsys, "--topology=v5e:2x4", *(f"--config.mesh.{size}" for size in mesh.split(",")))
+    pack = f"--config.data.pack={'tensor=2' in mesh}"
+    got = lines(capsys, "--topology=v5e:2x4", pack, *(f"--config.mesh.{size}" for size in mesh.split(",")))
     assert {line["hbm_bytes"] for line in got} == {compiler.HBM["v5e"]} and all(line["fits"] for line in got)
 
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from reft_jax import main
 from reft_jax.config import PPO, load
 from reft_jax.rewards import score
 from tests import runs
@@ -270,3 +271,22 @@ def test_the_recipe_has_the_papers_numbers():
         2,
         5.0,
     )
+
+
+def test_compiled_programs_stay_beside_the_workdir_unless_the_user_named_a_place(tmp_path):
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", "gs://bucket/compiled")
+        main.keep_compiled(tmp_path / "run")
+        assert jax.config.jax_compilation_cache_dir == "gs://bucket/compiled"
+        jax.config.update("jax_compilation_cache_dir", None)
+        main.keep_compiled(tmp_path / "run")
+        place = jax.config.jax_compilation_cache_dir
+        assert place.startswith(f"{tmp_path}/.jax_cache/") and not (tmp_path / ".jax_cache").exists()
+        jax.config.update("jax_compilation_cache_dir", None)
+        main.keep_compiled(tmp_path / "other")
+        assert jax.config.jax_compilation_cache_dir == place  # runs side by side share them
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -7,13 +7,21 @@ what comes out of the forward pass is put back where it belongs in [B, R], and l
 How many rows there are is a multiple of a sixteenth of the batch, so that few programs are compiled (one for each such number).
 """
 
+import typing
 from collections.abc import Sequence
 
 import numpy as np
 
-from reft_jax.types import Packing
-
 STEPS = 16  # of the number of rows
+
+
+class Packing(typing.NamedTuple):
+    """How a batch's sequences share rows: C <= B of them, of S = P + R tokens."""
+
+    source: np.ndarray  # i32[C, S] which of the B * S tokens of prompts and responses stands here
+    segment: np.ndarray  # i32[C, S] which sequence of its row it belongs to, from 1; 0 = padding
+    position: np.ndarray  # i32[C, S] in its sequence
+    place: np.ndarray  # i32[B, R] which of the C * S states emits this response token; 0 where the mask is False
 
 
 def pack(

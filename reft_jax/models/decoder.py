@@ -464,6 +464,7 @@ def token_logp(model: Model, params, hidden, tokens, *, temperature: float = 1.0
     if length <= size:
         return chunk((hidden, tokens))
     num = -(-length // size)
+    size = -(-length // num)  # no more padding than it takes
     pad = num * size - length
     hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(hidden.shape[0], num, size, -1).swapaxes(0, 1)
     padded = jnp.pad(tokens, ((0, 0), (0, pad))).reshape(tokens.shape[0], num, size).swapaxes(0, 1)

@@ -20,7 +20,7 @@ from reft_jax.rewards import score as rewards
 from reft_jax.rewards.score import Ahead
 from reft_jax.sampling.engine import Engine
 from reft_jax.sharding import Layout
-from reft_jax.types import Packing, Prompts
+from reft_jax.types import Prompts
 
 SAMPLE, PERMUTE, DROPOUT, INIT = range(4)  # streams of random numbers
 
@@ -84,7 +84,7 @@ def make_prompts(run: Run, encoded, rows) -> Prompts:
     return Prompts(padded, mask, np.asarray(rows, np.int32))
 
 
-def pack(run: Run, prompts: Prompts, mask, groups, parts: int = 1) -> list[Packing | None]:
+def pack(run: Run, prompts: Prompts, mask, groups, parts: int = 1) -> list[packing.Packing | None]:
     """How each group's sequences share rows, on the mesh (`packing.pack`); None where config.data.pack is off. Host arrays."""
     if not run.config.data.pack:
         return [None] * len(groups)

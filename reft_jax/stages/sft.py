@@ -11,10 +11,11 @@ import numpy as np
 from reft_jax import checkpoint, distributed, evaluation, models, steps
 from reft_jax.config import GREEDY, SFT
 from reft_jax.data import batching
+from reft_jax.data.packing import Packing
 from reft_jax.metrics import Lines, Progress
 from reft_jax.optim import make_optimizer
 from reft_jax.stages import common
-from reft_jax.types import Packing, Prompts, SFTBatch, TrainState
+from reft_jax.types import Prompts, SFTBatch, TrainState
 
 
 def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[SFTBatch, Packing | None]:
