@@ -33,8 +33,8 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
 
 
 def _quiet():
-    """Orbax logs a line per file and warns of metadata that we do not write."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Orbax logs a line per file, warns of metadata that we do not write, and logs the stacks of errors that it raises too."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def disk_full(error: BaseException) -> bool:
