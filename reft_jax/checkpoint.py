@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a stage: <stage>/checkpoints/<step>, written atomically while training goes on, the last two and the best kept.
+"""Orbax checkpoints of a stage: <stage>/checkpoints/<step>, written atomically, the last two and the best kept.
 
 A checkpoint holds three items: `params`, `opt` (optimizer state and step) and `progress` (a small JSON). Parameters stand
 alone so that other stages, and `load_params`, read them without the optimizer.
@@ -33,8 +33,8 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
 
 
 def _quiet():
-    """Orbax logs a line per file, warns of metadata that we do not write, and logs the stacks of errors that it raises too."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    """Orbax logs a line per file and warns of metadata that we do not write."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def disk_full(error: BaseException) -> bool:
@@ -54,7 +54,7 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).resolve() / "checkpoints"
         self._policy = KeepLastAndBest()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=False
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

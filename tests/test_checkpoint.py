@@ -183,7 +183,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(state, open_checkpoin
     tiny.assert_trees_equal(checkpoints.restore(1, state)[0], state)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(state, open_checkpoints, tmp_path, monkeypatch):
+def test_a_save_that_is_not_waited_for_is_of_that_moment(state, open_checkpoints, tmp_path, monkeypatch):
     """What was saved is the state at that moment, even if its buffers are given away at once; a failure is said by what comes next."""
     checkpoints, facts = open_checkpoints(), progress(None)
     given_away = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)
