@@ -419,6 +419,8 @@ def test_an_interrupt_of_the_caller_leaves_no_process_behind():
 
 
 def resident_kb() -> int:
+    """Of the servers when they rest: every program's process has been waited for."""
+    assert wait_for(lambda: all(len(below(s.process.pid)) == 1 for s in program._SERVERS))
     pids = [pid for s in program._SERVERS for pid in [s.process.pid, *below(s.process.pid)]]
     lines = [line for pid in pids for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
@@ -432,7 +434,6 @@ def many_in_a_row(number: int) -> None:
     for _ in range(number // len(sources)):
         results = run_programs(sources, workers=2, timeout_s=20.0)
         assert all(r.value == str(i) for i, r in enumerate(results) if i % 50)
-    assert wait_for(lambda: all(len(below(s.process.pid)) == 1 for s in program._SERVERS))
     assert resident_kb() - before < 2000
 
 
