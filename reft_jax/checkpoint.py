@@ -6,6 +6,7 @@ alone so that other stages, and `load_params`, read them without the optimizer.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -32,9 +33,19 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
         return [i >= last or info.step == self.best_step for i, info in enumerate(checkpoints)]
 
 
+@functools.cache
 def _quiet():
-    """Orbax logs a line per file and warns of metadata that we do not write."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Orbax logs a line per file, warns of metadata that we do not write, and prints with stacks what it raises too: its threads log
+    it, and those that nobody waits for after a failed write say so past all logging."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    print_error = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            print_error(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def disk_full(error: BaseException) -> bool:
@@ -53,9 +64,7 @@ class Checkpoints:
         _quiet()
         self.folder = pathlib.Path(folder).resolve() / "checkpoints"
         self._policy = KeepLastAndBest()
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=False
-        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:

@@ -215,7 +215,7 @@ def programs(config, model) -> list[Program]:
             beside = held | dict(opt_state=state.opt_state, value_head=params["value_head"])
             add_sampling(name, tuned, everything, stage.sampling, num, stage.num_samples, beside)
             add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
-            score = steps.make_score(tuned, ref_model, most=ppo.minibatch_size // ppo.accumulate)
+            score = steps.make_score(tuned, ref_model, most=ppo.part_size)
             tokens, mask = answers(num, jnp.int32, bool)
             add(
                 f"{name}/score",

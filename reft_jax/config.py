@@ -139,9 +139,8 @@ class Data:
     max_response: int = setting(1)
     prompt_buckets: tuple[int, ...] = setting(1)
     response_buckets: tuple[int, ...] = setting(1)
-    pack: bool = setting(
-        default=True
-    )  # several sequences share a row in training and scoring: `reft_jax/data/packing.py`
+    # several sequences share a row in training and scoring: `reft_jax/data/packing.py`
+    pack: bool = setting(default=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +233,11 @@ class PPO:
     # policy (and the reference) is the tempered one in scoring too; importance: tokens are weighted by min(p / q, importance_cap).
     correction: str = setting(one_of=("none", "temper", "importance"), default="none")
     importance_cap: float = setting(above=0, default=2.0)
+
+    @property
+    def part_size(self) -> int:
+        """Sequences that are in the forward pass together."""
+        return self.minibatch_size // self.accumulate
 
 
 @dataclasses.dataclass(frozen=True)

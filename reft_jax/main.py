@@ -273,7 +273,7 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
     from reft_jax.data import batching, prompts
     from reft_jax.rewards import program, score
 
-    data, limits, notes = config.data, config.rewards, list(splits.notes)
+    data, verifier, notes = config.data, config.rewards, list(splits.notes)
     kinds = {stage.kind for _, stage in config.stages}
     uses = [("train", splits.train, kind) for kind in ("sft", "reft") if kind in kinds]
     uses += [(name, records, "evaluate") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
@@ -281,7 +281,7 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
         if note := batching.fit(tokenizer, records, data, purpose=purpose).note:
             notes.append(f"{name} ({purpose}): {note}")
     if data.cot == "program" and kinds & {"reft", "evaluate", "sft"}:
-        program.use_sandbox(limits.sandbox)
+        program.use_sandbox(verifier.sandbox)
     if "reft" in kinds:
         gold = [record for record in splits.train if record.cot and record.kind != "text"]
         texts = [prompts.target(record, docstring=data.docstring) for record in gold]
@@ -292,13 +292,14 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
             [r.answer for r in gold],
             [r.item_id for r in gold],
             matcher=data.matcher,
-            **limits.limits,
+            **verifier.limits,
         )
         named = ", ".join(f"{item} ({grade.status}, extracted {grade.extracted})" for item, grade in failed[:5])
-        if len(failed) > limits.max_gold_failures * len(gold):
+        if len(failed) > verifier.max_gold_failures * len(gold):
             raise InputError(
                 f"{data.train_file or data.name}: {len(failed)} of {len(gold)} gold answers do not grade as correct ({named}); over "
-                f"config.rewards.max_gold_failures={limits.max_gold_failures}. Look at data.matcher, data.cot, rewards.timeout_s, or mend the records"
+                f"config.rewards.max_gold_failures={verifier.max_gold_failures}. Look at data.matcher, data.cot, rewards.timeout_s, or mend the "
+                "records"
             )
         notes.append(
             f"gold check: {len(gold) - len(failed)} of {len(gold)} training answers grade as correct"
@@ -434,7 +435,7 @@ def check_batches(config: config_lib.Config, layout):
             "sft": lambda s: {"batch_size": s.batch_size // s.accumulate, "eval_batch_size": s.eval_batch_size},
             "reft": lambda s: {
                 "batch_size": s.batch_size,
-                "ppo.minibatch_size": s.ppo.minibatch_size // s.ppo.accumulate,
+                "ppo.minibatch_size": s.ppo.part_size,
                 "eval_batch_size": s.eval_batch_size,
             },
             "evaluate": lambda s: {"batch_size": s.batch_size},
@@ -465,14 +466,16 @@ def keep_compiled(workdir: pathlib.Path):
         return
     folder = workdir.parent / ".jax_cache"
     if jax.default_backend() == "cpu":
-        lines = pathlib.Path("/proc/cpuinfo")
-        words = (
-            next((line for line in lines.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
-            if lines.exists()
-            else ""
-        )
-        folder /= hashlib.sha256(f"{platform.machine()} {words}".encode()).hexdigest()[:16]
+        folder /= instruction_set()
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def instruction_set() -> str:
+    """A name for what this processor can execute."""
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    words = [line for line in lines if line.startswith(("flags", "Features"))][:1]
+    return hashlib.sha256(f"{platform.machine()} {words}".encode()).hexdigest()[:16]
 
 
 def execute(run, about: dict):

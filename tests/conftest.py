@@ -15,12 +15,12 @@ jax.config.update("jax_disable_most_optimizations", True)  # of the machine code
 
 
 def pytest_configure(config):
-    if config.pluginmanager.hasplugin(
-        "cacheprovider"
-    ):  # compiled once is compiled for the tests, and the runs, that follow
+    # Compiled once is compiled for the tests that follow, here and in processes beside this one.
+    if config.pluginmanager.hasplugin("cacheprovider"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         jax.config.update("jax_compilation_cache_max_size", 200 * 2**20)
+        os.environ["REFT_TESTS_COMPILED"] = str(config.cache.mkdir("runs"))  # tests/runs.py
 
 
 @pytest.fixture(scope="session", autouse=True)

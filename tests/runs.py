@@ -1,6 +1,6 @@
 """The real command in a process of its own, and the comparison of what two runs wrote.
 
-All runs share a compilation cache, so that a second process of the same config starts in seconds.
+All runs share a compilation cache (REFT_TESTS_COMPILED, or one of this session), so that a second process of the same config starts in seconds.
 """
 
 import atexit
@@ -35,7 +35,8 @@ def scratch() -> pathlib.Path:
 def environment(devices: int = 1) -> dict:
     """This process's environment with so many CPU devices."""
     cache = dict(
-        JAX_COMPILATION_CACHE_DIR=str(scratch() / "compiled"),
+        JAX_COMPILATION_CACHE_DIR=os.environ.get("REFT_TESTS_COMPILED", str(scratch() / "compiled")),
+        JAX_COMPILATION_CACHE_MAX_SIZE=str(200 * 2**20),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     )

@@ -110,7 +110,7 @@ def make_sampler(run: Run, model, sampling: Sampling, num_slots: int, num_sample
 
 def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) -> list[rewards.Grade]:
     """A grade for each response, by the process whose row it is; `ahead` may have run those programs already."""
-    data, limits = run.config.data, run.config.rewards
+    data, verifier = run.config.data, run.config.rewards
     rows = [row for row in range(len(texts)) if distributed.mine(row)]
     grades = rewards.grade(
         data.name,
@@ -118,9 +118,9 @@ def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) ->
         [prompts.completed(records[row], texts[row], data, purpose=purpose) for row in rows],
         [records[row].answer for row in rows],
         matcher=data.matcher,
-        max_verifier_failures=limits.max_verifier_failures,
+        max_verifier_failures=verifier.max_verifier_failures,
         ahead=ahead,
-        **limits.limits,
+        **verifier.limits,
     )
     shared = distributed.share([dataclasses.astuple(grade) for grade in grades], len(texts))
     return [rewards.Grade(*grade) for grade in shared]

@@ -47,9 +47,7 @@ def run(name: str, stage: ReFT, run: common.Run):
     sampler = common.make_sampler(run, run.tuned, stage.sampling, num_rows, stage.num_samples)
     ahead = common.programs_ahead(run)
     temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained
-    score_fn = steps.make_score(
-        run.tuned, ref_model, temperature=temperature, most=ppo.minibatch_size // ppo.accumulate
-    )
+    score_fn = steps.make_score(run.tuned, ref_model, temperature=temperature, most=ppo.part_size)
     advantages_fn = steps.make_advantages(ppo)
     ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, frozen=frozen, temperature=temperature)
     check = make_check(run, stage, "reft", frozen)
