@@ -28,6 +28,8 @@ RUN_TIME = [
 
 EXTRAS = {
     "test": [
+        # Fuzzing of answer extraction: tests/fuzz_answer.py.
+        "atheris>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.14'",
         "hypothesis>=6.100",
         "libtpu>=0.0.42; platform_system == 'Linux' and platform_machine == 'x86_64'",  # the compiler alone, no TPU
         "pytest>=8.3",
@@ -35,8 +37,6 @@ EXTRAS = {
         "qwix>=0.1.8",
         "ruff>=0.9",
     ],
-    # A long fuzzing run of answer extraction: tests/fuzz_answer.py.
-    "fuzz": ["atheris>=3.0"],
     # A second opinion on whole models, used by tests only; they skip themselves where it is not installed.
     "parity": ["torch>=2.9"],
     # Adapters over a base in 8 or 4 bits.

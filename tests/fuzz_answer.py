@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of answer extraction and of the result channel, with atheris (`pip install -e '.[fuzz]'`).
+"""Coverage-guided fuzzing of answer extraction and of the result channel, with atheris.
 
     python tests/fuzz_answer.py -max_total_time=3600        # libFuzzer's arguments; it stops at the first crash
 
