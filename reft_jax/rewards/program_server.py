@@ -33,8 +33,8 @@ FILENAME = "<program>"  # in tracebacks
 STATUSES = ("ok", "error", "memory", "blocked", "no_answer")
 ORPHAN_CHECK_S = 2.0
 MAX_POLL_S = 1e5  # poll() counts milliseconds in a C int
-SLOTS, YOUNG, SLOW_S = 12, 2, 0.03
-HEAVY_S, HEAVY_NICE = 0.1, 10  # processor time, after which a program makes way for others
+SLOTS, YOUNG, SLOW_S = 12, 2, 0.02
+HEAVY_S, HEAVY_NICE = 0.03, 10  # processor time, after which a program makes way for others
 FORK_TRIES, FORK_WAIT_S = 20, 0.05
 # Audit events by the part before the first dot (docs.python.org/3/library/audit_events.html): all of these are refused.
 REFUSED_EVENTS = frozenset(
