@@ -234,8 +234,9 @@ def programs(config, model) -> list[Program]:
             [number] = answers(num, jnp.float32)
             values = None if ppo.critic == "none" else number
             sample = Sample(tokens, mask, number)
-            rollout = Rollout(asked(num), sample, number, number, values, number, rows((num,), jnp.float32))
-            advantages = steps.make_advantages(ppo, stage.num_samples)
+            told = number, number, values, number, rows((num,), jnp.float32)
+            rollout = Rollout(asked(num), sample, *told, stage.num_samples)
+            advantages = steps.make_advantages(ppo)
             add(f"{name}/advantages", advantages, (rollout,), 0.0, beside | everything)
             weights = number if ppo.correction == "importance" else None
             ref_logp = number if ppo.kl_in == "loss" else None

@@ -189,7 +189,9 @@ def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce:
     return functools.partial(step, frozen=frozen) if frozen else step
 
 
-def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, temperature: float = 1.0, max_response: int = 0):
+def make_ppo_step(
+    model, tx, params, ppo, *, frozen: dict | None = None, temperature: float = 1.0, max_response: int = 0
+):
     """(state, PPOBatch, rows i32[minibatch], packing=None) -> (state, metrics): one update on those rows of `params`; `frozen`: the
     rest; `packing`: of those rows. max_response: how long a response may be, for ppo.reduce "constant" (0 = as the arrays)."""
 
@@ -226,7 +228,8 @@ def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, tempera
 
 
 def make_score(model, ref_model=None, *, temperature: float = 1.0, most: int = 0):
-    """(params, ref_params, Prompts, tokens, mask, packing=None) -> (logp, ref_logp, values, entropy), each f32[B, R].
+    """(params, ref_params, Prompts, tokens, mask, packing=None) -> (logp, ref_logp, values, entropy), each f32[B, R]; values None
+    without a critic.
 
     `ref_params` are of `ref_model` (None = of the same). The training forward without dropout: old log-probs and values are
     recomputed with it (section 4 of the recipe). `temperature`: of the policy and the reference, where PPO trains a tempered one.
@@ -245,11 +248,10 @@ def make_score(model, ref_model=None, *, temperature: float = 1.0, most: int = 0
     return jax.jit(score)
 
 
-def make_advantages(ppo, num_samples: int = 1):
+def make_advantages(ppo):
     """Rollout -> (PPOBatch, metrics, kl f32[B]): rewards, KL-penalised where ppo.kl_in says so, and the advantages of ppo.advantage.
 
-    num_samples: responses to a question, which stand one after the other. GAE's are whitened over the whole batch (ppo.whiten); the
-    other methods scale theirs as their papers do.
+    GAE's are whitened over the whole batch (ppo.whiten); the other methods scale theirs as their papers do.
     """
     kl_coef = ppo.kl_coef if ppo.kl_in == "reward" else 0.0
     of_groups = {"grpo": groups.grpo, "dr_grpo": groups.dr_grpo, "rloo": groups.rloo}
@@ -257,14 +259,14 @@ def make_advantages(ppo, num_samples: int = 1):
     def advantages(rollout: Rollout):
         mask, score, logp, ref_logp = rollout.sample.mask, rollout.score, rollout.logp, rollout.ref_logp
         rewards = ppo_losses.token_rewards(score, logp, ref_logp, mask, kl_coef=kl_coef)
-        returns = None
+        returns, k = None, rollout.num_samples
         if ppo.advantage == "gae":
             adv, returns = gae(rewards, rollout.values, mask, gamma=ppo.gamma, lam=ppo.lam)
         elif ppo.advantage == "reinforce_pp":
             tokens = dict(logp=logp, ref_logp=ref_logp, mask=mask, kl_coef=kl_coef)
-            adv = groups.reinforce_pp(score, num_samples, **tokens)
+            adv = groups.reinforce_pp(score, k, **tokens)
         else:
-            whole = of_groups[ppo.advantage](masked.total(rewards, mask, axis=1), num_samples)
+            whole = of_groups[ppo.advantage](masked.total(rewards, mask, axis=1), k)
             adv = jnp.where(mask, whole[:, None], 0.0)
         kl = masked.total(logp - ref_logp, mask, axis=1)
         gap = jnp.where(mask, jnp.abs(rollout.sample.logp - logp), 0.0)
@@ -283,7 +285,7 @@ def make_advantages(ppo, num_samples: int = 1):
             metrics["value/mean"] = masked.mean(rollout.values, mask)
             adv = masked.whiten(adv, mask) if ppo.whiten else adv
         if ppo.advantage in of_groups:
-            metrics["reward/equal_groups"] = groups.equal(score, num_samples).astype(jnp.float32).mean()
+            metrics["reward/equal_groups"] = groups.equal(score, k).astype(jnp.float32).mean()
         weights = None
         if ppo.correction == "importance":
             weights = ppo_losses.importance(logp, rollout.sample.logp, mask, cap=ppo.importance_cap)

@@ -32,6 +32,7 @@ class Rollout(flax.struct.PyTreeNode):
     values: jax.Array | None  # f32[B, R]; None without a critic
     entropy: jax.Array  # f32[B, R] of the policy's next-token distribution, nats
     score: jax.Array  # f32[B]
+    num_samples: int = flax.struct.field(pytree_node=False, default=1)  # rows of a question, one after the other
 
 
 class SFTBatch(flax.struct.PyTreeNode):

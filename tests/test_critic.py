@@ -224,7 +224,7 @@ def test_every_method_raises_the_chance_of_the_rewarded_token(name):
     state = steps.init_state(model, tx, params)
     whole = config_lib.Sampling(1.0, 0, 1.0)
     sampler = tiny.sampler(model, whole, max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=4)
-    score_fn, advantages = steps.make_score(model), steps.make_advantages(ppo_settings, 4)
+    score_fn, advantages = steps.make_score(model), steps.make_advantages(ppo_settings)
     ppo_step = steps.make_ppo_step(model, tx, params, ppo_settings, max_response=2)
     asked = Prompts(np.full((8, 2), 5, np.int32), np.ones((8, 2), bool), np.arange(8, dtype=np.int32))
     prompts, accuracy = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), asked), []
@@ -234,7 +234,7 @@ def test_every_method_raises_the_chance_of_the_rewarded_token(name):
         tokens = np.where(sample.mask, sample.tokens, 0)
         score = np.where((tokens == 7).any(1), 1.0, np.where((tokens == 8).any(1), 0.1, 0.0)).astype(np.float32)
         logp, ref_logp, values, entropy = score_fn(state.params, params, prompts, sample.tokens, sample.mask)
-        batch, _, _ = advantages(Rollout(prompts, sample, logp, ref_logp, values, entropy, jnp.asarray(score)))
+        batch, _, _ = advantages(Rollout(prompts, sample, logp, ref_logp, values, entropy, jnp.asarray(score), 4))
         for epoch in range(2):
             for rows in jax.random.permutation(jax.random.fold_in(key, epoch), 32).reshape(-1, 16):
                 state, _ = ppo_step(state, batch, rows)

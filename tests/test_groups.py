@@ -193,7 +193,7 @@ def rollout_of(*, critic):
         np.where(batch.mask, rng.normal(-2, 0.5, batch.mask.shape), np.nan).astype(np.float32) for _ in range(2)
     )
     sample, score = Sample(batch.tokens, batch.mask, logp), np.array([1, 0, 1, 1, 0.1, 0, 0, 0], np.float32)
-    return Rollout(batch.prompts, sample, logp, ref_logp, batch.old_values if critic else None, -logp, score)
+    return Rollout(batch.prompts, sample, logp, ref_logp, batch.old_values if critic else None, -logp, score, 2)
 
 
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
@@ -201,7 +201,7 @@ def rollout_of(*, critic):
 def test_advantages_are_of_scores_with_the_kl_inside_or_without(name, kl_in):
     rollout = rollout_of(critic=False)
     settings = tiny.ppo(critic="none", advantage=name, kl_in=kl_in, kl_coef=0.3)
-    batch, metrics, _ = steps.make_advantages(settings, 2)(rollout)
+    batch, metrics, _ = steps.make_advantages(settings)(rollout)
     mask, coef = np.asarray(batch.mask), 0.3 if kl_in == "reward" else 0.0
     rewards = reference.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coef=coef)
     if name == "reinforce_pp":
@@ -218,7 +218,7 @@ def test_advantages_are_of_scores_with_the_kl_inside_or_without(name, kl_in):
 
 
 def test_a_rollout_with_a_critic_has_the_metrics_that_it_had():
-    _, metrics, _ = steps.make_advantages(tiny.ppo(), 2)(rollout_of(critic=True))
+    _, metrics, _ = steps.make_advantages(tiny.ppo())(rollout_of(critic=True))
     assert {"ppo/explained_variance", "value/mean", "reward/with_kl"} <= metrics.keys()
     assert "reward/equal_groups" not in metrics
 

@@ -47,7 +47,7 @@ def run(name: str, stage: ReFT, run: common.Run):
     ahead = common.programs_ahead(run)
     temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained
     score_fn = steps.make_score(run.tuned, ref_model, temperature=temperature, most=ppo.part_size)
-    advantages_fn = steps.make_advantages(ppo, stage.num_samples)
+    advantages_fn = steps.make_advantages(ppo)
     max_response = stage.sampling.max_new or data.max_response
     settings = dict(frozen=frozen, temperature=temperature, max_response=max_response)
     ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, **settings)
@@ -88,7 +88,8 @@ def run(name: str, stage: ReFT, run: common.Run):
         clock.append(time.monotonic())
 
         logp, ref_logp, values, entropy = scored
-        rollout = Rollout(questions, sample, logp, ref_logp, values, entropy, run.layout.batch(score))
+        scores = run.layout.batch(score)
+        rollout = Rollout(questions, sample, logp, ref_logp, values, entropy, scores, stage.num_samples)
         batch, metrics, kl = advantages_fn(rollout)
         updates = []
         for minibatch, packing in zip(minibatches, packings, strict=True):
