@@ -22,7 +22,7 @@ from reft_jax.models.decoder import (
     token_logp,
     unembed,
 )
-from reft_jax.models.heads import init_value_head, value_axes, values
+from reft_jax.models.heads import critic_params, init_value_head, value_axes, values, with_critic
 from reft_jax.models.hf import SHIPPED, check_hf, load_hf, read_config, resolve, save_config, save_hf
 from reft_jax.models.quantize import quantize as quantize_base
 from reft_jax.models.quantize import restore as restore_base
@@ -35,6 +35,7 @@ __all__ = [
     "axes",
     "cache_multiple",
     "check_hf",
+    "critic_params",
     "decoding_shardings",
     "empty_cache",
     "for_decoding",
@@ -61,4 +62,5 @@ __all__ = [
     "unembed",
     "value_axes",
     "values",
+    "with_critic",
 ]
