@@ -70,10 +70,12 @@ def in_slices(function, rows, most: int, multiple: int):
 
 
 def param_axes(model, params) -> dict:
-    """Logical axis names of a parameter tree: the model's, or a part of it, with a value head or without."""
+    """Logical axis names of a parameter tree: the model's, or a part of it, with a value head or a classifier or without."""
     names = models.axes(model)
     if "value_head" in params:
         names = names | {"value_head": models.value_axes("bias" in params["value_head"])}
+    if "classifier" in params:
+        names = names | {"classifier": models.classifier_axes()}
 
     def like(names, tree):
         return {key: like(names[key], node) if isinstance(node, dict) else names[key] for key, node in tree.items()}
