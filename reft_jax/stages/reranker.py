@@ -19,7 +19,7 @@ from reft_jax.optim import make_optimizer
 from reft_jax.stages import collect, common, sft
 from reft_jax.steps_supervised import ClassifierBatch, make_classifier_score, make_classifier_step
 
-LENGTHS = 4  # so many lengths of rows are compiled
+LENGTHS, LEAST = 4, 128  # rows are of so many lengths; shorter ones would save less than another program costs
 
 
 def run(name: str, stage: Reranker, run: common.Run):
@@ -96,9 +96,10 @@ def sequences(run: common.Run, records, texts, purpose: str) -> list[list[int]]:
 
 
 def pad(run: common.Run, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens i32[B, T], mask bool[B, T]), T a multiple of a quarter of the longest that there can be."""
+    """(tokens i32[B, T], mask bool[B, T]), T a quarter or more of the longest that there can be."""
     longest = run.config.data.max_prompt + run.config.data.max_response
-    length = batching.bucket(max(map(len, rows)), [-(-longest * i // LENGTHS) for i in range(1, LENGTHS + 1)])
+    lengths = [-(-longest * i // LENGTHS) for i in range(1, LENGTHS)]
+    length = batching.bucket(max(map(len, rows)), [*(size for size in lengths if size >= LEAST), longest])
     return batching.pad_right(rows, length, run.tokenizer.pad_token_id)
 
 
