@@ -304,7 +304,85 @@ def reft(
     )
 
 
-def evaluate(checkpoints, *, num_samples, num_questions, batch_size=200):
+def self_train(
+    init_from,
+    epochs,
+    optim,
+    *,
+    batch_size,
+    sample_from="",
+    num_samples=100,
+    max_per_question=10,
+    sample_batch_size=200,
+    dropout=0.0,
+    eval_every=0.0,
+    eval_batch_size=200,
+    select="best",
+    log_every=10,
+    log_samples=16,
+    save_every=200,
+):
+    """Self-training from right responses: offline from those of the stage sample_from, online (no sample_from) from its own."""
+    return dict(
+        kind="self_train",
+        mode="offline" if sample_from else "online",
+        init_from=init_from,
+        sample_from=sample_from,
+        num_samples=num_samples,
+        max_per_question=max_per_question,
+        sampling=sampling(),
+        sample_batch_size=sample_batch_size,
+        own_weight=0.5,
+        gold_weight=0.5,
+        epochs=float(epochs),
+        batch_size=batch_size,
+        accumulate=1,
+        dropout=dropout,
+        reduce="token",
+        optim=optim,
+        eval_every=float(eval_every),
+        eval_batch_size=eval_batch_size,
+        select=select,
+        select_on="dev",
+        log_every=log_every,
+        log_samples=log_samples,
+        save_every=save_every,
+    )
+
+
+def reranker(
+    init_from,
+    sample_from,
+    *,
+    epochs=3,
+    lr=1e-6,
+    batch_size=24,
+    num_samples=100,
+    balanced=False,
+    sample_batch_size=200,
+    log_every=10,
+    save_every=200,
+):
+    """The paper's: three epochs on 100 responses per training question, the rate linear to 0 after 10 % of warm-up."""
+    return dict(
+        kind="reranker",
+        init_from=init_from,
+        sample_from=sample_from,
+        num_samples=num_samples,
+        balanced=balanced,
+        sampling=sampling(),
+        sample_batch_size=sample_batch_size,
+        epochs=float(epochs),
+        batch_size=batch_size,
+        accumulate=1,
+        optim=optim(lr, warmup=0.1, hold=0.1, final=0.0),
+        log_every=log_every,
+        save_every=save_every,
+    )
+
+
+def evaluate(checkpoints, *, num_samples, num_questions, batch_size=200, rerankers=None):
+    """`rerankers`: label -> the reranker stage that also chooses among that label's samples."""
     return dict(
         kind="evaluate",
         checkpoints=checkpoints,
@@ -312,6 +390,7 @@ def evaluate(checkpoints, *, num_samples, num_questions, batch_size=200):
         num_questions=num_questions,
         sampling=sampling(),
         batch_size=batch_size,
+        rerankers=rerankers or {},
     )
 
 

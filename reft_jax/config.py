@@ -305,6 +305,58 @@ class ReFT:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelfTrain:
+    """Self-training (ReFT, section 4.2). offline: SFT from `init_from` on the gold CoTs and on right responses of the stage
+    `sample_from`. online: each step is one update on the right ones of the current policy's own responses and on the gold CoTs."""
+
+    kind: str = setting(one_of=("self_train",))
+    mode: str = setting(one_of=("offline", "online"))
+    init_from: str = setting()
+    sample_from: str = setting()  # offline: an earlier stage; online: ""
+    num_samples: int = setting(1)  # responses per training question; online: per question of a step
+    max_per_question: int = setting(1)  # offline: at most so many different right responses are learnt
+    sampling: Sampling = setting()
+    sample_batch_size: int = setting(1)  # responses that decode together
+    own_weight: float = setting(0)  # online: of the loss of own responses
+    gold_weight: float = setting(0)  # online: of the loss of gold CoTs
+    epochs: float = setting(above=0)
+    batch_size: int = setting(1)  # sequences; online: questions
+    accumulate: int = setting(1)
+    dropout: float = setting(0, 0.9)
+    reduce: str = setting(one_of=("token", "sequence"))
+    optim: Optim = setting()
+    eval_every: float = setting(
+        0
+    )  # epochs: offline of all that is learnt, online of the questions; 0 = only at the end
+    eval_batch_size: int = setting(1)
+    select: str = setting(one_of=("best", "last"))
+    select_on: str = setting(one_of=("dev", "test"))
+    log_every: int = setting(1)
+    log_samples: int = setting(0)  # online: responses a step that samples.jsonl keeps
+    save_every: int = setting(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reranker:
+    """A classifier of (question, response): is the answer right? It learns from graded responses of `sample_from` to the training
+    questions, and `evaluate` ranks samples by it (ReFT, section 4.3)."""
+
+    kind: str = setting(one_of=("reranker",))
+    init_from: str = setting()
+    sample_from: str = setting()  # an earlier stage
+    num_samples: int = setting(1)  # responses per training question
+    balanced: bool = setting()  # as many right as wrong ones of each question; else as they were sampled
+    sampling: Sampling = setting()
+    sample_batch_size: int = setting(1)  # responses that decode together
+    epochs: float = setting(above=0)
+    batch_size: int = setting(1)  # responses
+    accumulate: int = setting(1)
+    optim: Optim = setting()
+    log_every: int = setting(1)
+    save_every: int = setting(1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Greedy accuracy on dev and test, and num_samples (0 = none) samples for the first num_questions (0 = all) test questions."""
 
@@ -314,6 +366,7 @@ class Evaluate:
     num_questions: int = setting(0)
     sampling: Sampling = setting()
     batch_size: int = setting(1)  # responses that decode together
+    rerankers: tuple[tuple[str, str], ...] = setting(default=())  # label -> the reranker stage that ranks its samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,7 +377,15 @@ class Export:
     init_from: str = setting()
 
 
-KINDS = {"sft": SFT, "reft": ReFT, "evaluate": Evaluate, "export": Export}
+KINDS = {
+    "sft": SFT,
+    "reft": ReFT,
+    "self_train": SelfTrain,
+    "reranker": Reranker,
+    "evaluate": Evaluate,
+    "export": Export,
+}
+POLICIES = ("sft", "reft", "self_train")  # kinds of stages whose checkpoints can be sampled from
 MESH_AXES = ("data", "fsdp", "tensor")
 LOGICAL_AXES = (
     "batch",
@@ -348,7 +409,7 @@ class Config:
     data: Data
     mesh: Mesh
     rewards: Rewards
-    stages: tuple[tuple[str, SFT | ReFT | Evaluate | Export], ...]
+    stages: tuple[tuple[str, SFT | ReFT | SelfTrain | Reranker | Evaluate | Export], ...]
 
 
 # ------------------------------------------------------------------ building the records
@@ -426,6 +487,10 @@ def _build(cls, value, path):
                 raise InputError(
                     f"{here}: got {value[name]!r}; it must be a group label -> stage, directory or shipped model"
                 )
+            out[name] = tuple((key, _leaf(v, str, f"{here}.{key}", meta)) for key, v in value[name].items())
+        elif name == "rerankers":
+            if not isinstance(value[name], dict):
+                raise InputError(f"{here}: got {value[name]!r}; it must be a group label -> reranker stage")
             out[name] = tuple((key, _leaf(v, str, f"{here}.{key}", meta)) for key, v in value[name].items())
         else:
             out[name] = _leaf(value[name], kind, here, meta)
@@ -539,6 +604,47 @@ def _check_method(stage: ReFT, path: str):
         )
 
 
+def _check_sampled_stage(stage: SelfTrain | Reranker, earlier: dict, path: str):
+    """What self_train and reranker ask of each other and of the stages before them."""
+    policies = ", ".join(name for name, other in earlier.items() if other.kind in POLICIES) or "none"
+    online = stage.kind == "self_train" and stage.mode == "online"
+    if online and stage.sample_from:
+        raise InputError(
+            f"{path}.sample_from: got {stage.sample_from!r}; mode 'online' samples from the policy that it trains: set ''"
+        )
+    if not online and (stage.sample_from not in earlier or earlier[stage.sample_from].kind not in POLICIES):
+        raise InputError(
+            f"{path}.sample_from: got {stage.sample_from!r}; it must name an earlier stage of kind {', '.join(POLICIES)}, whose model "
+            f"answers the training questions: legal are {policies}"
+        )
+    if stage.sampling.temperature == 0.0:
+        raise InputError(
+            f"{path}.sampling.temperature: got 0.0; all responses to a question would be the same: it must be > 0"
+        )
+    rows = stage.batch_size * (stage.num_samples + 1) if online else stage.batch_size
+    if rows % stage.accumulate:
+        what = "batch_size x (num_samples + 1)" if online else "batch_size"
+        raise InputError(f"{path}.accumulate: got {stage.accumulate}; it must divide {what} = {rows}")
+    if online and not stage.own_weight + stage.gold_weight:
+        raise InputError(f"{path}.own_weight: got 0.0, as is gold_weight; one of them must be > 0")
+
+
+def _check_rerankers(stage: Evaluate, earlier: dict, path: str):
+    labels = [label for label, _ in stage.checkpoints]
+    known = ", ".join(name for name, other in earlier.items() if other.kind == "reranker") or "none"
+    for label, source in stage.rerankers:
+        if label not in labels:
+            raise InputError(
+                f"{path}.rerankers.{label}: unknown label; {_nearest(label, labels)}labels of checkpoints are {', '.join(labels)}"
+            )
+        if source not in earlier or earlier[source].kind != "reranker":
+            raise InputError(
+                f"{path}.rerankers.{label}: got {source!r}; it must name an earlier stage of kind reranker: legal are {known}"
+            )
+    if stage.rerankers and not stage.num_samples:
+        raise InputError(f"{path}.num_samples: got 0; rerankers choose among samples: it must be >= 1")
+
+
 def _check_across(config: Config, reads_data: bool):
     """What no single key can tell: things that must divide, combine or come in order."""
     model, data, mesh = config.model, config.data, config.mesh
@@ -589,10 +695,15 @@ def _check_across(config: Config, reads_data: bool):
             raise InputError(f"{path}: {name!r} is a folder of the workdir; give the stage another name")
         later = {n for n, _ in config.stages} - set(seen)
         sources = stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),)
+        earlier = {n: dict(config.stages)[n] for n in seen}
         for key, source in sources:
             if source in later:
                 raise InputError(
                     f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)"
+                )
+            if source in earlier and earlier[source].kind == "reranker":
+                raise InputError(
+                    f"{path}.{key}: {source!r} is a re-ranker, which answers no questions; an evaluate stage names it in its rerankers"
                 )
         for label, _ in stage.checkpoints if stage.kind == "evaluate" else ():
             if not label.strip(".") or label != pathlib.PurePath(label).name or label in (*OWN_FOLDERS, *labels):
@@ -625,9 +736,13 @@ def _check_across(config: Config, reads_data: bool):
                 )
             _check_on_policy(stage, path)
             _check_method(stage, path)
-        if stage.kind in ("reft", "evaluate"):
+        if stage.kind in ("self_train", "reranker"):
+            _check_sampled_stage(stage, earlier, path)
+        if stage.kind == "evaluate":
+            _check_rerankers(stage, earlier, path)
+        if stage.kind in ("reft", "self_train", "reranker", "evaluate"):
             _check_sampling(stage.sampling, data, f"{path}.sampling")
-        if stage.kind in ("sft", "reft"):
+        if stage.kind in ("sft", "reft", "self_train", "reranker"):
             optim = stage.optim
             if optim.warmup > optim.hold:
                 raise InputError(
@@ -637,6 +752,7 @@ def _check_across(config: Config, reads_data: bool):
                 raise InputError(
                     f"{path}.optim.schedule_epochs: got {optim.schedule_epochs}; it must cover epochs = {stage.epochs} (0 = the same)"
                 )
+        if stage.kind in POLICIES:
             if stage.select == "best" and stage.select_on == "dev" and not data.dev_size:
                 raise InputError(
                     f"{path}.select_on: 'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')"

@@ -34,22 +34,35 @@ def ask(run, records, purpose: str, limit: int = 0) -> Questions:
     return Questions(purpose, batching.fit(run.tokenizer, records, run.config.data, purpose=purpose))
 
 
-def respond(run, sampler, params, questions: Questions, key, *, each=None, ahead=None) -> list[list[str]]:
-    """sampler.num_samples texts for each fitted question. `each(responses so far)` is called as the work goes on; `ahead`
-    (a `rewards.score.Ahead`) begins to run the programs meanwhile."""
+def responses(run, sampler, params, questions: Questions, key, rows=None, ahead=None):
+    """Yields (question, k, text, whether it ended by itself) for sampler.num_samples responses to each fitted question, or to those of
+    `rows`, as they end. A response is a function of the key, the question's index and k alone. `ahead` (a `rewards.score.Ahead`) begins
+    to run their programs meanwhile."""
     encoded = questions.fitted.encoded
+    rows = range(len(encoded)) if rows is None else rows
     # prompts of like length are read together
-    by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt))
-    texts = [[""] * sampler.num_samples for _ in encoded]
-    if not encoded:
-        return texts
-    asked = common.make_prompts(run, encoded, by_length)
-    for count, done in enumerate(sampler.stream(params, asked, key), start=1):
+    by_length = sorted(range(len(rows)), key=lambda i: len(encoded[rows[i]].prompt))
+    if not by_length:
+        return
+    asked = common.make_prompts(run, encoded, [rows[i] for i in by_length])
+    for done in sampler.stream(params, asked, key):
         place, k = divmod(done.row, sampler.num_samples)
-        text = texts[by_length[place]][k] = sampler.response(done.tokens)
+        question, text = rows[by_length[place]], sampler.response(done.tokens)
+        # by the process that will grade it
         if ahead is not None and distributed.mine(by_length[place] * sampler.num_samples + k):
-            record = questions.fitted.records[by_length[place]]
+            record = questions.fitted.records[question]
             ahead.add(prompts.completed(record, text, run.config.data, purpose=questions.purpose))
+        # shorter than could be: a stop string ended it
+        yield question, k, text, len(done.tokens) < sampler.max_new or int(done.tokens[-1]) in run.eos_ids
+
+
+def respond(run, sampler, params, questions: Questions, key, *, each=None, ahead=None) -> list[list[str]]:
+    """sampler.num_samples texts for each fitted question. `each(responses so far)` is called as the work goes on; `ahead`: as in
+    `responses`."""
+    texts = [[""] * sampler.num_samples for _ in questions.fitted.encoded]
+    drawn = responses(run, sampler, params, questions, key, ahead=ahead)
+    for count, (question, k, text, _) in enumerate(drawn, start=1):
+        texts[question][k] = text
         if each is not None:
             each(count)
     return texts
@@ -118,3 +131,39 @@ def sampled_summary(questions: Questions, grades: list[list[Grade]], golds_match
         f"pass@{k}_ci95": list(estimates.wilson(round(sum(passed)), n)),
         "num_sampled_questions": n,
     }
+
+
+# ------------------------------------------------------------------ choosing among samples by a score
+
+
+def best_of(scores) -> int:
+    """The index of the highest score, of equals the lowest index."""
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def weighted_majority(values, weights):
+    """The value whose weights sum to most, of equals the one seen at the lowest index. None does not vote; None if all are None."""
+    totals: dict = {}
+    for value, weight in zip(values, weights, strict=True):
+        if value is not None:
+            totals[value] = totals.get(value, 0.0) + weight
+    return max(totals, key=totals.__getitem__) if totals else None
+
+
+def reranked_summary(
+    questions: Questions, grades: list[list[Grade]], scores: list[list[float]], golds_match, k: int
+) -> dict:
+    """With P(right) of every sample: rerank@k (the likeliest sample is right), weighted@k (so is the answer with the most probability
+    in all) and, as the limit of any choice, oracle@k (some sample is right), with Wilson 95 % intervals."""
+    pairs = list(enumerate(zip(grades, scores, strict=True)))
+    right = {
+        "rerank": sum(row[best_of(marks)].correct for _, (row, marks) in pairs),
+        "weighted": sum(
+            golds_match(i, weighted_majority([g.extracted for g in row], marks)) for i, (row, marks) in pairs
+        ),
+        "oracle": sum(any(g.correct for g in row) for row in grades),
+    }
+    out: dict = {}
+    for name, count in right.items():
+        out |= {f"{name}@{k}": count / questions.num, f"{name}@{k}_ci95": list(estimates.wilson(count, questions.num))}
+    return out

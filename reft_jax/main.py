@@ -268,6 +268,13 @@ def build_model(config: config_lib.Config, arch: config_lib.Arch, layout):
     return models.Model(arch, layout=layout, **{name: getattr(config.model, name) for name in names})
 
 
+def asks(stage) -> tuple[str, ...]:
+    """The purposes (`data.prompts`) for which a stage reads training questions."""
+    if stage.kind == "self_train":
+        return ("sft", "evaluate") if stage.mode == "offline" else ("sft", "reft")
+    return {"sft": ("sft",), "reft": ("reft",), "reranker": ("evaluate",)}.get(stage.kind, ())
+
+
 def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
     """Tokenizes what the stages will use and grades the gold answers; returns notes for the user, raises InputError."""
     from reft_jax.data import batching, prompts
@@ -275,14 +282,15 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
 
     data, verifier, notes = config.data, config.rewards, list(splits.notes)
     kinds = {stage.kind for _, stage in config.stages}
-    uses = [("train", splits.train, kind) for kind in ("sft", "reft") if kind in kinds]
+    purposes = {purpose for _, stage in config.stages for purpose in asks(stage)}
+    uses = [("train", splits.train, purpose) for purpose in ("sft", "reft", "evaluate") if purpose in purposes]
     uses += [(name, records, "evaluate") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
     for name, records, purpose in uses:
         if note := batching.fit(tokenizer, records, data, purpose=purpose).note:
             notes.append(f"{name} ({purpose}): {note}")
-    if data.cot == "program" and kinds & {"reft", "evaluate", "sft"}:
+    if data.cot == "program" and kinds != {"export"}:
         program.use_sandbox(verifier.sandbox)
-    if "reft" in kinds:
+    if kinds & {"reft", "self_train", "reranker"}:  # those that learn from grades
         gold = [record for record in splits.train if record.cot and record.kind != "text"]
         texts = [prompts.target(record, docstring=data.docstring) for record in gold]
         failed = score.audit_gold(
@@ -393,7 +401,7 @@ def check_sizes(config: config_lib.Config, arch):
         )
     names, checked = {name for name, _ in config.stages}, set()
     for name, stage in config.stages:
-        for token in stage.sampling.forbidden if stage.kind in ("reft", "evaluate") else ():
+        for token in () if stage.kind in ("sft", "export") else stage.sampling.forbidden:
             if token >= arch.vocab_size:
                 raise InputError(
                     f"config.stages.{name}.sampling.forbidden: got {token}; the model has tokens 0 to {arch.vocab_size - 1}"
@@ -437,6 +445,15 @@ def check_batches(config: config_lib.Config, layout):
                 "batch_size": s.batch_size,
                 "ppo.minibatch_size": s.ppo.part_size,
                 "eval_batch_size": s.eval_batch_size,
+            },
+            "self_train": lambda s: {
+                "batch_size": s.batch_size * (1 if s.mode == "offline" else s.num_samples + 1) // s.accumulate,
+                "sample_batch_size": s.sample_batch_size,
+                "eval_batch_size": s.eval_batch_size,
+            },
+            "reranker": lambda s: {
+                "batch_size": s.batch_size // s.accumulate,
+                "sample_batch_size": s.sample_batch_size,
             },
             "evaluate": lambda s: {"batch_size": s.batch_size},
             "export": lambda s: {},
@@ -485,7 +502,7 @@ def execute(run, about: dict):
     from reft_jax import models, plots
     from reft_jax.data import tokenizer as tokenizers
     from reft_jax.metrics import write_json
-    from reft_jax.stages import evaluate, export, reft, sft
+    from reft_jax.stages import evaluate, export, reft, reranker, self_train, sft
 
     multiply_in(run.model.compute_dtype)
     workdir = run.workdir
@@ -506,7 +523,14 @@ def execute(run, about: dict):
     )
     for note in about["notes"]:
         print(f"note: {note}")
-    kinds = {"sft": sft.run, "reft": reft.run, "evaluate": evaluate.run, "export": export.run}
+    kinds = {
+        "sft": sft.run,
+        "reft": reft.run,
+        "self_train": self_train.run,
+        "reranker": reranker.run,
+        "evaluate": evaluate.run,
+        "export": export.run,
+    }
     for name, stage in run.config.stages:
         if run.done(name):
             print(f"{name}: done before")

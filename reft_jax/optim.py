@@ -3,7 +3,7 @@
 import jax
 import optax
 
-NOT_DECAYED = ("scale", "bias", "value_head")  # weight decay pulls on matrices only
+NOT_DECAYED = ("scale", "bias", "value_head", "classifier")  # weight decay pulls on matrices only
 
 
 def schedule(optim, num_updates: int):

@@ -78,12 +78,14 @@ def in_slices(function, rows, most: int, multiple: int):
 
 
 def param_axes(model, params) -> dict:
-    """Logical axis names of a parameter tree: the model's, or a part of it, with a value head or a critic or without."""
+    """Logical axis names of a parameter tree: the model's, or a part of it, and of a value head, a critic or a classifier."""
     names = models.axes(model)
     if "value_head" in params:
         names = names | {"value_head": models.value_axes("bias" in params["value_head"])}
     if "critic" in params:
         names = names | {"critic": param_axes(model, params["critic"])}
+    if "classifier" in params:
+        names = names | {"classifier": models.classifier_axes()}
 
     def like(names, tree):
         return {key: like(names[key], node) if isinstance(node, dict) else names[key] for key, node in tree.items()}

@@ -195,7 +195,8 @@ def test_hostile_programs_between_honest_ones(tmp_path, monkeypatch):
             for name, value in places.items():
                 body = body.replace(name, value) if f"{name}_SECRET" not in body else body
             sources += [program_of(body), f"def solution():\n    return {i} * 3 + math.sqrt(4)"]
-        results = run_programs(sources, timeout_s=4.0, memory_mb=128, workers=2)  # bombs are over sooner, on a busy machine too
+        # bombs are over sooner than 4 s, on a busy machine too
+        results = run_programs(sources, timeout_s=4.0, memory_mb=128, workers=2)
         with pytest.raises(BlockingIOError):
             listener.accept()
     wrong = [

@@ -5,6 +5,7 @@ from reft_jax.models.adapters import join, only_adapters
 from reft_jax.models.adapters import merge as merge_adapters
 from reft_jax.models.attention import cache_multiple
 from reft_jax.models.attention import path as attention_path
+from reft_jax.models.classifier import classifier_axes, classify, init_classifier
 from reft_jax.models.decoder import (
     Cache,
     Model,
@@ -35,6 +36,8 @@ __all__ = [
     "axes",
     "cache_multiple",
     "check_hf",
+    "classifier_axes",
+    "classify",
     "critic_params",
     "decoding_shardings",
     "empty_cache",
@@ -42,6 +45,7 @@ __all__ = [
     "forward",
     "init",
     "init_adapters",
+    "init_classifier",
     "init_value_head",
     "join",
     "layer_for_decoding",

@@ -126,6 +126,14 @@ def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) ->
     return [rewards.Grade(*grade) for grade in shared]
 
 
+def purpose(run: Run, source: str) -> str:
+    """How the questions are asked of what `init_from` names (`prompts.appends_prefix`): "reft" where the policy was trained on its own
+    responses, else "evaluate"."""
+    stage = dict(run.config.stages).get(source)
+    own = stage is not None and (stage.kind == "reft" or stage.kind == "self_train" and stage.mode == "online")
+    return "reft" if own else "evaluate"
+
+
 def programs_ahead(run: Run) -> Ahead | None:
     """What runs programs while others are still being sampled; None where responses are no programs."""
     if run.config.data.cot != "program":
@@ -183,7 +191,8 @@ def _adapters(run: Run, stage: str) -> dict:
 
 
 def initial_params(run: Run, source: str) -> dict:
-    """The decoder's parameters that `init_from` names, on the mesh, adapters merged; a value head comes along if it has one."""
+    """The decoder's parameters that `init_from` names, on the mesh, adapters merged; a value head or classifier comes along if it has
+    one."""
     if source == "random":
         return models.init(run.model, key_of(run.config.seed, "init", 0, INIT))
     if source in dict(run.config.stages):
@@ -218,22 +227,29 @@ def initial_params(run: Run, source: str) -> dict:
     )
 
 
-def check_stored(folder: pathlib.Path, where: str, ours: dict) -> dict:
-    """The shapes of a checkpoint's parameters; InputError unless they are a whole model's `ours`, with a value head or without."""
+def check_stored(folder: pathlib.Path, where: str, ours: dict, *, classifier: bool = False) -> dict:
+    """The shapes of a checkpoint's parameters; InputError unless they are a whole model's `ours`, with a value head or without; a
+    re-ranker's, with its classifier, only if that is asked for."""
     stored = checkpoint.shapes(folder)
+    if "classifier" in stored and not classifier:
+        raise InputError(
+            f"{where}: {folder} is a re-ranker, which answers no questions; name the checkpoint of another kind of stage"
+        )
     if models.only_adapters(stored):
         raise InputError(
             f"{where}: {folder} holds adapters alone; merge them where their base is, by a stage of kind export, "
             "and begin with the directory that it writes"
         )
-    decoder = {key: node for key, node in stored.items() if key != "value_head"}
+    decoder = {key: node for key, node in stored.items() if key not in ("value_head", "classifier")}
     if jax.tree.map(lambda x: x.shape, decoder) != jax.tree.map(lambda x: x.shape, ours):
         raise InputError(f"{where}: the parameters in {folder} have other shapes than config.model describes")
     return stored
 
 
 def _read(run: Run, folder: pathlib.Path, source: str) -> dict:
-    stored = check_stored(folder, f"init_from={source}", models.shapes(run.model))
+    stage = dict(run.config.stages).get(source)
+    ranks = stage is not None and stage.kind == "reranker"
+    stored = check_stored(folder, f"init_from={source}", models.shapes(run.model), classifier=ranks)
     return checkpoint.read_params(folder, steps.param_shardings(run.model, stored))
 
 
@@ -264,7 +280,7 @@ def crossed(step: int, every_epochs: float, batch_size: int, num_records: int) -
 
 def check_finite(name: str, step: int, metrics: dict):
     """Stops a run whose loss or gradient is no longer a number, before it is saved."""
-    for key in ("sft/loss", "ppo/loss", "grad/norm"):
+    for key in ("sft/loss", "ppo/loss", "self_train/loss", "reranker/loss", "grad/norm"):
         if key in metrics and not math.isfinite(metrics[key]):
             raise RunError(
                 f"{name}: {key} is {metrics[key]} at step {step}; the last checkpoint is from before. "

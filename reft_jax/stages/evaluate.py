@@ -1,4 +1,4 @@
-"""Evaluation of finished checkpoints: greedy accuracy on dev and test, and voting and pass@k from stored samples.
+"""Evaluation of finished checkpoints: greedy accuracy on dev and test, and voting, pass@k and re-ranking from stored samples.
 
 Every response is kept in <label>/predictions.jsonl, every figure in results.json, label by label, so that a killed
 evaluation goes on with the next label.
@@ -8,10 +8,12 @@ import json
 
 from reft_jax import distributed, evaluation
 from reft_jax.config import GREEDY, Evaluate
+from reft_jax.data import prompts
 from reft_jax.metrics import Progress, table, write_json, write_text
 from reft_jax.rewards import answer
 from reft_jax.rewards.score import answer_kind
 from reft_jax.stages import common
+from reft_jax.stages.reranker import make_scorer
 
 
 def run(name: str, stage: Evaluate, run: common.Run):
@@ -27,10 +29,9 @@ def run(name: str, stage: Evaluate, run: common.Run):
 
 def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
     data = run.config.data
-    stages = dict(run.config.stages)
-    purpose = "reft" if source in stages and stages[source].kind == "reft" else "evaluate"
+    purpose = common.purpose(run, source)
     params = common.initial_params(run, source)
-    facts = run.facts(source) if source in stages else {}
+    facts = run.facts(source) if source in dict(run.config.stages) else {}
 
     result, lines = {}, []
     key = common.key_of(run.config.seed, "evaluate", 0, common.SAMPLE)
@@ -41,7 +42,7 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
         questions = evaluation.ask(run, records, purpose)
         texts, grades = answer_all(run, f"{label}: greedy {split}", greedy, params, questions, key)
         summary = evaluation.greedy_summary(questions, grades)
-        lines += predictions(questions, texts, grades, split=split, mode="greedy")
+        lines += predictions(run, questions, texts, grades, split=split, mode="greedy")
         result = result | ({"dev": summary} if split == "dev" else summary)
     if stage.num_samples and run.splits.test:
         k = stage.num_samples
@@ -56,7 +57,12 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
             )
 
         result |= evaluation.sampled_summary(questions, grades, matches, k)
-        lines += predictions(questions, texts, grades, split="test", mode="sampled")
+        scores = None
+        if (ranker := dict(stage.rerankers).get(label)) is not None:
+            del params  # before the re-ranker's come
+            scores = rank(run, ranker, questions, texts)
+            result |= evaluation.reranked_summary(questions, grades, scores, matches, k) | {"reranker": ranker}
+        lines += predictions(run, questions, texts, grades, split="test", mode="sampled", scores=scores)
     folder = run.folder(label)
     folder.mkdir(exist_ok=True)
     write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -85,44 +91,43 @@ def answer_all(run, title, sampler, params, questions, key):
     return texts, evaluation.mark(run, questions, texts, ahead)
 
 
-def predictions(questions, texts, grades, *, split: str, mode: str) -> list[dict]:
-    """One line per response, the questions that were too long to ask included."""
+def rank(run, ranker: str, questions, texts) -> list[list[float]]:
+    """P(right) of each text by the re-ranker stage `ranker`."""
+    records = [record for record, row in zip(questions.fitted.records, texts, strict=True) for _ in row]
+    scores = make_scorer(run, ranker)(records, [text for row in texts for text in row], questions.purpose)
+    return scores.reshape(len(texts), -1).tolist()
+
+
+def predictions(run, questions, texts, grades, *, split: str, mode: str, scores=None) -> list[dict]:
+    """One line per response, the questions that were too long to ask included. What was graded is `prefix` (the program's beginning,
+    where the prompt held it) and `response`; `rerank_score` is P(right), where there are scores."""
+    where = {"split": split, "mode": mode}
     lines = [
         {
             "item_id": record.item_id,
             "k": k,
+            "prefix": prompts.completed(record, "", run.config.data, purpose=questions.purpose),
             "response": text,
             "extracted": grade.extracted,
             "status": grade.status,
             "gold": record.answer,
-            "split": split,
-            "mode": mode,
+            **where,
+            **({} if scores is None else {"rerank_score": scores[i][k]}),
         }
-        for record, row, marks in zip(questions.fitted.records, texts, grades, strict=True)
+        for i, (record, row, marks) in enumerate(zip(questions.fitted.records, texts, grades, strict=True))
         for k, (text, grade) in enumerate(zip(row, marks, strict=True))
     ]
-    return lines + [
-        {
-            "item_id": left.item_id,
-            "k": 0,
-            "response": None,
-            "extracted": None,
-            "status": "too_long",
-            "gold": None,
-            "split": split,
-            "mode": mode,
-        }
-        for left in questions.fitted.too_long
-    ]
+    left_out = {"k": 0, "prefix": "", "response": None, "extracted": None, "status": "too_long", "gold": None, **where}
+    return lines + [{"item_id": left.item_id, **left_out} for left in questions.fitted.too_long]
 
 
 def read_results(run: common.Run) -> dict:
-    path = run.workdir / "results.json"
-    return (
-        json.loads(path.read_text())
-        if path.exists()
-        else {"seed": run.config.seed, "data": run.config.data.name, "cot": run.config.data.cot, "stages": {}}
-    )
+    path, data, rewards = run.workdir / "results.json", run.config.data, run.config.rewards
+    if path.exists():
+        return json.loads(path.read_text())
+    # with these, and each label's matcher, predictions.jsonl can be graded again
+    facts = {"seed": run.config.seed, "data": data.name, "cot": data.cot}
+    return facts | {"timeout_s": rewards.timeout_s, "memory_mb": rewards.memory_mb, "stages": {}}
 
 
 def results_table(results: dict) -> str:

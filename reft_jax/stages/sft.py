@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from reft_jax import checkpoint, distributed, evaluation, models, steps
-from reft_jax.config import GREEDY, SFT
+from reft_jax.config import GREEDY, SFT, SelfTrain
 from reft_jax.data import batching
 from reft_jax.data.packing import Packing
 from reft_jax.metrics import Lines, Progress
@@ -32,59 +32,76 @@ def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[SFTBatch, Packi
 
 
 def run(name: str, stage: SFT, run: common.Run):
-    seed, size, data = run.config.seed, stage.batch_size, run.config.data
-    train = batching.fit(run.tokenizer, run.splits.train, data, purpose="sft")
-    num = len(train.records)
-    num_steps = common.num_steps(stage.epochs, size, num)
-    total = common.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
-    tx = make_optimizer(stage.optim, total)
+    train = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose="sft")
+    learn(name, stage, run, train.encoded, goes_on_with=stage.init_from if stage.continue_run else "")
 
+
+def learn(name: str, stage: SFT | SelfTrain, run: common.Run, encoded, *, goes_on_with: str = "", **facts):
+    """SFT on `encoded`, with what `stage` says; `facts` go into DONE. `goes_on_with`: a stage whose state and step it begins with."""
+    num = len(encoded)
+    total = common.num_steps(stage.optim.schedule_epochs or stage.epochs, stage.batch_size, num)
+    tx = make_optimizer(stage.optim, total)
     frozen, params = common.frozen_and_trained(run, name)
-    state = steps.init_state(run.tuned, tx, params)
-    checkpoints = checkpoint.Checkpoints(run.folder(name))
-    progress = {"best_step": None, "best_accuracy": -1.0}
-    if (saved := checkpoints.go_on(state)) is not None:
-        start, state, progress = saved
-    elif stage.continue_run:
-        earlier = checkpoint.Checkpoints(run.folder(stage.init_from))
-        start, state, _ = earlier.go_on(state)
-        earlier.close()
-    else:
-        start = 0
     train_step = steps.make_sft_step(
         run.tuned,
         tx,
-        state.params,
+        params,
         dropout=stage.dropout,
         accumulate=stage.accumulate,
         reduce=stage.reduce,
         frozen=frozen,
     )
+
+    def update(state, step, rows):
+        batch, packing = make_batch(run, encoded, rows, stage.accumulate)
+        key = common.key_of(run.config.seed, "sft", step, common.DROPOUT)
+        return train_step(state, batch, key, packing=packing)
+
     check = make_check(run, stage, "evaluate", frozen)
+    progress, last = loop(name, stage, run, num, tx, params, update, check, loss="sft/loss", goes_on_with=goes_on_with)
+    finish(run, name, stage, progress, last, last * stage.batch_size / num, **facts)
+
+
+def loop(name, stage, run, num: int, tx, params, update, check=None, *, loss: str, goes_on_with: str = ""):
+    """(progress, last step): stage.epochs passes over `num` examples from the last checkpoint or `params` on, everything saved.
+
+    update(state, step, example indices) -> (state, metrics), with `loss` the one that the progress line shows. check(state) -> metrics
+    that `select` chooses by, stage.eval_every epochs and at the end; None = nothing is chosen.
+    """
+    seed, size = run.config.seed, stage.batch_size
+    num_steps = common.num_steps(stage.epochs, size, num)
+    state = steps.init_state(run.tuned, tx, params)
+    checkpoints = checkpoint.Checkpoints(run.folder(name))
+    progress = {"best_step": None, "best_accuracy": -1.0}
+    if (saved := checkpoints.go_on(state)) is not None:
+        start, state, progress = saved
+    elif goes_on_with:
+        earlier = checkpoint.Checkpoints(run.folder(goes_on_with))
+        start, state, _ = earlier.go_on(state)
+        earlier.close()
+    else:
+        start = 0
 
     lines = Lines(run.folder(name) / "metrics.jsonl", after_step=start)
     bar = Progress(name, num_steps, start)
     for step in range(start + 1, num_steps + 1):
         distributed.beat()
         began = time.monotonic()
-        rows = batching.batch_indices(seed, step - 1, size, num)
-        batch, packing = make_batch(run, train.encoded, rows, stage.accumulate)
-        key = common.key_of(seed, "sft", step, common.DROPOUT)
-        state, metrics = train_step(state, batch, key, packing=packing)
+        state, metrics = update(state, step, batching.batch_indices(seed, step - 1, size, num))
 
         last = step == num_steps
-        checked = last or common.crossed(step, stage.eval_every, size, num)
+        checked = last or check is not None and common.crossed(step, stage.eval_every, size, num)
         logged = checked or step % stage.log_every == 0
         saved = checked or step % stage.save_every == 0
         if logged or saved:
             metrics = common.host(metrics) | {"time/update_s": time.monotonic() - began}
             common.check_finite(name, step, metrics)
-        if checked:
+        if checked and check is not None:
             metrics |= check(state)
             select(progress, step, metrics, stage)
         if logged:
             lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
-            bar.update(step, loss=f"{metrics['sft/loss']:.3f}")
+            bar.update(step, loss=f"{metrics[loss]:.3f}")
         if saved:
             checkpoints.save(step, state, progress, wait=False)
         if run.stop.requested:
@@ -93,12 +110,12 @@ def run(name: str, stage: SFT, run: common.Run):
             run.stop_if_asked()
 
     checkpoints.wait()
-    finish(run, name, stage, progress, num_steps, num_steps * size / num)
     for closable in (bar, lines, checkpoints):
         closable.close()
+    return progress, num_steps
 
 
-# ------------------------------------------------------------------ choosing a checkpoint, also for reft
+# ------------------------------------------------------------------ choosing a checkpoint, also for reft and online self-training
 
 
 def make_check(run, stage, purpose: str, frozen: dict):
@@ -131,7 +148,8 @@ def select(progress: dict, step: int, metrics: dict, stage):
         progress |= {"best_step": step, "best_accuracy": accuracy}
 
 
-def finish(run, name, stage, progress, step, epochs):
+def finish(run, name, stage, progress, step, epochs, **facts):
+    """Marks the stage as finished, with the checkpoint that it chose and other facts."""
     best = stage.select == "best" and progress["best_step"] is not None
     chosen = progress["best_step"] if best else step
     run.finish(
@@ -142,4 +160,5 @@ def finish(run, name, stage, progress, step, epochs):
         selected_epoch=epochs * chosen / step,
         selected_on=stage.select_on if best else None,
         best_accuracy=progress["best_accuracy"] if best else None,
+        **facts,
     )
