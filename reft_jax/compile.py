@@ -116,7 +116,7 @@ def programs(config, model) -> list[Program]:
     import jax
     import jax.numpy as jnp
 
-    from reft_jax import models, steps
+    from reft_jax import models, steps, steps_supervised
     from reft_jax.data.packing import Packing
     from reft_jax.optim import make_optimizer
     from reft_jax.sampling.engine import Engine
@@ -193,17 +193,40 @@ def programs(config, model) -> list[Program]:
         return placed(both, steps.param_shardings(tuned, both))
 
     for name, stage in config.stages:
-        if stage.kind == "sft":
+        if stage.kind in ("sft", "self_train"):
             tx = make_optimizer(stage.optim, 1000)
             state = placed(steps.eval_state(tx, trained), steps.state_shardings(tuned, tx, trained))
+            beside = dict(opt_state=state.opt_state)
+            add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
+        if stage.kind == "self_train" and stage.mode == "online":
+            num = stage.batch_size * (stage.num_samples + 1)
+            step = steps_supervised.make_self_train_step(tuned, tx, trained, stage)
+            batch = steps_supervised.MixedBatch(asked(num), *answers(num, jnp.int32, bool), rows((num,), bool))
+            flops = 3 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response)
+            add(f"{name}/self_train_step", step, (state, batch, key, frozen or None, together(num)), flops, {})
+            slots, k = stage.sample_batch_size, stage.num_samples
+            add_sampling(name, tuned, everything, stage.sampling, slots, k, beside)
+        elif stage.kind in ("sft", "self_train"):
             settings = dict(dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
             step = steps.make_sft_step(tuned, tx, trained, **settings)
             num = stage.batch_size
             batch = SFTBatch(asked(num), *answers(num, jnp.int32, bool))
             flops = 3 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response)
             add(f"{name}/sft_step", step, (state, batch, key, frozen or None, together(num)), flops, {})
-            beside = dict(opt_state=state.opt_state)
-            add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
+        if stage.kind == "reranker" or stage.kind == "self_train" and stage.mode == "offline":
+            whole = parameters(model, models.shapes(model))
+            add_sampling(f"{name}/drawn", model, whole, stage.sampling, stage.sample_batch_size, stage.num_samples, {})
+        if stage.kind == "reranker":
+            tx, num = make_optimizer(stage.optim, 1000), stage.batch_size
+            head = parameters(model, dict(classifier=jax.eval_shape(lambda k: models.init_classifier(model, k), key)))
+            state = placed(steps.eval_state(tx, trained | head), steps.state_shardings(tuned, tx, trained | head))
+            step = steps_supervised.make_classifier_step(tuned, tx, trained | head, accumulate=stage.accumulate)
+            read = rows((num, length), jnp.int32), rows((num, length), bool)
+            batch = steps_supervised.ClassifierBatch(*read, rows((num,), bool))
+            flops = forward_flops(arch, num * length, length / 2, logits=0)
+            add(f"{name}/classifier_step", step, (state, batch, frozen or None), 3 * flops, {})
+            score = steps_supervised.make_classifier_score(model)
+            add(f"{name}/classifier_score", score, (whole | head, *read), flops, {})
         if stage.kind == "reft":
             ppo, tx, num = stage.ppo, make_optimizer(stage.optim, 1000), stage.batch_size * stage.num_samples
             params = with_critic(trained, ppo)

@@ -158,7 +158,8 @@ def accumulated_grads(loss_fn, params, batch, num_parts: int, reduce: str, packi
     return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), combined
 
 
-def _apply(model, tx, state: TrainState, grads, metrics):
+def apply_grads(model, tx, state: TrainState, grads, metrics):
+    """(state, metrics): the optimizer's update of the parameters; the norms of both are added to the metrics."""
     if model.layout.moments == "host":
         places = state_shardings(model, tx, state.params).opt_state
         here = jax.tree.map(lambda place: place.with_memory_kind("device"), places)
@@ -183,7 +184,7 @@ def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce:
     def step(state, batch, key, frozen=None, packing=None):
         loss = functools.partial(loss_fn, key=key, frozen=frozen)
         grads, metrics = accumulated_grads(loss, state.params, batch, accumulate, reduce, packing)
-        state, metrics = _apply(model, tx, state, grads, metrics)
+        state, metrics = apply_grads(model, tx, state, grads, metrics)
         return state.replace(step=state.step + 1), metrics
 
     out = (state_shardings(model, tx, params), model.layout.replicated)
@@ -219,7 +220,7 @@ def make_ppo_step(
         minibatch = jax.tree.map(lambda x: model.layout.constrain(x[rows], "batch", *(None,) * (x.ndim - 1)), batch)
         loss = functools.partial(loss_fn, frozen=frozen)
         grads, metrics = accumulated_grads(loss, state.params, minibatch, ppo.accumulate, ppo.reduce, packing)
-        return _apply(model, tx, state, grads, metrics)
+        return apply_grads(model, tx, state, grads, metrics)
 
     out = (state_shardings(model, tx, params), model.layout.replicated)
     step = jax.jit(step, donate_argnums=0, out_shardings=out)

@@ -47,7 +47,7 @@ def make_self_train_step(model, tx, params, stage, *, frozen: dict | None = None
         grads, metrics = steps.accumulated_grads(
             loss, state.params, batch.replace(weights=weights), stage.accumulate, "token", packing
         )
-        state, metrics = steps._apply(model, tx, state, grads, metrics)
+        state, metrics = steps.apply_grads(model, tx, state, grads, metrics)
         return state.replace(step=state.step + 1), metrics
 
     return _jitted(step, model, tx, params, frozen)
@@ -65,7 +65,7 @@ def make_classifier_step(model, tx, params, *, accumulate: int, frozen: dict | N
     def step(state, batch, frozen=None):
         loss = functools.partial(loss_fn, frozen=frozen)
         grads, metrics = steps.accumulated_grads(loss, state.params, batch, accumulate, "sequence")
-        state, metrics = steps._apply(model, tx, state, grads, metrics)
+        state, metrics = steps.apply_grads(model, tx, state, grads, metrics)
         return state.replace(step=state.step + 1), metrics
 
     return _jitted(step, model, tx, params, frozen)

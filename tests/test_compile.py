@@ -48,6 +48,14 @@ def test_every_function_of_a_run_is_compiled(capsys):
     assert step["largest_replicated"]["name"].endswith("kernel")  # two devices of `data` hold everything twice
 
 
+def test_every_function_of_self_training_and_the_reranker_is_compiled(capsys):
+    assert compiler.main(["--config=tests/stages_config.py", "--topology=cpu:1"]) == 0
+    got = {line["function"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert all(line["fits"] for line in got.values())
+    assert got.keys() >= {"warmup/sft_step", "online/decode", "online/self_train_step", "reranker/drawn/decode"}
+    assert got["reranker/classifier_step"]["flops_per_device"] == 3 * got["reranker/classifier_score"]["flops_per_device"] > 0
+
+
 def test_adapters_have_a_small_state_and_no_second_copy_of_the_base(capsys):
     lora = "--config.model.lora={'rank': 2, 'alpha': 4.0, 'targets': 'attention.*'}"
     whole, adapted = lines(capsys, "--topology=cpu:1"), lines(capsys, "--topology=cpu:1", lora)
