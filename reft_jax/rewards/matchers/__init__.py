@@ -30,7 +30,7 @@ MATCHERS = {
 def get(name: str, kind: str | None = None) -> Matcher:
     """The matcher of that name; InputError for an unknown one, an unknown kind, or a kind that it does not read."""
     if name not in MATCHERS:
-        near = difflib.get_close_matches(str(name), MATCHERS, n=1)
+        near = difflib.get_close_matches(str(name), MATCHERS, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"matcher={name!r} is unknown; legal: {', '.join(MATCHERS)}{hint}")
     if kind is not None and kind not in KINDS:

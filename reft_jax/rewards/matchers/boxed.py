@@ -136,7 +136,7 @@ def agree(key: str, gold: str, kind: str) -> bool:
 
 
 def _rational(key: str) -> Fraction | None:
-    return Fraction(key) if re.fullmatch(r"-?\d+(?:/\d+)?", key, re.ASCII) else None
+    return Fraction(key) if re.fullmatch(r"-?\d+(?:/0*[1-9]\d*)?", key, re.ASCII) else None
 
 
 # ---- dress ---------------------------------------------------------------------------------------------------------------
