@@ -19,6 +19,8 @@ import typing
 import ml_collections
 
 from reft_jax.errors import InputError
+from reft_jax.rewards import matchers
+from reft_jax.rewards.score import TASKS
 
 
 def setting(low=None, high=None, *, above=None, one_of=None, default=dataclasses.MISSING):
@@ -132,7 +134,7 @@ class Data:
     docstring: bool = setting()
     append_prefix: str = setting(one_of=("everywhere", "reft", "nowhere"))
     calculator_marks: str = setting(one_of=("strip", "keep"))
-    matcher: str = setting(one_of=("reft", "reft_paper"))
+    matcher: str = setting(one_of=tuple(matchers.MATCHERS))  # `reft_jax/rewards/matchers`
     tokenizer: str = setting(one_of=("word", "bpe"))
     vocab_size: int = setting(300)
     max_prompt: int = setting(1)
@@ -668,6 +670,11 @@ def _check_across(config: Config, reads_data: bool):
     if (data.name == "arithmetic") != (data.source == "generated"):
         raise InputError(
             f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic is generated, the others are read from files"
+        )
+    if data.matcher not in (legal := matchers.names(TASKS[data.name])):
+        raise InputError(
+            f"config.data.matcher: got {data.matcher!r}; the answers of {data.name} are of kind {TASKS[data.name]!r}, which "
+            f"{', '.join(legal)} read"
         )
     if data.source == "files" and not data.train_file and reads_data:
         raise InputError(

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from reft_jax.rewards import matchers
 from reft_jax.rewards.answer import canonical, equal, extract
 
 SENTENCE = "She has 7 left.\nTherefore, the answer is: "
@@ -237,7 +238,7 @@ def test_a_key_is_a_fixed_point():
 def test_a_megabyte_takes_no_time(text):
     start = time.monotonic()
     for kind in ("number", "choice"):
-        for matcher in ("reft", "reft_paper"):
+        for matcher in matchers.names(kind):
             extract(text, kind=kind, matcher=matcher)
     assert time.monotonic() - start < 0.5
 

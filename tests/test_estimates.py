@@ -1,11 +1,22 @@
 """Estimates against sums over all subsets and against published values."""
 
+import collections
 import itertools
 import math
 
+import numpy as np
 import pytest
 
-from reft_jax.rewards.estimates import majority, pass_at_k, wilson
+from reft_jax.rewards.estimates import (
+    best_of,
+    bootstrap,
+    majority,
+    oracle_at_k,
+    pass_at_k,
+    vote_is_right,
+    weighted_majority,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("num_samples", "num_correct"), [(1, 0), (1, 1), (5, 2), (7, 0), (7, 6), (8, 8)])
@@ -58,3 +69,88 @@ def test_wilson_at_the_ends_and_without_data():
 )
 def test_majority_ignores_none_and_breaks_ties_by_the_lowest_index(values, winner):
     assert majority(values) == winner
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "winner"),
+    [
+        (["1", "2", "2"], [0.9, 0.3, 0.5], "1"),
+        (["1", "2", "2"], [0.9, 0.4, 0.6], "2"),
+        (["2", "1"], [0.5, 0.5], "2"),
+        (["1", "2", "2", "1"], [0.1, 0.2, 0.1, 0.2], "1"),  # 0.1 + 0.2 both ways
+        ([None, "5"], [9.0, 0.0], "5"),
+        (["3", "5"], [0.0, 0.0], "3"),
+        ([None, None], [1.0, 1.0], None),
+        ([], [], None),
+    ],
+)
+def test_a_weighted_vote_sums_per_value_and_breaks_ties_by_the_lowest_index(values, weights, winner):
+    assert weighted_majority(values, weights) == winner
+
+
+def test_equal_weights_are_the_plain_vote_whatever_the_order():
+    for values in itertools.product(["1", "2", "3", None], repeat=5):
+        counts = collections.Counter(value for value in values if value is not None)
+        want = min(counts, key=lambda value: (-counts[value], values.index(value))) if counts else None
+        assert majority(values) == want == weighted_majority(values, [0.1] * 5)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, math.nan], [1.0, math.inf], [1.0, -1.0]])
+def test_weights_are_checked(weights):
+    with pytest.raises(ValueError, match="weight"):
+        weighted_majority(["1", "2"], weights)
+
+
+def test_the_best_of_several_is_the_highest_weight_at_the_lowest_index():
+    assert best_of([0.2, 0.9, 0.9]) == 1 and best_of([-3.0]) == 0 and best_of([-math.inf, -5.0]) == 1
+    for wrong in ([], [0.1, math.nan]):
+        with pytest.raises(ValueError, match="at least one"):
+            best_of(wrong)
+
+
+def test_an_oracle_looks_at_the_first_k():
+    assert not oracle_at_k([False, False, True], 2) and oracle_at_k([False, False, True], 3)
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=r"must lie in 1\.\.num_samples=3"):
+            oracle_at_k([False, False, True], k)
+
+
+def test_pass_at_k_is_the_mean_of_the_oracle_over_orders():
+    correct = [True, False, True, False, False]
+    for k in range(1, 6):
+        orders = list(itertools.permutations(correct))
+        assert pass_at_k(5, 2, k) == pytest.approx(sum(oracle_at_k(order, k) for order in orders) / len(orders))
+
+
+def test_a_vote_is_right_as_its_samples_are_and_no_vote_is_wrong():
+    assert vote_is_right(["1", "2", "2"], [False, True, True])
+    assert not vote_is_right(["1", "2", "2"], [True, False, False])
+    assert vote_is_right(["1", "2", "2"], [True, False, False], [0.9, 0.1, 0.1])
+    assert not vote_is_right([None, None], [False, False]) and not vote_is_right([], [])
+
+
+def test_bootstrap_is_seeded_and_has_the_width_of_the_normal_interval():
+    rng = np.random.default_rng(3)
+    values = rng.beta(0.5, 0.5, 800)
+    lo, hi = bootstrap(values, seed=1)
+    assert (lo, hi) == bootstrap(list(values), seed=1) != bootstrap(values, seed=2)
+    half = 1.959964 * values.std() / math.sqrt(len(values))
+    assert lo == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert hi == pytest.approx(values.mean() + half, abs=0.15 * half)
+    narrow = bootstrap(values, seed=1, level=0.5)
+    assert lo < narrow[0] < values.mean() < narrow[1] < hi
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(4)
+    inside = 0
+    for seed in range(300):
+        lo, hi = bootstrap(rng.random(60) < 0.4, seed=seed, num_resamples=200)
+        inside += lo <= 0.4 <= hi
+    assert 0.90 <= inside / 300 <= 0.99
+
+
+def test_bootstrap_of_nothing_and_of_one_value():
+    assert bootstrap([], seed=0) == (0.0, 1.0) and bootstrap([0.5] * 9, seed=0) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="level=95"):
+        bootstrap([1.0], seed=0, level=95)

@@ -1,8 +1,13 @@
-"""Estimates from counts of right answers: confidence interval, unbiased pass@k, majority vote. Pure Python."""
+"""Estimates from graded samples: confidence intervals, unbiased pass@k, and the ways to choose one answer of several.
 
-import collections
+Of equals, whatever is chosen, the one seen at the lowest index wins. `values` are the matcher's canonical answers, None where a sample has
+none: None does not vote, and a question all of whose samples have none has no vote and is wrong.
+"""
+
 import math
 from collections.abc import Hashable, Sequence
+
+import numpy as np
 
 
 def wilson(num_correct: int, num: int, z: float = 1.959964) -> tuple[float, float]:
@@ -35,6 +40,64 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 def majority(values: Sequence[Hashable | None]) -> Hashable | None:
     """The most frequent value, of equals the one seen at the lowest index. None does not vote; None if all are None."""
-    counts = collections.Counter(value for value in values if value is not None)
-    # Counter keeps the order of first appearance and max() returns the first maximum.
-    return max(counts, key=counts.__getitem__) if counts else None
+    return weighted_majority(values, [1] * len(values))
+
+
+def weighted_majority(values: Sequence[Hashable | None], weights: Sequence[float]) -> Hashable | None:
+    """The value with the largest sum of weights, of equals the one seen at the lowest index; None does not vote.
+
+    Sums are exact (`math.fsum`), so that the order of samples decides ties and nothing else. Weights are finite and >= 0.
+    """
+    _check_weights(values, weights)
+    parts: dict[Hashable, list[float]] = {}
+    for value, weight in zip(values, weights, strict=True):
+        if value is not None:
+            parts.setdefault(value, []).append(weight)
+    # A dict keeps the order of first appearance and max() returns the first maximum.
+    return max(parts, key=lambda value: math.fsum(parts[value])) if parts else None
+
+
+def best_of(weights: Sequence[float]) -> int:
+    """The index of the highest weight (re-ranking), of equals the lowest. ValueError without samples or for NaN."""
+    if not weights or any(math.isnan(weight) for weight in weights):
+        raise ValueError(f"weights must be numbers, at least one of them: got {list(weights)[:8]}")
+    return max(range(len(weights)), key=weights.__getitem__)
+
+
+def oracle_at_k(correct: Sequence[bool], k: int) -> bool:
+    """Whether one of the first k samples is right: what a perfect judge would make of them."""
+    if not 1 <= k <= len(correct):
+        raise ValueError(f"k={k} must lie in 1..num_samples={len(correct)}")
+    return any(correct[:k])
+
+
+def vote_is_right(
+    values: Sequence[Hashable | None], correct: Sequence[bool], weights: Sequence[float] | None = None
+) -> bool:
+    """Whether the voted value is right: equal values are graded alike, so any sample that holds it tells. No vote is wrong."""
+    vote = majority(values) if weights is None else weighted_majority(values, weights)
+    return vote is not None and bool(correct[list(values).index(vote)])
+
+
+def bootstrap(
+    values: Sequence[float], *, seed: int, num_resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values`, one per question, under resampling of questions; (0, 1) without any.
+
+    Efron 1979. A function of the values, their order and `seed`. For means of fractions, such as pass@k, where `wilson` does not apply.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie between 0 and 1")
+    if not len(values):
+        return 0.0, 1.0
+    values, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(num_resamples)]
+    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(lo), float(hi)
+
+
+def _check_weights(values: Sequence, weights: Sequence[float]) -> None:
+    if len(values) != len(weights):
+        raise ValueError(f"{len(values)} values but {len(weights)} weights: they must be parallel")
+    if wrong := [weight for weight in weights if not (math.isfinite(weight) and weight >= 0)]:
+        raise ValueError(f"weight {wrong[0]}: weights must be finite and not negative")

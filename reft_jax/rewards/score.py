@@ -16,10 +16,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from reft_jax.errors import InputError
-from reft_jax.rewards import answer
+from reft_jax.rewards import matchers
 from reft_jax.rewards.program import ProgramResult, VerifierError, run_programs
 
-TASKS = {"arithmetic": "number", "svamp": "number", "gsm8k": "number", "mathqa": "choice", "mathqa-numeric": "number"}
+TASKS = {
+    "arithmetic": "number",
+    "svamp": "number",
+    "gsm8k": "number",
+    "mathqa": "choice",
+    "mathqa-numeric": "number",
+    "math": "expression",
+}
 COTS = ("nl", "program")
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error", "blocked")
 PARTIAL_ON = ("numeric", "all")
@@ -31,7 +38,7 @@ class Grade:
     """What became of one response.
 
     `status`: one of STATUSES (a program out of memory counts as "error"). `extracted`: the canonical answer, the key
-    for votes; None unless the status is "correct" or "wrong". `correct`: whether it equals the gold answer.
+    for votes, by the matcher; None unless the status is "correct" or "wrong". `correct`: whether it equals the gold answer.
     """
 
     status: str
@@ -47,7 +54,8 @@ class Ahead:
     """
 
     def __init__(self, *, matcher: str = "reft", timeout_s: float = 2.0, memory_mb: int = 512, workers: int = 0):
-        self._matcher, self._limits = matcher, dict(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
+        self._matcher = matchers.get(matcher)
+        self._limits = dict(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
         self._waiting, self._ran, self._failed = queue.Queue(), {}, None
         self._added: set[str] = set()
         self._busy_s = 0.0
@@ -56,7 +64,7 @@ class Ahead:
     def add(self, text: str) -> None:
         if not self._added:  # a daemon, so that an interrupted run does not wait for it
             threading.Thread(target=self._work, daemon=True).start()
-        source = _source(text, self._matcher)
+        source = self._matcher.program(text)
         if source not in self._added:
             self._added.add(source)
             self._waiting.put(source)
@@ -101,34 +109,50 @@ def grade(
     memory_mb: int = 512,
     workers: int = 0,
     ahead: Ahead | None = None,
+    ran: dict[str, ProgramResult] | None = None,
 ) -> list[Grade]:
     """Grades responses (`cot` "nl": text with the closing sentence; "program": the whole program) against gold answers.
 
-    `texts` and `golds` are parallel. Equal programs are run once. `matcher` "reft_paper" also cuts a program at its
-    first blank line, and for a choice takes a None returned for the answer "none", as the authors do. Unknown names
+    `texts` and `golds` are parallel. `matcher`: a name in `rewards.matchers`; what a program returns is matched by its rule for bare
+    answers, and "reft_paper" also cuts a program at its first blank line, and for a choice takes a None returned for the answer "none", as
+    the authors do. Equal programs are run once; so are those with which "math" asks sympy whether two expressions are equal. Unknown names
     and gold answers that are none raise InputError; VerifierError, which holds the programs, when more than the share
     `max_verifier_failures` of them fail for a reason that is not theirs. `timeout_s`, `memory_mb`, `workers`: see `run_programs`;
-    programs that `ahead` has run are not run again.
+    programs that `ahead` has run are not run again, nor those in `ran`, which gets what was run here.
     """
     kind = answer_kind(task)
     _check("cot", cot, COTS)
-    _check("matcher", matcher, answer.MATCHERS)
+    rule = matchers.get(matcher, kind)
     if len(texts) != len(golds):
         raise ValueError(f"{len(texts)} texts but {len(golds)} golds: they must be parallel")
     for i, gold in enumerate(golds):
-        if answer.canonical(gold, kind=kind) is None:
-            raise InputError(f"gold answer {i} of {task} is {gold!r}: not a {kind}; correct or remove that record")
+        if rule.gold(gold, kind) is None:
+            raise InputError(
+                f"gold answer {i} of {task} is {gold!r}: not {a_kind(kind)}; correct or remove that record"
+            )
+    limits = dict(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
+    ran = {} if ran is None else ran
+
+    def run(sources: Sequence[str]) -> list[ProgramResult]:
+        left = [source for source in dict.fromkeys(sources) if source not in ran]
+        ran.update(zip(left, run_programs(left, **limits), strict=True))
+        _check_verifier(sources, ran, max_verifier_failures)
+        return [ran[source] for source in sources]
+
     if cot == "nl":
-        outcomes = [("ok", answer.extract(text, kind=kind, matcher=matcher)) for text in texts]
+        outcomes = [("ok", rule.find(text, kind).value) for text in texts]
     else:
-        sources = [_source(text, matcher) for text in texts]
-        results = ahead.take() if ahead is not None else {}
-        left = [source for source in dict.fromkeys(sources) if source not in results]
-        limits = dict(timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
-        results |= dict(zip(left, run_programs(left, **limits), strict=True))
-        _check_verifier(sources, results, max_verifier_failures)
-        outcomes = [_outcome(results[source], kind, matcher) for source in sources]
-    return [_grade(status, extracted, gold, kind) for (status, extracted), gold in zip(outcomes, golds, strict=True)]
+        if ahead is not None:
+            ran.update(ahead.take())
+        outcomes = [_outcome(result, kind, rule) for result in run([rule.program(text) for text in texts])]
+    grades = [_grade(status, key, gold, kind, rule) for (status, key), gold in zip(outcomes, golds, strict=True)]
+    if rule.proof is not None and kind == "expression":
+        doubtful = [i for i, grade in enumerate(grades) if grade.status == "wrong"]
+        proofs = {i: source for i in doubtful if (source := rule.proof(grades[i].extracted, golds[i])) is not None}
+        for i, result in zip(proofs, run(list(proofs.values())), strict=True):
+            if result.status == "ok" and result.value == "1":
+                grades[i] = Grade("correct", grades[i].extracted, True)
+    return grades
 
 
 def score(grades: Sequence[Grade], *, partial_reward: float, partial_on: str, task: str) -> np.ndarray:
@@ -167,9 +191,8 @@ def answer_kind(task: str) -> str:
     return TASKS[task]
 
 
-def _source(text: str, matcher: str) -> str:
-    """The program of a response."""
-    return text.strip("\n").split("\n\n", 1)[0] if matcher == "reft_paper" else text
+def a_kind(kind: str) -> str:
+    return f"{'an' if kind == 'expression' else 'a'} {kind}"
 
 
 def _check(name: str, value: str, legal: Sequence[str]) -> None:
@@ -185,19 +208,19 @@ def _check_verifier(sources: Sequence[str], results: dict[str, ProgramResult], m
         raise VerifierError(text, list(dict.fromkeys(failed)))
 
 
-def _outcome(result: ProgramResult, kind: str, matcher: str) -> tuple[str, str | None]:
+def _outcome(result: ProgramResult, kind: str, rule: matchers.Matcher) -> tuple[str, str | None]:
     if result.status == "ok":
-        return "ok", answer.canonical(result.value, kind=kind, matcher=matcher)
-    if result.status == "no_answer" and kind == "choice" and matcher == "reft_paper":
+        return "ok", rule.bare(result.value, kind)
+    if result.status == "no_answer" and kind in rule.none_counts:
         return "ok", "none"
     return ("error" if result.status == "memory" else result.status), None
 
 
-def _grade(status: str, extracted: str | None, gold: str, kind: str) -> Grade:
+def _grade(status: str, key: str | None, gold: str, kind: str, rule: matchers.Matcher) -> Grade:
     if status != "ok":
         return Grade(status, None, False)
-    if extracted is None:
+    if key is None:
         return Grade("no_answer", None, False)
     # Compared by its key, so that equal votes are graded alike.
-    correct = answer.equal(extracted, gold if kind == "number" else answer.canonical(gold, kind=kind), kind=kind)
-    return Grade("correct" if correct else "wrong", extracted, correct)
+    correct = rule.agree(key, gold, kind)
+    return Grade("correct" if correct else "wrong", key, correct)
