@@ -230,8 +230,21 @@ def sft(
     )
 
 
-def ppo(*, kl_coef, minibatch_size, value_coef=5.0, value_init="normal"):
-    """The paper's PPO: clip 0.2, gamma 1, lambda 0.95, two epochs, whitening over the whole batch, value coefficient 5."""
+def ppo(
+    *,
+    kl_coef,
+    minibatch_size,
+    value_coef=5.0,
+    value_init="normal",
+    critic="shared",
+    advantage="gae",
+    clip_high=0.0,
+    kl_in="reward",
+    reduce="sequence",
+):
+    """The paper's PPO: clip 0.2, gamma 1, lambda 0.95, two epochs, whitening over the whole batch, value coefficient 5. Without a
+    critic: critic="none" and another advantage; GRPO's paper has kl_in="loss", Dr. GRPO's reduce="constant", DAPO's clip_high=0.28
+    and reduce="token"."""
     return dict(
         kl_coef=kl_coef,
         gamma=1.0,
@@ -243,21 +256,38 @@ def ppo(*, kl_coef, minibatch_size, value_coef=5.0, value_init="normal"):
         minibatch_size=minibatch_size,
         accumulate=1,
         whiten=True,
-        reduce="sequence",
+        reduce=reduce,
         correction="none",
         importance_cap=2.0,
         value_init=value_init,
         value_bias=True,
+        critic=critic,
+        advantage=advantage,
+        clip_high=clip_high,
+        kl_in=kl_in,
     )
 
 
-def reft(init_from, epochs, optim, ppo, *, batch_size, eval_every, eval_batch_size=200, log_samples=16, save_every=10):
+def reft(
+    init_from,
+    epochs,
+    optim,
+    ppo,
+    *,
+    batch_size,
+    eval_every,
+    eval_batch_size=200,
+    log_samples=16,
+    save_every=10,
+    num_samples=1,
+):
+    """Questions a step x responses each (num_samples >= 2 for grpo, dr_grpo and rloo)."""
     return dict(
         kind="reft",
         init_from=init_from,
         epochs=float(epochs),
         batch_size=batch_size,
-        num_samples=1,
+        num_samples=num_samples,
         sampling=sampling(),
         max_logp_gap=0.0,
         partial_reward=0.1,

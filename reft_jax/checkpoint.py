@@ -1,7 +1,7 @@
 """Orbax checkpoints of a stage: <stage>/checkpoints/<step>, written atomically, the last two and the best kept.
 
-A checkpoint holds three items: `params`, `opt` (optimizer state and step) and `progress` (a small JSON). Parameters stand
-alone so that other stages, and `load_params`, read them without the optimizer.
+A checkpoint holds three items: `params`, `opt` (optimizer state, step, and a critic of its own) and `progress` (a small JSON).
+Parameters stand alone so that other stages, and `load_params`, read them without what only this stage's training needs.
 """
 
 import contextlib
@@ -77,9 +77,9 @@ class Checkpoints:
         if step == self.latest():
             return
         self._policy.best_step = progress["best_step"]
-        opt = {"step": state.step, "opt_state": state.opt_state}
+        params, opt = _items(state)
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
+            params=ocp.args.StandardSave(params),
             opt=ocp.args.StandardSave(opt),
             progress=ocp.args.JsonSave(dict(progress)),
         )
@@ -138,19 +138,27 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """(state, progress) of a step, placed as `like` (arrays or ShapeDtypeStructs with shardings)."""
         self.wait()
-        opt = {"step": like.step, "opt_state": like.opt_state}
+        params, opt = _items(like)
         items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(like.params),
+            params=ocp.args.StandardRestore(params),
             opt=ocp.args.StandardRestore(opt),
             progress=ocp.args.JsonRestore(),
         )
         restored = self._manager.restore(step, args=items)
         self._policy.best_step = restored.progress["best_step"]
-        return TrainState(restored.opt["step"], restored.params, restored.opt["opt_state"]), restored.progress
+        critic = {"critic": restored.opt["critic"]} if "critic" in restored.opt else {}
+        return TrainState(restored.opt["step"], restored.params | critic, restored.opt["opt_state"]), restored.progress
 
     def close(self):
         self.wait()
         self._manager.close()
+
+
+def _items(state: TrainState) -> tuple[dict, dict]:
+    """What a checkpoint's `params` and `opt` hold."""
+    params = {key: node for key, node in state.params.items() if key != "critic"}
+    critic = {key: node for key, node in state.params.items() if key == "critic"}
+    return params, {"step": state.step, "opt_state": state.opt_state} | critic
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

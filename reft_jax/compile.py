@@ -187,11 +187,9 @@ def programs(config, model) -> list[Program]:
         for name, (function, arguments, held) in engine.programs(params).items():
             add(f"{prefix}/{name}", function, arguments, flops[name], dict(beside=beside, engine=held))
 
-    def with_head(params, ppo):
-        head = jax.eval_shape(
-            lambda key: models.init_value_head(model, key, how=ppo.value_init, bias=ppo.value_bias), key
-        )
-        both = params | {"value_head": head}
+    def with_critic(params, ppo):
+        settings = dict(critic=ppo.critic, how=ppo.value_init, bias=ppo.value_bias)
+        both = jax.eval_shape(lambda params, key: models.with_critic(model, params, key, **settings), params, key)
         return placed(both, steps.param_shardings(tuned, both))
 
     for name, stage in config.stages:
@@ -208,34 +206,45 @@ def programs(config, model) -> list[Program]:
             add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
         if stage.kind == "reft":
             ppo, tx, num = stage.ppo, make_optimizer(stage.optim, 1000), stage.batch_size * stage.num_samples
-            params = with_head(trained, ppo)
+            params = with_critic(trained, ppo)
+            own = {name: node for name, node in params.items() if name not in trained}  # what the policy has not
             state = placed(steps.eval_state(tx, params), steps.state_shardings(tuned, tx, params))
             policy = models.join(frozen, params)
             held = dict(reference=models.only_adapters(reference) if tuned.lora else reference)  # a base is there once
-            beside = held | dict(opt_state=state.opt_state, value_head=params["value_head"])
+            beside = held | own | dict(opt_state=state.opt_state)
             add_sampling(name, tuned, everything, stage.sampling, num, stage.num_samples, beside)
             add_sampling(f"{name}/check", tuned, everything, config_lib.GREEDY, stage.eval_batch_size, 1, beside)
             score = steps.make_score(tuned, ref_model, most=ppo.part_size)
             tokens, mask = answers(num, jnp.int32, bool)
+
+            def forwards(num, num_policies, ppo=ppo):
+                """Operations of so many policies' forwards and of a separate critic's, over `num` sequences."""
+                policy = forward_flops(arch, num * length, length / 2, logits=num * data.max_response)
+                critic = forward_flops(arch, num * length, length / 2, logits=0) if ppo.critic == "separate" else 0.0
+                return num_policies * policy + critic
+
             add(
                 f"{name}/score",
                 score,
                 (policy, reference, asked(num), tokens, mask, together(num)),
-                2 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response),
+                forwards(num, 2),
                 dict(opt_state=state.opt_state),
                 frozen,
             )
-            f32 = [jnp.float32] * 4
-            logp, ref_logp, values, entropy = answers(num, *f32)
-            sample = Sample(tokens, mask, *answers(num, jnp.float32))
-            rollout = Rollout(asked(num), sample, logp, ref_logp, values, entropy, rows((num,), jnp.float32))
-            add(f"{name}/advantages", steps.make_advantages(ppo), (rollout,), 0.0, beside | everything)
-            weights = answers(num, jnp.float32)[0] if ppo.correction == "importance" else None
-            batch = PPOBatch(asked(num), tokens, mask, *answers(num, *f32), weights)
+            [number] = answers(num, jnp.float32)
+            values = None if ppo.critic == "none" else number
+            sample = Sample(tokens, mask, number)
+            rollout = Rollout(asked(num), sample, number, number, values, number, rows((num,), jnp.float32))
+            advantages = steps.make_advantages(ppo, stage.num_samples)
+            add(f"{name}/advantages", advantages, (rollout,), 0.0, beside | everything)
+            weights = number if ppo.correction == "importance" else None
+            ref_logp = number if ppo.kl_in == "loss" else None
+            batch = PPOBatch(asked(num), tokens, mask, number, values, number, values, weights, ref_logp)
             chosen = jax.ShapeDtypeStruct((ppo.minibatch_size,), jnp.int32)
-            step = steps.make_ppo_step(tuned, tx, params, ppo)
+            max_response = stage.sampling.max_new or data.max_response
+            step = steps.make_ppo_step(tuned, tx, params, ppo, max_response=max_response)
             size = ppo.minibatch_size
-            flops = 3 * forward_flops(arch, size * length, length / 2, logits=size * data.max_response)
+            flops = 3 * forwards(size, 1)
             add(f"{name}/ppo_step", step, (state, batch, chosen, frozen or None, together(size)), flops, held)
         if stage.kind == "evaluate":
             params = parameters(model, models.shapes(model))

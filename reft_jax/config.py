@@ -212,9 +212,13 @@ class SFT:
     save_every: int = setting(1)
 
 
+OF_GROUPS = ("grpo", "dr_grpo", "rloo")  # advantages that compare the responses to one question
+CRITIC_FREE = (*OF_GROUPS, "reinforce_pp")
+
+
 @dataclasses.dataclass(frozen=True)
 class PPO:
-    """The paper's PPO (sections 3 and 4 of ReFT): symbols carry the equation's names."""
+    """The paper's PPO (sections 3 and 4 of ReFT): symbols carry the equation's names. gamma, lam, whiten, value_* are gae's."""
 
     kl_coef: float = setting(0)
     gamma: float = setting(0, 1)
@@ -226,13 +230,22 @@ class PPO:
     minibatch_size: int = setting(1)
     accumulate: int = setting(1)
     whiten: bool = setting()
-    reduce: str = setting(one_of=("token", "sequence"))
+    # constant: a sum over tokens / (rows x the longest that a response may be), Dr. GRPO's
+    reduce: str = setting(one_of=("token", "sequence", "constant"))
     value_init: str = setting(one_of=("zeros", "normal"))
     value_bias: bool = setting()
     # What is done about samples of another distribution than the trained policy's. none: such settings are refused; temper: the
     # policy (and the reference) is the tempered one in scoring too; importance: tokens are weighted by min(p / q, importance_cap).
     correction: str = setting(one_of=("none", "temper", "importance"), default="none")
     importance_cap: float = setting(above=0, default=2.0)
+    # What gives gae its values: a head on the policy's trunk, or a decoder of its own that starts as the policy does. Other
+    # advantages (`reft_jax/losses/groups.py`) have none.
+    critic: str = setting(one_of=("shared", "separate", "none"), default="shared")
+    advantage: str = setting(one_of=("gae", *CRITIC_FREE), default="gae")
+    clip_high: float = setting(0, default=0.0)  # the ratio's range is 1 - clip to 1 + clip_high; 0 = the same as clip
+    # reward: -kl_coef (logp - ref_logp) at each token, inside the scores that a group compares too (GRPO divides by their spread,
+    # also where all answers are right); loss: kl_coef times the k3 estimator is added to each token's policy loss, as in GRPO's paper
+    kl_in: str = setting(one_of=("reward", "loss"), default="reward")
 
     @property
     def part_size(self) -> int:
@@ -612,6 +625,26 @@ def _check_rerankers(stage: Evaluate, earlier: dict, path: str):
         raise InputError(f"{path}.num_samples: got 0; rerankers choose among samples: it must be >= 1")
 
 
+def _check_method(stage: ReFT, path: str):
+    """Refuses an advantage without the critic or the samples that it is made of, and a critic that nothing reads."""
+    ppo = stage.ppo
+    if ppo.advantage == "gae" and ppo.critic == "none":
+        raise InputError(
+            f"{path}.ppo.critic: got 'none' with advantage 'gae', which is made of a critic's values; set it to 'shared' or 'separate', "
+            f"or {path}.ppo.advantage to one of {', '.join(CRITIC_FREE)}"
+        )
+    if ppo.advantage != "gae" and ppo.critic != "none":
+        raise InputError(
+            f"{path}.ppo.critic: got {ppo.critic!r} with advantage {ppo.advantage!r}, which reads no values; set it to 'none', or "
+            f"{path}.ppo.advantage to 'gae'"
+        )
+    if ppo.advantage in OF_GROUPS and stage.num_samples < 2:
+        raise InputError(
+            f"{path}.num_samples: got {stage.num_samples} with ppo.advantage {ppo.advantage!r}, which compares the responses to one "
+            "question; it must be >= 2"
+        )
+
+
 def _check_across(config: Config, reads_data: bool):
     """What no single key can tell: things that must divide, combine or come in order."""
     model, data, mesh = config.model, config.data, config.mesh
@@ -702,6 +735,7 @@ def _check_across(config: Config, reads_data: bool):
                     f"{path}.ppo.accumulate: got {stage.ppo.accumulate}; it must divide minibatch_size = {stage.ppo.minibatch_size}"
                 )
             _check_on_policy(stage, path)
+            _check_method(stage, path)
         if stage.kind in ("self_train", "reranker"):
             _check_sampled_stage(stage, earlier, path)
         if stage.kind == "evaluate":

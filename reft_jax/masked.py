@@ -29,8 +29,11 @@ def last(mask: jax.Array) -> jax.Array:
     return mask & (jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1)
 
 
-def reduce(x: jax.Array, mask: jax.Array, how: str) -> jax.Array:
-    """Scalar of x f32[B, R]: "token" = mean over all real tokens; "sequence" = mean over each row's tokens, then over rows."""
+def reduce(x: jax.Array, mask: jax.Array, how: str, length: int = 0) -> jax.Array:
+    """Scalar of x f32[B, R]: "token" = mean over all real tokens; "sequence" = mean over each row's tokens, then over rows;
+    "constant" = sum over all real tokens / (B length), length the longest that a response may be (0 = R)."""
     if how == "token":
         return mean(x, mask)
+    if how == "constant":
+        return total(x, mask) / (x.shape[0] * (length or x.shape[1]))
     return mean(mean(x, mask, axis=1), mask.any(axis=1))

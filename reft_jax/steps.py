@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from reft_jax import masked, models
+from reft_jax.losses import groups
 from reft_jax.losses import ppo as ppo_losses
 from reft_jax.losses.advantages import gae
 from reft_jax.losses.sft import sft_loss
@@ -30,19 +31,26 @@ def response_states(model, params, prompts, tokens, mask, *, rate=0.0, key=None)
 
 
 def token_outputs(model, params, prompts, tokens, mask, packing=None, *, temperature=1.0, rate=0.0, key=None, most=0):
-    """(logp, entropy, values) f32[B, R] of the response tokens; values None without a value head. `packing` (data/packing.py): how
+    """(logp, entropy, values) f32[B, R] of the response tokens; values None without a critic. `packing` (data/packing.py): how
     these sequences share rows; what comes out is the same, and anything where mask is False. `most`: rows at a time, 0 = all."""
 
-    def outputs(hidden, tokens):
+    def outputs(states, tokens):
+        """`states`: parameters -> the states that emit the tokens."""
+        hidden = states(params)
         logp, entropy = models.token_logp(model, params, hidden, tokens, temperature=temperature)
+        if "critic" in params:
+            critic = models.critic_params(params)
+            return logp, entropy, models.values(critic, states(critic))
         return logp, entropy, models.values(params, hidden) if "value_head" in params else None
 
     def alone(prompts, tokens, mask):
-        return outputs(response_states(model, params, prompts, tokens, mask, rate=rate, key=key), tokens)
+        return outputs(lambda params: response_states(model, params, prompts, tokens, mask, rate=rate, key=key), tokens)
 
     def sharing(packed, position, segment):
-        hidden, _ = models.forward(model, params, packed, position, segment, rate=rate, key=key)
-        return outputs(hidden, jnp.roll(packed, -1, axis=1))
+        def states(params):
+            return models.forward(model, params, packed, position, segment, rate=rate, key=key)[0]
+
+        return outputs(states, jnp.roll(packed, -1, axis=1))
 
     multiple = model.layout.parts("batch") if model.layout else 1
     if packing is None:
@@ -70,10 +78,12 @@ def in_slices(function, rows, most: int, multiple: int):
 
 
 def param_axes(model, params) -> dict:
-    """Logical axis names of a parameter tree: the model's, or a part of it, with a value head or a classifier or without."""
+    """Logical axis names of a parameter tree: the model's, or a part of it, with a value head, a critic or a classifier or without."""
     names = models.axes(model)
     if "value_head" in params:
         names = names | {"value_head": models.value_axes("bias" in params["value_head"])}
+    if "critic" in params:
+        names = names | {"critic": param_axes(model, params["critic"])}
     if "classifier" in params:
         names = names | {"classifier": models.classifier_axes()}
 
@@ -122,7 +132,8 @@ def init_state(model, tx, params) -> TrainState:
 def accumulated_grads(loss_fn, params, batch, num_parts: int, reduce: str, packing=None):
     """(grads, metrics) of loss_fn(params, part, part_index, packing) -> (loss, metrics) over the batch, num_parts rows-slices at a time.
 
-    Each part's loss is a mean over its tokens or rows; weighting it by their number gives the full batch's for any split.
+    Each part's loss is a mean over its tokens or rows; weighting it by their number gives the full batch's for any split. With
+    reduce "constant" the divisor is no number of real things: the parts, all of one size, weigh alike.
     """
     if num_parts == 1:
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, 0, packing)
@@ -130,7 +141,10 @@ def accumulated_grads(loss_fn, params, batch, num_parts: int, reduce: str, packi
     parts, packings = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1), (batch, packing)
     )
-    count = parts.mask.sum((1, 2)) if reduce == "token" else parts.mask.any(2).sum(1)
+    if reduce == "constant":
+        count = jnp.ones(num_parts, jnp.int32)
+    else:
+        count = parts.mask.sum((1, 2)) if reduce == "token" else parts.mask.any(2).sum(1)
     weights = count.astype(jnp.float32) / jnp.maximum(count.sum(), 1).astype(jnp.float32)
 
     def add(total, xs):
@@ -177,9 +191,11 @@ def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce:
     return functools.partial(step, frozen=frozen) if frozen else step
 
 
-def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, temperature: float = 1.0):
+def make_ppo_step(
+    model, tx, params, ppo, *, frozen: dict | None = None, temperature: float = 1.0, max_response: int = 0
+):
     """(state, PPOBatch, rows i32[minibatch], packing=None) -> (state, metrics): one update on those rows of `params`; `frozen`: the
-    rest; `packing`: of those rows."""
+    rest; `packing`: of those rows. max_response: how long a response may be, for ppo.reduce "constant" (0 = as the arrays)."""
 
     def loss_fn(params, batch, part, packing, frozen):
         params = models.join(frozen or {}, params)
@@ -194,6 +210,9 @@ def make_ppo_step(model, tx, params, ppo, *, frozen: dict | None = None, tempera
             value_clip=ppo.value_clip,
             value_coef=ppo.value_coef,
             reduce=ppo.reduce,
+            clip_high=ppo.clip_high,
+            kl_coef=ppo.kl_coef if ppo.kl_in == "loss" else 0.0,
+            length=max_response,
         )
 
     def step(state, batch, rows, frozen=None, packing=None):
@@ -230,37 +249,55 @@ def make_score(model, ref_model=None, *, temperature: float = 1.0, most: int = 0
     return jax.jit(score)
 
 
-def make_advantages(ppo):
-    """Rollout -> (PPOBatch, metrics): KL-penalised rewards, GAE, whitening over the whole batch."""
+def make_advantages(ppo, num_samples: int = 1):
+    """Rollout -> (PPOBatch, metrics, kl f32[B]): rewards, KL-penalised where ppo.kl_in says so, and the advantages of ppo.advantage.
+
+    num_samples: responses to a question, which stand one after the other. GAE's are whitened over the whole batch (ppo.whiten); the
+    other methods scale theirs as their papers do.
+    """
+    kl_coef = ppo.kl_coef if ppo.kl_in == "reward" else 0.0
+    of_groups = {"grpo": groups.grpo, "dr_grpo": groups.dr_grpo, "rloo": groups.rloo}
 
     def advantages(rollout: Rollout):
-        mask = rollout.sample.mask
-        rewards = ppo_losses.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coef=ppo.kl_coef)
-        adv, returns = gae(rewards, rollout.values, mask, gamma=ppo.gamma, lam=ppo.lam)
-        kl = masked.total(rollout.logp - rollout.ref_logp, mask, axis=1)
-        gap = jnp.where(mask, jnp.abs(rollout.sample.logp - rollout.logp), 0.0)
+        mask, score, logp, ref_logp = rollout.sample.mask, rollout.score, rollout.logp, rollout.ref_logp
+        rewards = ppo_losses.token_rewards(score, logp, ref_logp, mask, kl_coef=kl_coef)
+        returns = None
+        if ppo.advantage == "gae":
+            adv, returns = gae(rewards, rollout.values, mask, gamma=ppo.gamma, lam=ppo.lam)
+        elif ppo.advantage == "reinforce_pp":
+            tokens = dict(logp=logp, ref_logp=ref_logp, mask=mask, kl_coef=kl_coef)
+            adv = groups.reinforce_pp(score, num_samples, **tokens)
+        else:
+            whole = of_groups[ppo.advantage](masked.total(rewards, mask, axis=1), num_samples)
+            adv = jnp.where(mask, whole[:, None], 0.0)
+        kl = masked.total(logp - ref_logp, mask, axis=1)
+        gap = jnp.where(mask, jnp.abs(rollout.sample.logp - logp), 0.0)
         metrics = {
-            "reward/mean": rollout.score.mean(),
-            "reward/with_kl": masked.total(rewards, mask, axis=1).mean(),
+            "reward/mean": score.mean(),
             "kl/mean": kl.mean(),
             "entropy/mean": masked.mean(rollout.entropy, mask),
-            "ppo/explained_variance": ppo_losses.explained_variance(rollout.values, returns, mask),
             "ppo/adv_std": jnp.sqrt(masked.var(adv, mask)),
-            "value/mean": masked.mean(rollout.values, mask),
             "sample/logp_gap_mean": masked.mean(gap, mask),
             "sample/logp_gap_max": gap.max(),
         }
-        adv = masked.whiten(adv, mask) if ppo.whiten else adv
+        if ppo.kl_in == "reward":
+            metrics["reward/with_kl"] = masked.total(rewards, mask, axis=1).mean()
+        if returns is not None:
+            metrics["ppo/explained_variance"] = ppo_losses.explained_variance(rollout.values, returns, mask)
+            metrics["value/mean"] = masked.mean(rollout.values, mask)
+            adv = masked.whiten(adv, mask) if ppo.whiten else adv
+        if ppo.advantage in of_groups:
+            metrics["reward/equal_groups"] = groups.equal(score, num_samples).astype(jnp.float32).mean()
         weights = None
         if ppo.correction == "importance":
-            weights = ppo_losses.importance(rollout.logp, rollout.sample.logp, mask, cap=ppo.importance_cap)
+            weights = ppo_losses.importance(logp, rollout.sample.logp, mask, cap=ppo.importance_cap)
             capped = (weights >= ppo.importance_cap).astype(jnp.float32)
             metrics |= {
                 "ppo/importance_mean": masked.mean(weights, mask),
                 "ppo/importance_capped": masked.mean(capped, mask),
             }
-        tokens, logp, values = rollout.sample.tokens, rollout.logp, rollout.values
-        batch = PPOBatch(rollout.prompts, tokens, mask, logp, values, adv, returns, weights)
-        return batch, metrics, kl
+        prompts, tokens, values = rollout.prompts, rollout.sample.tokens, rollout.values
+        in_loss = ref_logp if ppo.kl_in == "loss" else None
+        return PPOBatch(prompts, tokens, mask, logp, values, adv, returns, weights, in_loss), metrics, kl
 
     return jax.jit(advantages)

@@ -29,7 +29,7 @@ class Rollout(flax.struct.PyTreeNode):
     sample: Sample
     logp: jax.Array  # f32[B, R] of the policy that sampled, by the training forward
     ref_logp: jax.Array  # f32[B, R] of the frozen reference
-    values: jax.Array  # f32[B, R]
+    values: jax.Array | None  # f32[B, R]; None without a critic
     entropy: jax.Array  # f32[B, R] of the policy's next-token distribution, nats
     score: jax.Array  # f32[B]
 
@@ -45,10 +45,11 @@ class PPOBatch(flax.struct.PyTreeNode):
     tokens: jax.Array  # i32[B, R]
     mask: jax.Array  # bool[B, R]
     old_logp: jax.Array  # f32[B, R]
-    old_values: jax.Array  # f32[B, R]
-    adv: jax.Array  # f32[B, R] whitened
-    returns: jax.Array  # f32[B, R]
+    old_values: jax.Array | None  # f32[B, R]; None without a critic
+    adv: jax.Array  # f32[B, R] scaled as config.PPO.advantage says
+    returns: jax.Array | None  # f32[B, R]; None without a critic
     weights: jax.Array | None = None  # f32[B, R] of the policy loss (truncated importance weights); None = 1
+    ref_logp: jax.Array | None = None  # f32[B, R] of the frozen reference, where the loss has the KL to it
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -23,7 +23,7 @@ from reft_jax.models.decoder import (
     token_logp,
     unembed,
 )
-from reft_jax.models.heads import init_value_head, value_axes, values
+from reft_jax.models.heads import critic_params, init_value_head, value_axes, values, with_critic
 from reft_jax.models.hf import SHIPPED, check_hf, load_hf, read_config, resolve, save_config, save_hf
 from reft_jax.models.quantize import quantize as quantize_base
 from reft_jax.models.quantize import restore as restore_base
@@ -38,6 +38,7 @@ __all__ = [
     "check_hf",
     "classifier_axes",
     "classify",
+    "critic_params",
     "decoding_shardings",
     "empty_cache",
     "for_decoding",
@@ -65,4 +66,5 @@ __all__ = [
     "unembed",
     "value_axes",
     "values",
+    "with_critic",
 ]

@@ -33,7 +33,7 @@ def only_adapters(tree: dict) -> dict:
 
 
 def join(base: dict, other: dict) -> dict:
-    """One tree of two whose leaves have different places. Nothing is copied."""
+    """One tree of two, whose leaves usually have different places; where both have one it is the other's. Nothing is copied."""
     out = dict(base)
     for name, node in other.items():
         out[name] = join(out.get(name, {}), node) if isinstance(node, dict) else node

@@ -1,7 +1,13 @@
-"""Heads on the shared trunk. The value head lives in the same parameter tree, under "value_head"; the decoder ignores it."""
+"""What gives values: a head on the policy's trunk, in its parameter tree under "value_head", or a critic of its own, under "critic".
+
+The decoder ignores both. A critic is a second trunk (all of the decoder that is trained, but for the unembedding) with its own
+"value_head"; what it does not hold, the frozen base under adapters, it shares with the policy.
+"""
 
 import jax
 import jax.numpy as jnp
+
+from reft_jax.models.adapters import join
 
 
 def value_axes(bias: bool) -> dict:
@@ -14,6 +20,27 @@ def init_value_head(model, key, *, how: str, bias: bool) -> dict:
     shape = (model.arch.dim,)
     kernel = jnp.zeros(shape) if how == "zeros" else model.arch.init_std * jax.random.normal(key, shape)
     return {"kernel": kernel, **({"bias": jnp.zeros(())} if bias else {})}
+
+
+def with_critic(model, params, key, *, critic: str, how: str, bias: bool) -> dict:
+    """The trained parameters of a policy with what config.PPO.critic asks for; a value head that they have goes on, else one begins.
+
+    "shared": the head on the policy's trunk; "separate": a trunk of its own, which begins as a copy of the policy's (the arrays are
+    the same until they are copied); "none": neither.
+    """
+    policy = {name: node for name, node in params.items() if name not in ("value_head", "critic")}
+    if critic == "none":
+        return policy
+    head = params["value_head"] if "value_head" in params else init_value_head(model, key, how=how, bias=bias)
+    if critic == "shared":
+        return policy | {"value_head": head}
+    trunk = {name: node for name, node in policy.items() if name != "unembed"}
+    return policy | {"critic": trunk | {"value_head": head}}
+
+
+def critic_params(params) -> dict:
+    """The decoder and value head of a critic of its own, as `forward` and `values` read them: nothing trained is the policy's."""
+    return join({name: node for name, node in params.items() if name != "critic"}, params["critic"])
 
 
 def values(params, hidden) -> jax.Array:

@@ -3,6 +3,7 @@
 One step, as in the loop below: draw questions -> sample a CoT for each from the current policy -> grade the answers ->
 log-probs and values by the training forward, of the policy and of the frozen warm-up model -> KL-penalised rewards,
 GAE, whitening -> ppo.epochs passes of clipped updates over fresh permutations -> log, check on dev, save.
+`ppo.advantage` puts another estimate in GAE's place, `ppo.critic` another critic or none in the value head's.
 """
 
 import time
@@ -32,11 +33,9 @@ def run(name: str, stage: ReFT, run: common.Run):
 
     frozen, params = common.frozen_and_trained(run, name)
     ref_model, ref_params = common.reference(run, frozen, params)  # never donated: the state is a copy
-    if "value_head" not in params:
-        head_key = common.key_of(seed, name, 0, common.INIT)
-        params = params | {
-            "value_head": models.init_value_head(run.model, head_key, how=ppo.value_init, bias=ppo.value_bias)
-        }
+    head_key = common.key_of(seed, name, 0, common.INIT)
+    value = dict(critic=ppo.critic, how=ppo.value_init, bias=ppo.value_bias)
+    params = models.with_critic(run.model, params, head_key, **value)
     state = steps.init_state(run.tuned, tx, params)
 
     checkpoints = checkpoint.Checkpoints(run.folder(name))
@@ -48,8 +47,10 @@ def run(name: str, stage: ReFT, run: common.Run):
     ahead = common.programs_ahead(run)
     temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained
     score_fn = steps.make_score(run.tuned, ref_model, temperature=temperature, most=ppo.part_size)
-    advantages_fn = steps.make_advantages(ppo)
-    ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, frozen=frozen, temperature=temperature)
+    advantages_fn = steps.make_advantages(ppo, stage.num_samples)
+    max_response = stage.sampling.max_new or data.max_response
+    settings = dict(frozen=frozen, temperature=temperature, max_response=max_response)
+    ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, **settings)
     check = make_check(run, stage, "reft", frozen)
     compare(run, name, stage, sampler, score_fn, train.encoded, models.join(frozen, state.params), ref_params)
 
@@ -224,12 +225,12 @@ def log_samples(lines: Lines, run, step, num, records, texts, grades, score, rol
             rollout.sample.mask[:count],
             rollout.logp[:count],
             rollout.ref_logp[:count],
-            rollout.values[:count],
             batch.adv[:count],
             kl[:count],
+            {} if rollout.values is None else {"value": rollout.values[:count]},
         )
     )
-    tokens, mask, logp, ref_logp, values, adv, kl = arrays
+    tokens, mask, logp, ref_logp, adv, kl, values = arrays
     for i in range(count):
         real = mask[i]
         lines.write(
@@ -245,7 +246,7 @@ def log_samples(lines: Lines, run, step, num, records, texts, grades, score, rol
                 "tokens": run.tokenizer.convert_ids_to_tokens(tokens[i][real].tolist()),
                 "logp": logp[i][real],
                 "ref_logp": ref_logp[i][real],
-                "value": values[i][real],
+                **{key: value[i][real] for key, value in values.items()},
                 "adv": adv[i][real],
             }
         )

@@ -1,0 +1,121 @@
+"""The reft stage with each kind of critic: files, metrics, later stages, and a resumed run that equals an unbroken one."""
+
+import dataclasses
+import gc
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+from configs import common as fragments
+from reft_jax import checkpoint, main
+from reft_jax import compile as compiler
+from reft_jax import config as config_lib
+from reft_jax.errors import Preempted
+from reft_jax.rewards import score as rewards
+from reft_jax.stages import evaluate, export, reft
+from tests import runs, tiny
+from tests.test_defects import GRADES, make_run, run_stage
+
+CRITIC = dict(critic="separate", value_init="zeros")
+# Everything that differs from the default at once: what the loss, the batch and the files have to agree on.
+FREE = dict(critic="none", advantage="grpo", kl_in="loss", clip_high=0.28, reduce="constant")
+LORA = fragments.lora(2, targets=r"attention\..*")
+KINDS = {
+    "separate": (CRITIC, {}, None),
+    "none": (FREE, dict(correction="importance"), LORA),
+    "separate, adapters": (CRITIC | dict(reduce="token"), {}, LORA),
+}
+
+
+def config_of(kind):
+    """Two steps of eight responses in packed rows and parts, a second reft stage on top, evaluation and export of both."""
+    settings, changes, lora = KINDS[kind]
+    ppo = fragments.ppo(kl_coef=0.1, minibatch_size=4, **settings) | dict(accumulate=2) | changes
+    stage = dict(batch_size=2, num_samples=4, eval_every=0, eval_batch_size=2)
+    stages = dict(
+        reft=fragments.reft("random", 0.5, fragments.optim(1e-2), ppo, **stage),
+        again=fragments.reft(
+            "reft", 0.25, fragments.optim(1e-3), fragments.ppo(kl_coef=0.1, minibatch_size=4), **stage
+        ),
+        evaluate=fragments.evaluate(dict(reft="reft"), num_samples=0, num_questions=0, batch_size=2),
+        export=dict(kind="export", init_from="reft"),
+    )
+    data = fragments.arithmetic(num_train=8, dev_size=2, num_test=2) | dict(pack=True)
+    model = fragments.model("demo", lora=lora) | dict(arch=fragments.arch(8, 1, 2, 8))
+    return config_lib.build(fragments.config(seed=0, model=model, data=data, stages=stages).to_dict())
+
+
+@pytest.fixture(autouse=True)
+def grades(monkeypatch):
+    """Grades that differ within a question, and are a function of the response alone."""
+
+    def grade(task, cot, texts, golds, **_):
+        return [GRADES[zlib.crc32(text.encode()) % 4] for text in texts]
+
+    monkeypatch.setattr(rewards, "grade", grade)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # a stop ends the process
+@pytest.mark.parametrize("kind", ["separate", "none", pytest.param("separate, adapters", marks=pytest.mark.slow)])
+def test_a_run_with_any_critic_is_whole_and_resumes_exactly(kind, tmp_path):
+    config, settings = config_of(kind), KINDS[kind][0]
+    unbroken, broken = (make_run(config, tmp_path / name) for name in ("unbroken", "broken"))
+    for run in (unbroken, broken):
+        run.workdir.mkdir()
+    run_stage(unbroken, "reft")
+    stopped = dataclasses.replace(broken, stop=type("Stop", (), dict(requested=True)))
+    (broken.workdir / "reft").mkdir()
+    with pytest.raises(Preempted):  # after its first step
+        reft.run("reft", dict(config.stages)["reft"], stopped)
+    gc.collect()
+    reft.run("reft", dict(config.stages)["reft"], broken)
+    a, b = (run.workdir / "reft" for run in (unbroken, broken))
+    runs.assert_same_params(a, b)
+    assert runs.timeless(runs.lines(a / "metrics.jsonl")) == runs.timeless(runs.lines(b / "metrics.jsonl"))
+    assert (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes()
+
+    # the files have what applies, and nothing else
+    critic = settings["critic"] != "none"
+    _, *lines = runs.lines(a / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["ppo/first_ratio_error"] < 1e-4 and line["grad/norm"] > 0.01
+        for key in ("ppo/value_loss", "value/mean", "ppo/explained_variance"):
+            assert (key in line) == critic
+        assert ("ppo/kl_loss" in line) == (settings.get("kl_in") == "loss") != ("reward/with_kl" in line)
+        assert all(isinstance(value, int | float) for value in line.values())
+    samples = runs.lines(a / "samples.jsonl")
+    assert len(samples) == 16 and all(("value" in line) == critic for line in samples)
+    assert not critic or np.any([any(line["value"]) for line in samples if line["step"] == 2])  # it began with zeros
+
+    # later stages see the policy alone
+    stored = checkpoint.load_params(a)
+    assert not {"critic", "value_head"} & stored.keys()
+    run_stage(unbroken, "evaluate", evaluate)
+    run_stage(unbroken, "export", export)
+    files = {path.name for path in (unbroken.workdir / "export" / "hf").iterdir()}
+    assert "model.safetensors" in files and "heads.safetensors" not in files
+    assert json.loads((unbroken.workdir / "results.json").read_text())["stages"]["reft"]["num_questions"] == 2
+    run_stage(unbroken, "again")
+    assert "value_head" in checkpoint.load_params(unbroken.workdir / "again")
+
+
+def test_compiling_ahead_covers_every_critic():
+    layout = tiny.layout("one")
+    found = {}
+    for kind in ("none", "separate"):
+        tree = config_of(kind)
+        config = dataclasses.replace(tree, stages=tree.stages[:1], model=dataclasses.replace(tree.model, lora=None))
+        model = main.build_model(config, compiler.architecture(config), layout)
+        programs = {program.name: program for program in compiler.programs(config, model)}
+        found[kind] = programs["reft/score"], programs["reft/advantages"], programs["reft/ppo_step"]
+    params = [programs[2].arguments[0].params for programs in found.values()]
+    assert "critic" not in params[0] and set(params[1]) == set(params[0]) | {"critic"}
+    for none, separate, forwards in zip(found["none"], found["separate"], (2, None, 1), strict=True):
+        assert compiler.device_bytes(separate.resident) >= compiler.device_bytes(none.resident)
+        if forwards:  # the critic reads as many tokens as the policy, and has no logits
+            assert none.flops < separate.flops < none.flops * (forwards + 1) / forwards
+    arguments = [compiler.device_bytes(programs[2].arguments) for programs in found.values()]
+    assert arguments[1] > 1.9 * arguments[0] - compiler.device_bytes(found["none"][2].arguments[1:])
