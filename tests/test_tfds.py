@@ -189,7 +189,7 @@ def test_the_config_says_what_tfds_needs_before_anything_is_built(data):
         with pytest.raises(InputError, match="config.data.train_file.*form"):
             config_lib.load(spec + which, tfds)
     with pytest.raises(InputError, match="config.data.manual_dir.*'tfds'"):
-        config_lib.load(spec + "data=gsm8k,cot=nl,train_file=a", tfds[1:])
+        config_lib.load(spec + "data=gsm8k,cot=nl,train_file=a", tfds[2:])
     config, _ = config_lib.load(spec + "data=gsm8k,cot=nl", [*tfds, ("data.dev_size", "4")])
     assert len(datasets.load(config.data).train) == 16
 
