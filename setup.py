@@ -41,6 +41,12 @@ EXTRAS = {
     "parity": ["torch>=2.9"],
     # Adapters over a base in 8 or 4 bits.
     "qlora": ["qwix>=0.1.8"],
+    # config.data.source="tfds". TFDS 4.9 asks for importlib_resources only through older etils.
+    "tfds": [
+        "array_record>=0.8; platform_system == 'Linux'",
+        "importlib_resources>=6.0",
+        "tensorflow-datasets>=4.9.10",
+    ],
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }
@@ -52,7 +58,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["reft_jax", "reft_jax.*"]),
-    package_data={"reft_jax": ["assets/**/*"]},
+    package_data={"reft_jax": ["assets/**/*", "data/tfds_builders/checksums.tsv"]},
     install_requires=RUN_TIME,
     extras_require=EXTRAS,
 )

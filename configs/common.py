@@ -99,6 +99,9 @@ def arithmetic(cot="program", annotations="diverse", *, seed=0, num_train=1000, 
         prompt_buckets=(50,),
         response_buckets=(response,),
         pack=False,  # all problems are about as long
+        max_overlap=0.01,
+        tfds_dir="",
+        manual_dir="",
     )
 
 
@@ -139,6 +142,9 @@ def files(
         prompt_buckets=prompt_buckets,
         response_buckets=response_buckets,
         pack=True,
+        max_overlap=0.01,
+        tfds_dir="",
+        manual_dir="",
     )
 
 

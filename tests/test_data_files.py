@@ -33,6 +33,9 @@ class Data:
     annotations: str = "diverse"
     docstring: bool = True
     calculator_marks: str = "strip"
+    max_overlap: float = 0.01
+    tfds_dir: str = ""
+    manual_dir: str = ""
 
 
 def row(i=0, **changes):
@@ -209,6 +212,16 @@ def test_mathqa_letters_and_numbers_are_told_apart(tmp_path):
     assert "mathqa-numeric" in message(mathqa.read, path, cot="nl")
 
 
+@pytest.mark.parametrize("cot", ["nl", "program"])
+@pytest.mark.parametrize("name, value", [("mathqa", "D"), ("mathqa-numeric", "38.0")])
+def test_mathqa_of_all_four_forms_comes_through_load(tmp_path, name, value, cot):
+    texts = dict(nl="So it is that.", program="def solution():\n    return 'd'")
+    rows = [row(i, item_id=f"{name}_{i}", answer_value=value, answer_cot=texts[cot]) for i in range(6)]
+    splits = datasets.load(Data(name=name, cot=cot, train_file=str(write(tmp_path / "a.json", rows)), dev_size=2))
+    assert (len(splits.train), len(splits.dev)) == (4, 2)
+    assert {(r.answer, r.cot, r.kind) for r in splits.train} == {(value.lower(), texts[cot], cot)}
+
+
 # GSM8K's original form
 
 ORIGINAL = {
@@ -275,10 +288,11 @@ def test_dev_cut_is_stable_and_keeps_equal_questions_together():
 def test_load_cuts_caps_and_says_so(tmp_path):
     train = write(tmp_path / "train.json", [row(i) for i in range(50)])
     test = write(tmp_path / "test.json", [row(100 + i) for i in range(10)] + [row(200, question="how MANY  3?")])
-    data = Data(train_file=str(train), test_file=str(test), dev_size=8)
+    data = Data(train_file=str(train), test_file=str(test), dev_size=8, max_overlap=0.1)
     full = datasets.load(data)
     assert (len(full.train), len(full.dev), len(full.test)) == (42, 8, 11)
-    assert full.notes == ("training questions that are test questions too (kept): 1: svamp_3",)
+    (note,) = full.notes
+    assert note.startswith("1 of 11 test questions stand in the training data too") and note.endswith("max_overlap=0.1")
     assert datasets.load(data) == full
     capped = datasets.load(dataclasses.replace(data, num_train=5, num_test=4))
     assert capped.dev == full.dev and len(capped.train) == 5 and len(capped.test) == 4
@@ -377,7 +391,7 @@ def test_real_file_as_it_comes_through_load():
     splits = datasets.load(data)
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (2843, 200, 1000)
     replaced = prompts.replaced_docstrings(splits.train + splits.dev, docstring=True)
-    assert len(replaced) == 37 and "docstring replaced by the question" in splits.notes[0]
+    assert len(replaced) == 37 and "docstring replaced by the question" in splits.notes[1]
 
 
 def test_a_broken_real_file_is_named_by_line(tmp_path):
@@ -400,7 +414,7 @@ def test_dev_smaller_than_asked_is_said(tmp_path):
 
 def test_data_modules_do_not_import_jax():
     code = (
-        "import sys; from reft_jax.data import arithmetic, batching, files, gsm8k, mathqa, prompts, svamp, tokenizer;"
+        "import sys; from reft_jax.data import arithmetic, batching, doctor, files, gsm8k, mathqa, prompts, splits, svamp, tokenizer;"
         "sys.exit(', '.join(m for m in ('jax', 'flax', 'optax', 'transformers', 'torch') if m in sys.modules) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -88,7 +88,7 @@ def test_every_stage_runs_on_a_directory_and_transformers_loads_what_comes_out(f
     model = make(tmp_path / "model", family)
     file = data_file(tmp_path / "train.json")
     spec = f"configs/reft.py:smoke,data=svamp,cot=program,model={model},train_file={file},test_file={file}"
-    workdir = runs.run(tmp_path / "run", spec=spec)
+    workdir = runs.run(tmp_path / "run", "--config.data.max_overlap=1.0", spec=spec)
     stages = json.loads((workdir / "results.json").read_text())["stages"]
     assert set(stages) == {"warmup", "sft", "reft"}
     about = json.loads((workdir / "config.json").read_text())

@@ -1,19 +1,16 @@
 """Data sets: `load(config.data)` gives the train, dev and test records. Host side, strings only; nothing here needs jax.
 
-One file per data set (`arithmetic` is generated, the others are read from files). What is cut off or capped is chosen by
-a hash of the question, so that it stays the same when the file is reordered or grows. The dev split is cut from the
-training file: the best epoch is picked on it, never on test.
+One file per data set: `arithmetic` is generated, the others are read from files or built by TensorFlow Datasets
+(`tfds_builders`). `splits` cuts the dev split from the training records, by a hash of the question: the best epoch is
+picked on it, never on test.
 """
 
-import collections
-import hashlib
-from collections.abc import Sequence
-
-from reft_jax.data import gsm8k, mathqa, prompts, svamp
+from reft_jax.data import files, gsm8k, mathqa, prompts, splits, svamp
 from reft_jax.data.records import Record, Splits
+from reft_jax.data.splits import cut_dev
 from reft_jax.errors import InputError
 
-__all__ = ["Record", "Splits", "load"]
+__all__ = ["Record", "Splits", "cut_dev", "load", "read"]
 
 FILE_SETS = ("gsm8k", "svamp", "mathqa", "mathqa-numeric")
 
@@ -21,16 +18,16 @@ FILE_SETS = ("gsm8k", "svamp", "mathqa", "mathqa-numeric")
 def load(data) -> Splits:
     """The records that `data` (the config's data record) asks for, and notes on what a user must be told.
 
-    Raises InputError for a name and source that do not go together, for bad files and for a dev split that leaves
-    nothing to train on.
+    Raises InputError for a name and source that do not go together, for bad files, for a dev split that leaves nothing to
+    train on and for test questions that stand in train (`config.data.max_overlap`).
     """
     if data.name == "arithmetic" and data.source == "generated":
         return _generated(data)
-    if data.name in FILE_SETS and data.source == "files":
-        return _from_files(data)
+    if data.name in FILE_SETS and data.source in ("files", "tfds"):
+        return _read_splits(data)
     raise InputError(
         f"config.data.name={data.name!r} with config.data.source={data.source!r}; legal are 'arithmetic' with 'generated', "
-        f"and {', '.join(map(repr, FILE_SETS))} with 'files'"
+        f"and {', '.join(map(repr, FILE_SETS))} with 'files' or 'tfds'"
     )
 
 
@@ -49,72 +46,60 @@ def _generated(data) -> Splits:
     )
 
 
-def _from_files(data) -> Splits:
-    if not data.train_file:
-        raise InputError(
-            f"config.data.train_file is empty; config.data.name={data.name!r} is read from files, so name its training file"
-        )
-    everything = _read(data, data.train_file, "train")
-    test = _read(data, data.test_file, "test") if data.test_file else ()
-    notes = [_overlap(everything, test)]
+def _read_splits(data) -> Splits:
+    notes, found = [], {}
+    for split in ("train", "test"):
+        objects = _objects(data, split)
+        found[split] = read(data.name, objects, data, split=split) if objects else ()
+        if left_out := len(objects) - len(found[split]):
+            notes.append(
+                f"{left_out} of {len(objects)} {split} questions left out: their right option is not one number"
+            )
+    everything, test = found["train"], found["test"]
+    notes.append(splits.check_overlap(everything, test, max_overlap=data.max_overlap))
     train, dev = cut_dev(everything, data.dev_size, seed=data.seed)
     if len(dev) < data.dev_size:
         notes.append(f"config.data.dev_size={data.dev_size}: only {len(dev)} cut, since equal questions stay together")
-    train, note = _capped(train, data.num_train, seed=data.seed, field="num_train")
+    notes.append(splits.near_dev(train, dev))
+    train, note = splits.capped(train, data.num_train, seed=data.seed, field="num_train")
     notes.append(note)
-    test, note = _capped(test, data.num_test, seed=data.seed, field="num_test")
+    test, note = splits.capped(test, data.num_test, seed=data.seed, field="num_test")
     notes.append(note)
     notes.append(_docstrings(train, data))
     return Splits(train, dev, test, tuple(note for note in notes if note))
 
 
-def _read(data, path, split) -> tuple[Record, ...]:
-    if data.name == "gsm8k":
-        return gsm8k.read(path, cot=data.cot, split=split, calculator_marks=data.calculator_marks)
-    if data.name == "svamp":
-        return svamp.read(path, cot=data.cot, split=split)
-    return mathqa.read(path, cot=data.cot, split=split, numeric=data.name == "mathqa-numeric")
-
-
-def cut_dev(records: Sequence[Record], size: int, *, seed: int) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """(train, dev), both in the file's order: `size` records chosen by a hash of (seed, question).
-
-    Records with the same question stay together on one side, so dev may come out smaller where nearly all are repeated.
-    Raises InputError if nothing would be left to train on.
-    """
-    if not 0 <= size < len(records):
+def _objects(data, split: str) -> list[tuple[str, dict]]:
+    """The (place, object) pairs of one split: of its file where one is named, else of TFDS; none for no test file."""
+    path = data.train_file if split == "train" else data.test_file
+    if path:
+        return files.read_objects(path)
+    if data.source == "files" and split == "test":
+        return []
+    if data.source == "files":
         raise InputError(
-            f"config.data.dev_size is {size} and the training file has {len(records)} records; "
-            f"legal are 0 to {len(records) - 1}"
+            f"config.data.train_file is empty; config.data.name={data.name!r} is read from files, so name its training file"
         )
-    groups = collections.Counter(_question_key(record) for record in records)
-    chosen, num_chosen = set(), 0
-    for key in sorted(groups, key=lambda key: _hash("dev", seed, key)):
-        if num_chosen + groups[key] <= size:
-            chosen.add(key)
-            num_chosen += groups[key]
-    train = tuple(record for record in records if _question_key(record) not in chosen)
-    return train, tuple(record for record in records if _question_key(record) in chosen)
+    if split == "train" and (data.cot == "program" or data.name == "svamp"):
+        what = "programs" if data.cot == "program" else "reasoning"
+        raise InputError(
+            f"config.data.source='tfds': the published {data.name} holds no {what} to train on; name a file of the ReFT authors' "
+            "form in config.data.train_file (test questions still come from TFDS), or choose gsm8k or mathqa with cot='nl'"
+        )
+    from reft_jax.data import tfds_builders
+
+    return tfds_builders.read_objects(data.name, split, tfds_dir=data.tfds_dir, manual_dir=data.manual_dir)
 
 
-def _capped(records, num: int, *, seed: int, field: str) -> tuple[tuple[Record, ...], str]:
-    """At most `num` records (0: all) in the file's order, chosen by a hash, and a note if any were left out."""
-    if num == 0 or num >= len(records):
-        return tuple(records), ""
-    ranked = sorted(
-        range(len(records)), key=lambda i: _hash(field, seed, _question_key(records[i]), records[i].item_id)
-    )
-    kept = sorted(ranked[:num])
-    return tuple(records[i] for i in kept), f"config.data.{field}={num}: {len(kept)} of {len(records)} records are used"
-
-
-def _overlap(train, test) -> str:
-    """A note on training questions that are test questions too."""
-    in_test = {_question_key(record) for record in test}
-    shared = [record.item_id for record in train if _question_key(record) in in_test]
-    if not shared:
-        return ""
-    return f"training questions that are test questions too (kept): {len(shared)}: {_named(shared)}"
+def read(name: str, objects, data, *, split: str, complaints: list | None = None) -> tuple[Record, ...]:
+    """The records of (place, object) pairs of the data set `name`, read as `data` says (cot, calculator_marks).
+    With a list `complaints`, what is wrong goes there and reading goes on (`files.telling`)."""
+    how = dict(cot=data.cot, split=split, complaints=complaints)
+    if name == "gsm8k":
+        return gsm8k.records(objects, calculator_marks=data.calculator_marks, **how)
+    if name == "svamp":
+        return svamp.records(objects, **how)
+    return mathqa.records(objects, numeric=name == "mathqa-numeric", **how)
 
 
 def _docstrings(train, data) -> str:
@@ -123,19 +108,4 @@ def _docstrings(train, data) -> str:
     if not changed:
         return ""
     done = "replaced by the question" if data.docstring else "left out (config.data.docstring=False)"
-    return f"{len(changed)} of {len(train)} gold programs have their docstring {done}: {_named(changed)}"
-
-
-def _named(ids: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(ids[:most]) + more
-
-
-def _question_key(record: Record) -> str:
-    """What makes two questions the same: their words, whatever the case and spacing."""
-    return " ".join(record.question.split()).casefold()
-
-
-def _hash(*parts: object) -> bytes:
-    """A stable order of things: no salt, no dependence on the process (unlike `hash`)."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
+    return f"{len(changed)} of {len(train)} gold programs have their docstring {done}: {splits.named_few(changed)}"

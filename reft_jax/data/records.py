@@ -9,7 +9,8 @@ class Record:
 
     `kind` says what `cot` is: "program" (Python that begins with `def solution():`), "nl" (reasoning without the
     closing answer sentence, which `prompts.target` adds) or "text" (the complete target as it stands). Test records
-    have an empty `cot`. `tags` are for slicing results (for instance the number of operations).
+    have an empty `cot`. `tags` are for slicing results (for instance the number of operations). `place` is where the
+    record was read ("FILE:LINE", "" if it was generated); records are equal wherever they stand.
     """
 
     item_id: str
@@ -18,6 +19,7 @@ class Record:
     answer: str
     kind: str
     tags: dict = dataclasses.field(default_factory=dict, hash=False)
+    place: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
