@@ -112,11 +112,11 @@ def greedy_summary(questions: Questions, grades: list[list[Grade]]) -> dict:
     return out
 
 
-def sampled_summary(questions: Questions, grades: list[list[Grade]], golds_match, k: int) -> dict:
+def sampled_summary(questions: Questions, grades: list[list[Grade]], k: int) -> dict:
     """avg@k (mean accuracy of a sample), maj@k (the most frequent answer is right) and unbiased pass@k, with 95 % intervals."""
     n = questions.num
     shares = [sum(g.correct for g in row) / k for row in grades] + [0.0] * len(questions.fitted.too_long)
-    voted = sum(golds_match(i, estimates.majority([g.extracted for g in row])) for i, row in enumerate(grades))
+    voted = sum(estimates.vote_is_right(*votes(row)) for row in grades)
     passed = [estimates.pass_at_k(k, sum(g.correct for g in row), k) for row in grades]
     mean = sum(shares) / n
     half = 1.959964 * math.sqrt(
@@ -133,35 +133,19 @@ def sampled_summary(questions: Questions, grades: list[list[Grade]], golds_match
     }
 
 
-# ------------------------------------------------------------------ choosing among samples by a score
+def votes(row: list[Grade]) -> tuple[list, list[bool]]:
+    """(answers, whether they are right) of a question's samples."""
+    return [grade.extracted for grade in row], [grade.correct for grade in row]
 
 
-def best_of(scores) -> int:
-    """The index of the highest score, of equals the lowest index."""
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
-def weighted_majority(values, weights):
-    """The value whose weights sum to most, of equals the one seen at the lowest index. None does not vote; None if all are None."""
-    totals: dict = {}
-    for value, weight in zip(values, weights, strict=True):
-        if value is not None:
-            totals[value] = totals.get(value, 0.0) + weight
-    return max(totals, key=totals.__getitem__) if totals else None
-
-
-def reranked_summary(
-    questions: Questions, grades: list[list[Grade]], scores: list[list[float]], golds_match, k: int
-) -> dict:
+def reranked_summary(questions: Questions, grades: list[list[Grade]], scores: list[list[float]], k: int) -> dict:
     """With P(right) of every sample: rerank@k (the likeliest sample is right), weighted@k (so is the answer with the most probability
     in all) and, as the limit of any choice, oracle@k (some sample is right), with Wilson 95 % intervals."""
-    pairs = list(enumerate(zip(grades, scores, strict=True)))
+    pairs = list(zip(grades, scores, strict=True))
     right = {
-        "rerank": sum(row[best_of(marks)].correct for _, (row, marks) in pairs),
-        "weighted": sum(
-            golds_match(i, weighted_majority([g.extracted for g in row], marks)) for i, (row, marks) in pairs
-        ),
-        "oracle": sum(any(g.correct for g in row) for row in grades),
+        "rerank": sum(row[estimates.best_of(marks)].correct for row, marks in pairs),
+        "weighted": sum(estimates.vote_is_right(*votes(row), marks) for row, marks in pairs),
+        "oracle": sum(estimates.oracle_at_k(votes(row)[1], k) for row in grades),
     }
     out: dict = {}
     for name, count in right.items():

@@ -53,7 +53,11 @@ def test_every_function_of_self_training_and_the_reranker_is_compiled(capsys):
     got = {line["function"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert all(line["fits"] for line in got.values())
     assert got.keys() >= {"warmup/sft_step", "online/decode", "online/self_train_step", "reranker/drawn/decode"}
-    assert got["reranker/classifier_step"]["flops_per_device"] == 3 * got["reranker/classifier_score"]["flops_per_device"] > 0
+    assert (
+        got["reranker/classifier_step"]["flops_per_device"]
+        == 3 * got["reranker/classifier_score"]["flops_per_device"]
+        > 0
+    )
 
 
 def test_adapters_have_a_small_state_and_no_second_copy_of_the_base(capsys):

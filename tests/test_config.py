@@ -32,6 +32,16 @@ ARGUMENTS = {
     "pretrain": [dict(seed=[0, 1], num_train=[1000, 120_000], smoke=[False, True])],
     "sft": [REAL, GENERATED],
     "reft": [REAL, GENERATED],
+    "paper": [
+        dict(
+            row=["main/codellama_7b/gsm8k/nl/reft"],
+            variant=["paper", "script"],
+            train_file=["train.json"],
+            test_file=["test.json"],
+            model_dir=["", "d"],
+            runs=["", "R"],
+        )
+    ],
 }
 
 

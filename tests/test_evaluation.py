@@ -1,6 +1,5 @@
 """Choosing among samples by a score: re-ranking, weighted votes and the oracle, and what predictions.jsonl says of them."""
 
-import itertools
 import json
 
 import numpy as np
@@ -15,29 +14,12 @@ from tests import runs, test_self_train
 K = 4
 
 
-def test_the_highest_score_is_chosen_and_of_equals_the_first():
-    assert evaluation.best_of([0.1, 0.9, 0.3]) == 1
-    assert evaluation.best_of([0.2, 0.5, 0.5]) == 1 and evaluation.best_of([0.0, 0.0]) == 0
-
-
-def test_a_weighted_vote_is_won_by_weight_and_of_equals_by_the_first():
-    assert evaluation.weighted_majority(["a", "b", "b"], [0.9, 0.3, 0.3]) == "a"
-    assert evaluation.weighted_majority(["a", "b", "b"], [0.5, 0.3, 0.3]) == "b"
-    assert evaluation.weighted_majority(["b", "a"], [0.5, 0.5]) == "b"
-    assert evaluation.weighted_majority([None, "a"], [0.9, 0.0]) == "a"
-    assert evaluation.weighted_majority([None, None], [0.9, 0.1]) is None
-    for values in itertools.product("ab", repeat=3):  # equal weights: a plain vote
-        assert evaluation.weighted_majority(values, [0.25] * 3) == estimates.majority(values)
-
-
 def test_the_summary_counts_questions_too_long_to_ask_as_wrong():
     right, wrong, none = Grade("correct", "1", True), Grade("wrong", "2", False), Grade("error", None, False)
     grades = [[wrong, right, wrong], [right, wrong, none], [none, wrong, wrong]]
     scores = [[0.2, 0.9, 0.3], [0.3, 0.2, 0.9], [0.5, 0.1, 0.1]]
     fitted = batching.Fitted((None,) * 3, (None,) * 3, (batching.TooLong("x", 99, 0),), "")
-    out = evaluation.reranked_summary(
-        evaluation.Questions("evaluate", fitted), grades, scores, lambda i, vote: vote == "1", 3
-    )
+    out = evaluation.reranked_summary(evaluation.Questions("evaluate", fitted), grades, scores, 3)
     assert (out["rerank@3"], out["weighted@3"], out["oracle@3"]) == (0.25, 0.5, 0.5)
     assert out["weighted@3_ci95"] == list(estimates.wilson(2, 4)) and len(out) == 6
 

@@ -10,8 +10,6 @@ from reft_jax import distributed, evaluation
 from reft_jax.config import GREEDY, Evaluate
 from reft_jax.data import prompts
 from reft_jax.metrics import Progress, table, write_json, write_text
-from reft_jax.rewards import answer
-from reft_jax.rewards.score import answer_kind
 from reft_jax.stages import common
 from reft_jax.stages.reranker import make_scorer
 
@@ -49,19 +47,12 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
         questions = evaluation.ask(run, run.splits.test, purpose, stage.num_questions)
         sampler = common.make_sampler(run, run.model, stage.sampling, stage.batch_size, k)
         texts, grades = answer_all(run, f"{label}: {k} samples", sampler, params, questions, key)
-        kind = answer_kind(data.name)
-
-        def matches(i, vote):
-            return vote is not None and answer.equal(
-                vote, answer.canonical(questions.fitted.records[i].answer, kind=kind), kind=kind
-            )
-
-        result |= evaluation.sampled_summary(questions, grades, matches, k)
+        result |= evaluation.sampled_summary(questions, grades, k)
         scores = None
         if (ranker := dict(stage.rerankers).get(label)) is not None:
             del params  # before the re-ranker's come
             scores = rank(run, ranker, questions, texts)
-            result |= evaluation.reranked_summary(questions, grades, scores, matches, k) | {"reranker": ranker}
+            result |= evaluation.reranked_summary(questions, grades, scores, k) | {"reranker": ranker}
         lines += predictions(run, questions, texts, grades, split="test", mode="sampled", scores=scores)
     folder = run.folder(label)
     folder.mkdir(exist_ok=True)

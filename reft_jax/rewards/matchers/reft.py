@@ -2,8 +2,9 @@
 
 The key is a number rounded to 4 decimals without trailing zeros, or a lower-case letter; numbers agree within 1e-2 absolute (ReFT,
 arXiv 2401.08967, section 3). `reft_paper` reads what the authors' code reads: what `float()` takes, and for a choice the remainder
-in lower case without quotes; it cuts a program at its first blank line, and takes None for the choice "none". It differs
-in two points that pay no one: without the sentence there is no answer (they try the whole text), and NaN is none.
+in lower case without quotes; it cuts a program at its first blank line, and takes None for the choice "none". It is stricter
+in two points: without the sentence there is no answer (they try the whole text, and pay a bare "42"), and NaN is none (they pay
+it as a wrong answer).
 
 What `reft` reads as a number, at the start of what follows the trigger and with at most words after it: signs (also
 "−", "－" and "–"), thousands separators (1,000 and 12,34,567), currency ($ \\$ US$ € £ ¥ ₹ before, "5 dollars" after),
