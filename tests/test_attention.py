@@ -373,6 +373,7 @@ def test_splash_attention_compiles_for_a_tpu(changes, dtype, chips):
     assert "splash_mha_dkv" in trained(model, 8, dtype).as_text()
 
 
+@pytest.mark.slow
 def test_splash_attention_takes_less_of_a_tpu_s_memory(chips):
     """CodeLlama 7B's heads over four chips: 8 rows of 700 tokens, 8 heads a chip."""
     changes = dict(num_heads=32, num_kv_heads=32, head_dim=128)

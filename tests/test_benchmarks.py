@@ -35,6 +35,7 @@ def given(**changes):
     return types.SimpleNamespace(**dict(toy=True, size="", dtype="float32", prompts="") | changes)
 
 
+@pytest.mark.slow
 def test_both_samplers_draw_the_same_tokens_and_slots_take_fewer_steps():
     slots, batch = lines_of("rollout", "slots", "batch")
     assert slots["tokens"] == batch["tokens"] > 0 and slots["steps"] < batch["steps"]
@@ -46,6 +47,7 @@ def test_both_samplers_draw_the_same_tokens_and_slots_take_fewer_steps():
         assert line["peak_mb"] > 0 and "compile_s" in line
 
 
+@pytest.mark.slow
 def test_updates_of_both_sides_have_the_same_loss():
     pytest.importorskip("torch")
     ours, theirs, ratio = lines_of("update", "ours", "torch")

@@ -60,6 +60,7 @@ def test_every_function_of_self_training_and_the_reranker_is_compiled(capsys):
     )
 
 
+@pytest.mark.slow
 def test_adapters_have_a_small_state_and_no_second_copy_of_the_base(capsys):
     lora = "--config.model.lora={'rank': 2, 'alpha': 4.0, 'targets': 'attention.*'}"
     whole, adapted = lines(capsys, "--topology=cpu:1"), lines(capsys, "--topology=cpu:1", lora)
@@ -206,6 +207,7 @@ def tpu():
     return True
 
 
+@pytest.mark.slow
 def test_moments_on_the_host_leave_their_bytes_on_the_chips(capsys):
     tpu()
     steps = [

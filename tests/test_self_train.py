@@ -252,6 +252,7 @@ def assert_same(ours, theirs, stage, file):
         assert (ours / stage / name).read_bytes() == (theirs / stage / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_killed_offline_stage_ends_as_one_that_was_not(workdir, tmp_path):
     """Killed after two of its drawn parts and after its first checkpoint; parts are of other sizes than in the unbroken run."""
     other, smaller = tmp_path / "run", ["--config.stages.offline.sample_batch_size=8"]

@@ -214,6 +214,7 @@ def test_run_again_finds_everything_done(workdir):
         assert f"{stage}: done before" in runs.log(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [dict(data=2, fsdp=4), pytest.param(dict(data=8, fsdp=1), marks=pytest.mark.slow)],
