@@ -43,8 +43,8 @@ EXTRAS = {
     "qlora": ["qwix>=0.1.8"],
     # config.data.source="tfds". TFDS 4.9 asks for importlib_resources only through older etils.
     "tfds": [
-        "array_record>=0.8; platform_system == 'Linux'",
-        "importlib_resources>=6.0",
+        "array-record>=0.8; platform_system == 'Linux'",
+        "importlib-resources>=6.0",
         "tensorflow-datasets>=4.9.10",
     ],
     "gpu": ["jax[cuda12]>=0.10.2"],
