@@ -19,8 +19,7 @@ from reft_jax.metrics import table, write_json
 from reft_jax.rewards import estimates, matchers, score
 
 USAGE = "usage: python -m reft_jax.evaluate rescore WORKDIR [--matcher=NAME | --all-matchers] [--k=K] [--limit-disagreements=N] [--write]"
-FIELDS = ("item_id", "k", "response", "status", "gold", "split", "mode")
-SIGNATURE = "def solution():\n"  # what a program begins with where the prompt held its beginning
+FIELDS = ("item_id", "k", "prefix", "response", "status", "gold", "split", "mode")
 BOOTSTRAP_SEED = 0
 
 
@@ -103,22 +102,6 @@ def read_lines(path: pathlib.Path) -> list[dict]:
             raise InputError(f"{path}:{number}: {what}; a line holds {', '.join(FIELDS)}")
         lines.append(line)
     return lines
-
-
-def prefix_in_prompt(config: dict, source: str) -> bool:
-    """Whether prompts for this label ended with the program's beginning (`data.prompts.appends_prefix`)."""
-    data, stages = config["data"], config["stages"]
-    if data["cot"] != "program" or data["append_prefix"] == "nowhere":
-        return False
-    return data["append_prefix"] == "everywhere" or stages.get(source, {}).get("kind") == "reft"
-
-
-def graded_text(line: dict, prefixed: bool) -> str:
-    """The text that the run graded: `text`, or `prefix` and the response, where the line has them. In older files a program whose
-    beginning stood in the prompt gets the signature back, without its docstring, which no result depends on."""
-    if "text" in line:
-        return line["text"]
-    return (line["prefix"] if "prefix" in line else SIGNATURE if prefixed else "") + line["response"]
 
 
 def labels_of(workdir: pathlib.Path, results: dict) -> dict[str, list[dict]]:
@@ -279,9 +262,7 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
     ran: dict = {}  # programs are run once for all matchers
     notes = []
     for label, lines in labels.items():
-        source = results.get("stages", {}).get(label, {}).get("source", label)
-        prefixed = prefix_in_prompt(config, source)
-        texts = [None if line["response"] is None else graded_text(line, prefixed) for line in lines]
+        texts = [None if line["response"] is None else line["prefix"] + line["response"] for line in lines]
         places = [i for i, line in enumerate(lines) if line["mode"] == "greedy"]
         greedy["lines"] += [(label, lines[i]) for i in places]
         for name in names:

@@ -19,7 +19,15 @@ REWARDS = {"timeout_s": 20.0, "memory_mb": 256, "workers": 1, "max_gold_failures
 
 
 def line(item, k, response, status, *, gold="42", mode="greedy", split="test", **more):
-    base = {"item_id": item, "k": k, "response": response, "extracted": None, "status": status, "gold": gold}
+    base = {
+        "item_id": item,
+        "k": k,
+        "prefix": "",
+        "response": response,
+        "extracted": None,
+        "status": status,
+        "gold": gold,
+    }
     return base | {"split": split, "mode": mode} | more
 
 
@@ -130,25 +138,20 @@ def test_without_a_limit_no_items_are_listed_and_one_matcher_has_no_such_table(t
 
 
 BODY = "    return 6 * 7"
+PROGRAMS = {"name": "svamp", "cot": "program"}
 
 
 @pytest.mark.parametrize(
-    ("append", "kind", "response", "more", "status"),
+    ("prefix", "response", "status"),
     [
-        ("everywhere", "sft", BODY, {}, "correct"),
-        ("reft", "reft", BODY, {}, "correct"),
-        ("reft", "sft", BODY, {}, "error"),
-        ("nowhere", "reft", BODY, {}, "error"),
-        ("nowhere", "sft", "def solution():\n" + BODY, {}, "correct"),
-        ("nowhere", "sft", BODY, {"prefix": 'def solution():\n    """How many?"""\n'}, "correct"),
-        ("everywhere", "sft", "", {"text": "def solution():\n" + BODY}, "correct"),
-        ("everywhere", "sft", "def solution():\n" + BODY, {"prefix": ""}, "correct"),
+        ('def solution():\n    """How many?"""\n', BODY, "correct"),
+        ("def solution():\n", BODY, "correct"),
+        ("", "def solution():\n" + BODY, "correct"),
+        ("", BODY, "error"),
     ],
 )
-def test_a_program_gets_back_what_stood_in_the_prompt(tmp_path, capsys, append, kind, response, more, status):
-    data = DATA | {"name": "svamp", "cot": "program", "append_prefix": append}
-    lines = [line("s_0", 0, response, status, **more)]
-    make(tmp_path / "w", {"one": lines}, data=data, stages={"two": {"kind": kind}}, results={"one": {"source": "two"}})
+def test_a_program_gets_back_what_stood_in_the_prompt(tmp_path, capsys, prefix, response, status):
+    make(tmp_path / "w", {"one": [line("s_0", 0, response, status, prefix=prefix)]}, data=DATA | PROGRAMS)
     assert ask(tmp_path / "w", "--all-matchers") == 0
     printed = capsys.readouterr().out
     assert (
@@ -168,8 +171,8 @@ def test_programs_are_run_once_for_all_matchers(tmp_path, monkeypatch):
         return [ProgramResult("ok", "42")] * len(programs)
 
     monkeypatch.setattr(score, "run_programs", run)
-    data = DATA | {"name": "svamp", "cot": "program"}
-    make(tmp_path / "w", {"one": [line("s_0", 0, BODY, "correct"), line("s_1", 0, BODY, "correct")]}, data=data)
+    lines = [line(item, 0, BODY, "correct", prefix="def solution():\n") for item in ("s_0", "s_1")]
+    make(tmp_path / "w", {"one": lines}, data=DATA | PROGRAMS)
     assert ask(tmp_path / "w", "--all-matchers") == 0
     assert ran == ["def solution():\n" + BODY]
 
