@@ -230,7 +230,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, arguments,
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("base/predictions.jsonl", '{"item_id": "a"}\n', r"predictions.jsonl:1: lacks k, response"),
+        ("base/predictions.jsonl", '{"item_id": "a"}\n', r"predictions.jsonl:1: lacks k, prefix, response"),
         ("base/predictions.jsonl", "[1]\n", r"predictions.jsonl:1: is no JSON object"),
         ("base/predictions.jsonl", '{"item_id": ', r"predictions.jsonl:1: not JSON"),
         ("config.json", "{}", r"config.json: lacks 'config'"),
@@ -259,8 +259,8 @@ def test_the_command_itself_and_ctrl_c(tmp_path):
     command = [sys.executable, "-m", "reft_jax.evaluate", "rescore", str(tmp_path / "w")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "base" in done.stdout and not done.stderr
-    slow = [line(f"s_{i}", 0, f"    while True: pass  # {i}", "timeout") for i in range(64)]
-    make(tmp_path / "v", {"base": slow}, data=DATA | {"name": "svamp", "cot": "program"})
+    slow = [line(f"s_{i}", 0, f"def solution():\n    while True: pass  # {i}", "timeout") for i in range(64)]
+    make(tmp_path / "v", {"base": slow}, data=DATA | PROGRAMS)
     process = subprocess.Popen(
         [*command[:-1], str(tmp_path / "v")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
