@@ -618,8 +618,11 @@ def serve(kind: str, without: str, base: str, more: str, notes: str, pid_namespa
         os.write(CALLER_FD, len(text).to_bytes(4, "big") + text)
         return
     server.reply(0, "ready", None, "\n".join(f"{name}={reason}" for name, reason in server.missing.items()))
-    server.flush()
-    server.serve()
+    try:
+        server.flush()
+        server.serve()
+    except ConnectionError:
+        pass  # the caller is gone, with an answer unread or on its way
 
 
 if __name__ == "__main__":
