@@ -1,5 +1,6 @@
 """The notebooks in colabs/: what is stored in git, the cell that installs, and that each of them runs from its first cell to its last."""
 
+import json
 import os
 import pathlib
 import re
@@ -158,5 +159,26 @@ def test_a_notebook_runs(name, work):
     pictures = [out for cell in cells for out in cell.outputs if "image/png" in out.get("data", {})]
     assert len(pictures) >= {"reft_walkthrough": 10}.get(name, 1)
     assert all(cell.execution_count for cell in cells)
-    if name == "reft_quickstart":
-        runs.assert_same_run(work / "quickstart_smoke", runs.unbroken())  # the numbers are the script's
+    check = dict(zip(NAMES, (check_quickstart, lambda work: None, check_own_rules, check_export), strict=True))
+    check[name](work)
+
+
+def check_quickstart(work):
+    """Its numbers are the script's, digit for digit."""
+    runs.assert_same_run(work / "quickstart_smoke", runs.unbroken())
+
+
+def check_own_rules(work):
+    """The matcher graded and the reward paid: not the package's 0.1 for a wrong number and 0 for a program that fails."""
+    results = json.loads((work / "clock_smoke" / "results.json").read_text())["stages"]
+    assert {row["matcher"] for row in results.values()} == {"clock"}
+    samples = runs.lines(work / "clock_smoke" / "reft" / "samples.jsonl")
+    worth = {"correct": 1.0, "wrong": 0.0, "no_answer": 0.0}
+    assert all(line["score"] == pytest.approx(worth.get(line["status"], -0.2)) for line in samples)
+    assert {line["status"] for line in samples} - {"correct", "no_answer"}
+
+
+def check_export(work):
+    results = json.loads((work / "evaluate_smoke" / "results.json").read_text())["stages"]
+    assert all("rerank@4" in results[label] for label in ("warmup_reranked", "reft_reranked"))
+    assert (work / "evaluate_smoke" / "export" / "hf" / "model.safetensors").is_file()
