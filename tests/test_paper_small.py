@@ -256,12 +256,12 @@ def test_every_method_is_drawn_and_no_curves_are_refused(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_row_runs_at_toy_size(tmp_path, capsys):
     arguments = [
-        f"--config={ROOT}/{CONFIG}:smoke,cot=nl,style=canonical,methods=sft+offline+grpo",
+        f"--config={ROOT}/{CONFIG}:smoke,cot=nl,style=canonical,methods=sft+grpo",
         f"--workdir={tmp_path}/a",
     ]
     assert main.main(arguments) == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())["stages"]
-    assert list(results) == ["sft", "offline", "grpo"]
+    assert list(results) == ["sft", "grpo"]
     assert all({"accuracy", "maj@2", "rerank@2", "oracle@2"} <= result.keys() for result in results.values())
     assert plots.read_metrics(tmp_path / "a" / "grpo" / "metrics.jsonl")[-1]["step"] == 2
     capsys.readouterr()
