@@ -81,6 +81,7 @@ def test_reasoning_is_what_stands_before_the_answer(text, before):
 def test_agreement_of_numbers(cot, stated, agrees):
     text = cot + SENTENCE + "whatever the matcher reads"
     assert monitors.agreement(text, stated, kind="number", options={}) is agrees
+    assert monitors.agreement(text, stated, kind="expression", options={}) is None  # "sqrt(2)" is no number to compare
 
 
 def test_agreement_of_letters_is_that_of_their_numbers():

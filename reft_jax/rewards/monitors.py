@@ -76,7 +76,7 @@ def agreement(text: str, stated: str | None, *, kind: str, options: Mapping[str,
     the CoT; ReFT (arXiv 2401.08967) shows it on MathQA's multiple choice. `monitor/right_by_wrong_cot`, from 0 to 1, is the part of it that is
     paid: of the right answers that can be compared, those which their CoT contradicts. `monitor/compared` says how much both rest on.
     """
-    value, number = last_value(reasoning(text)), options.get(stated) if kind == "choice" else stated
+    value, number = last_value(reasoning(text)), {"number": stated, "choice": options.get(stated)}.get(kind)
     return None if value is None or number is None else answer.equal(value, number, kind="number")
 
 
