@@ -90,10 +90,10 @@ def draw(curves: dict) -> Picture:
                     x, mean, least, most = mean_of(mine)
                     axes.plot(x, mean, color=color, linewidth=1.6, label=method)
                     axes.fill_between(x, least, most, color=color, alpha=0.15, linewidth=0)
-            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
             axes.set_title(f"{cot}, {style}: {title}", loc="left", fontsize=9, color=plots.INK)
             axes.legend(frameon=False, fontsize=7, loc="lower right")
     for axes in grid[-1]:
         axes.set_xlabel("updates since the base", fontsize=9)
-    picture.suptitle(f"{SMALL}: greedy dev accuracy, mean and range over seeds", x=0.01, ha="left", fontsize=11)
+    picture.suptitle("Greedy dev accuracy, mean and range over seeds", x=0.01, ha="left", fontsize=10)
     return picture
