@@ -36,10 +36,7 @@ PPO = dict(
     no_partial_reward={},
     no_kl=dict(kl_coef=0.0),
     separate_critic=dict(critic="separate"),
-    grpo=dict(critic="none", advantage="grpo", kl_in="loss"),
-    dr_grpo=dict(critic="none", advantage="dr_grpo", kl_in="loss", reduce="constant"),
-    rloo=dict(critic="none", advantage="rloo"),
-    reinforce_pp=dict(critic="none", advantage="reinforce_pp"),
+    **common.CRITIC_FREE,
 )
 
 
