@@ -35,8 +35,9 @@ def first_lines(run, about: dict) -> str:
         (
             "model",
             f"{run.config.model.name}: {count:,} parameters{adapters}, {amount(whole)} in {run.model.param_dtype}{share}, computes in "
-            f"{run.model.compute_dtype}; vocabulary {arch.vocab_size:,}, ends with {ends}",
+            f"{run.model.compute_dtype}",
         ),
+        ("tokens", f"vocabulary {arch.vocab_size:,}, ends with {ends}"),
         (
             "data",
             f"{data.name} ({data.cot}): {len(splits.train):,} train, {len(splits.dev):,} dev, {len(splits.test):,} test questions",

@@ -1,6 +1,6 @@
 """How far a phase of a run is: one line that a terminal redraws in place, or plain lines, ever rarer, where there is no terminal.
 
-reft step 34/79 |████████▌           | 2:10 left  reward 0.812  accuracy 0.797  KL 0.93  length 31  tokens/s 1,240
+reft step 34/79 |████▎     | 2:10 left  reward 0.812  accuracy 0.797  KL 0.930  length 31  tokens/s 1,240
 """
 
 import collections
@@ -15,7 +15,8 @@ from reft_jax import distributed
 REDRAW_S = 0.2  # a terminal's line is drawn anew at most so often
 FIRST_S, RARELY_S, SHARE = 15.0, 300.0, 0.05  # between plain lines: SHARE of the time so far, from FIRST_S to RARELY_S
 WINDOW = 60  # seconds or updates, whichever is longer, that the time left is told from: a first step that compiles is soon forgotten
-LEAST_BAR, BAR = 6, 20  # columns
+PHASE_S = 2.0  # a phase is shown once it has gone on for so long
+BAR = 10  # columns
 _SHOWN = []  # the terminal's line, if there is one
 
 
@@ -28,6 +29,7 @@ class Progress:
         self._name, self._unit, self._total, self._done = name, unit, total, start
         self._phase, self._values = waiting, {}
         now = time.monotonic()
+        self._phase_name, self._phase_begun = "", now
         self._begun, self._marks = now, collections.deque([(now, start)], maxlen=WINDOW)
         self._drawn = now
         self._mute, self._bar = not distributed.is_primary(), None
@@ -39,7 +41,7 @@ class Progress:
 
     def update(self, done: int, **values: str):
         """`done` units are done. `values`: what is shown of them; without any, what was shown before."""
-        self._phase, self._done = "", done
+        self._phase, self._phase_name, self._done = "", "", done
         self._values = values or self._values
         now = time.monotonic()
         if now - self._marks[-1][0] >= 1.0 or len(self._marks) == 1:
@@ -47,9 +49,13 @@ class Progress:
         self._show(now, last=done == self._total)
 
     def phase(self, name: str, done: int, total: int):
-        """Within the unit that follows: `done` of `total` parts of a phase of it."""
-        self._phase = f"{name} {done:,}/{total:,}"
-        self._show(time.monotonic())
+        """Within a unit of work: `done` of `total` parts of a phase of it, which is shown if it takes long."""
+        now = time.monotonic()
+        if name != self._phase_name:
+            self._phase_name, self._phase_begun = name, now
+        if now - self._phase_begun >= PHASE_S:
+            self._phase = f"{name} {done:,}/{total:,}"
+            self._show(now)
 
     def close(self):
         """Takes the line off the terminal."""
@@ -85,11 +91,11 @@ class Progress:
         """tqdm's format of a line that fits the terminal; what does not fit is left out whole, from the end."""
         head, tail, width = f"{self._name} {self._count()} |", "|", columns()
         for part in self._parts():
-            if len(head + tail) + LEAST_BAR + 2 + len(part) >= width:
+            part = f" {part}" if tail == "|" else f"  {part}"
+            if len(head + tail + part) + BAR >= width:
                 break
-            tail += f" {part}" if tail == "|" else f"  {part}"
-        bar = min(max(width - 1 - len(head + tail), LEAST_BAR), BAR)
-        return f"{escaped(head)}{{bar:{bar}}}{escaped(tail)}"
+            tail += part
+        return f"{escaped(head)}{{bar:{BAR}}}{escaped(tail)}"
 
 
 def clear():

@@ -18,7 +18,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 from reft_jax import config as config_lib
 from reft_jax import distributed, profiler, progress, trackers
@@ -30,6 +29,7 @@ DEMO = f"--config={runs.ROOT / 'configs/demo.py'}:smoke"
 LINE = re.compile(
     r"reft step \d/5 \|[^|]+\|( \d+:\d\d left| in \d+:\d\d)?(  ?dev \d+/40)?((  ?)(reward 0\.\d{3}|KL \d\.\d\d|tokens/s 1,240))*"
 )
+END = "reward 0.812  KL 0.93  tokens/s 1,240"
 SHOWN = {"reward": "0.812", "KL": "0.93", "tokens/s": "1,240"}
 
 
@@ -57,17 +57,33 @@ def test_plain_lines_are_calm_and_say_what_a_terminal_would(clock, capfd):
     bar = progress.Progress("reft", 7200, 0)
     for step in range(1, 7201):  # two hours
         clock[0] += 1.0
-        bar.phase("dev", step % 40, 40)
+        bar.phase("dev", step % 40, 40)  # passes quickly
         bar.update(step, **SHOWN)
     bar.close()
     printed = capfd.readouterr()
     lines = printed.err.splitlines()
     assert printed.out == "" and not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", printed.err)
-    assert 30 <= len(lines) <= 90 and lines[0].startswith("reft: step 14/7,200  1:59:46 left  dev 15/40")
-    assert lines[-1] == "reft: step 7,200/7,200  in 2:00:00  reward 0.812  KL 0.93  tokens/s 1,240"
+    assert 30 <= len(lines) <= 90 and lines[0] == f"reft: step 15/7,200  1:59:45 left  {END}"
+    assert not any("dev" in line for line in lines)
+    assert lines[-1] == "reft: step 7,200/7,200  in 2:00:00  " + END
     halfway = next(line for line in lines if int(line.split()[2].split("/")[0].replace(",", "")) >= 3600)
     minutes, _ = map(int, re.search(r"  (\d+):(\d+) left", halfway).groups())
     assert 55 <= minutes <= 60  # a step a second
+
+
+def test_a_long_phase_is_shown_and_forgotten(clock, capfd):
+    bar = progress.Progress("reft", 2, waiting="compiling")
+    for name, total in (("sampling", 256), ("dev", 40)):
+        for done in range(1, total + 1):
+            clock[0] += 0.5
+            bar.phase(name, done, total)
+    bar.update(1, **SHOWN)
+    clock[0] += 20.0
+    bar.update(2, **SHOWN)
+    first, *phases, last = capfd.readouterr().err.splitlines()
+    assert first == "reft: step 0/2  compiling" and last == f"reft: step 2/2  in 2:48  {END}"
+    assert phases[0] == "reft: step 0/2  sampling 30/256" and phases[-1].startswith("reft: step 0/2  dev ")
+    bar.close()
 
 
 def test_the_first_steps_do_not_spoil_the_time_left(clock, capfd):
@@ -129,7 +145,7 @@ def test_a_terminal_line_is_redrawn_in_place_and_fits(terminal, clock, columns):
     assert len(lines) > 50 and max(map(len, lines)) < columns
     assert all(LINE.fullmatch(line) for line in lines), lines  # what does not fit is left out whole
     if columns >= 80:
-        assert lines[-1].endswith("in 1:40  reward 0.812  KL 0.93  tokens/s 1,240") and "step 5/5" in lines[-1]
+        assert lines[-1].endswith(f"in 1:40  {END}") and "step 5/5" in lines[-1]
         assert any("dev 17/40" in line for line in lines)
     assert drawn.endswith("\r") and not drawn.split("\r")[-2].strip()  # wiped: messages begin in its place
 
@@ -144,25 +160,6 @@ def test_only_the_first_process_shows_anything(clock, capfd, monkeypatch):
 
 
 # ------------------------------------------------------------------ event files and W&B
-
-
-def events(folder) -> list:
-    """The events of the one event file in a folder: records of (u64 length, crc, bytes, crc)."""
-    [path] = folder.glob("events.out.tfevents.*")
-    data, out = path.read_bytes(), []
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        out.append(event_pb2.Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    return out
-
-
-def drawn(folder) -> list[dict]:
-    """An event file's numbers as metrics.jsonl would hold them; what comes before them is checked."""
-    version, start, *rest = events(folder)
-    assert version.file_version == "brain.Event:2"
-    assert start.session_log.status == event_pb2.SessionLog.START and start.step == 0  # older events are forgotten
-    return [{"step": e.step, "time": e.wall_time} | {v.tag: v.simple_value for v in e.summary.value} for e in rest]
 
 
 def write_steps(run, steps, after_step):
@@ -181,7 +178,7 @@ def test_event_files_say_what_metrics_jsonl_says(tmp_path, before):
     lines = runs.lines(tmp_path / "reft" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(8))
     expected = [{k: v for k, v in line.items() if v is not None and k != "note"} for line in lines]
-    assert drawn(tmp_path / "reft") == expected  # on disk before it is closed
+    assert runs.event_file(tmp_path / "reft") == expected  # on disk before it is closed
     assert "kl/mean" not in expected[3] and expected[4]["kl/mean"] == 1.0
     second.close()
 
