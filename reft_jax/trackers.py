@@ -128,7 +128,7 @@ class Wandb:
                 mode=logging.wandb,
                 id=self._sent["id"],
                 resume="allow" if logging.wandb == "online" else None,
-                reinit="create_new",
+                reinit="finish_previous",
                 name=f"{run.workdir.name}/{name}",
                 group=run.workdir.name,
                 job_type=dict(run.config.stages)[name].kind,

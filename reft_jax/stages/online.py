@@ -10,6 +10,7 @@ from reft_jax.config import ReFT, SelfTrain
 from reft_jax.data import prompts
 from reft_jax.metrics import Lines
 from reft_jax.progress import Progress, formatted
+from reft_jax.rewards import monitors
 from reft_jax.rewards import score as rewards
 from reft_jax.stages import common, sft
 from reft_jax.trackers import Metrics
@@ -53,8 +54,10 @@ class Actor:
     def grade(self, records, texts) -> list[rewards.Grade]:
         return common.grade(self.run, records, texts, "reft", self.ahead)
 
-    def metrics(self, sample: Sample, grades, seconds) -> dict[str, float]:
+    def metrics(self, sample: Sample, records, texts, grades, seconds) -> dict[str, float]:
         """What the step's responses were like; `seconds` that sampling, grading and the update took."""
+        began = time.monotonic()
+        watched = common.watch(self.run, records, texts, grades, "reft")
         lengths = np.asarray(sample.mask).sum(1)
         sample_s, reward_s, update_s = seconds
         out = {
@@ -68,11 +71,12 @@ class Actor:
             "time/reward_s": reward_s,
             "time/reward_hidden_s": self.ahead.hidden_s if self.ahead else 0.0,
             "time/update_s": update_s,
+            "time/monitor_s": time.monotonic() - began,
             # a count, but named like times: it depends on the process (compiled anew after a restart), not on the run
             "time/sample_programs": self.sampler.num_programs,
         }
         out |= {f"status/{status}": np.mean([g.status == status for g in grades]) for status in rewards.STATUSES}
-        return {key: float(value) for key, value in out.items()}
+        return {key: float(value) for key, value in (out | watched).items()}
 
 
 class Log:
@@ -118,6 +122,8 @@ class Log:
         if checked:
             metrics = metrics | self.check(state, self.bar)
             self.shown |= formatted(metrics, sft.CHECKED)
+            if (accuracy := metrics.get(f"eval/{stage.select_on}_accuracy")) is not None:
+                metrics["monitor/train_dev_gap"] = monitors.train_dev_gap(metrics["reward/accuracy"], accuracy)
             sft.select(self.progress, step, metrics, stage)
         if checked or step % stage.log_every == 0:
             self.metric_lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
