@@ -29,6 +29,15 @@ ARGUMENTS = {
     "demo": [
         dict(annotations=["diverse", "canonical", "worked"], cot=["program", "nl"], seed=[0, 3], smoke=[False, True])
     ],
+    "paper_small": [
+        dict(
+            cot=["program", "nl"],
+            style=["diverse", "canonical"],
+            seed=[2],
+            methods=["", "sft+grpo"],
+            smoke=[False, True],
+        )
+    ],
     "pretrain": [dict(seed=[0, 1], num_train=[1000, 120_000], smoke=[False, True])],
     "sft": [REAL, GENERATED],
     "reft": [REAL, GENERATED],
