@@ -12,7 +12,6 @@ import difflib
 import importlib.util
 import math
 import pathlib
-import re
 import sys
 import typing
 
@@ -20,7 +19,6 @@ import ml_collections
 
 from reft_jax.errors import InputError
 from reft_jax.rewards import matchers
-from reft_jax.rewards.score import TASKS
 
 
 def setting(low=None, high=None, *, above=None, one_of=None, default=dataclasses.MISSING):
@@ -406,6 +404,8 @@ LOGICAL_AXES = (
 )  # names in models and batches
 # What adapters can adapt.
 MATRICES = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
+# What the labels of an evaluate stage's groups stand for.
+LABELLED = {"checkpoints": "stage, directory or shipped model", "rerankers": "reranker stage"}
 OWN_FOLDERS = ("tokenizer", "plots")  # of a workdir, beside the stages'
 
 
@@ -418,11 +418,19 @@ class Config:
     rewards: Rewards
     stages: tuple[tuple[str, SFT | ReFT | SelfTrain | Reranker | Evaluate | Export], ...]
 
+    def purpose(self, source: str) -> str:
+        """How questions are asked of what `init_from` or `sample_from` names (`data.prompts`): "reft" where the policy was trained on
+        its own responses, else "evaluate"."""
+        stage = dict(self.stages).get(source)
+        own = stage is not None and (stage.kind == "reft" or stage.kind == "self_train" and stage.mode == "online")
+        return "reft" if own else "evaluate"
+
 
 # ------------------------------------------------------------------ building the records
 
 
-def _nearest(name, known) -> str:
+def nearest(name, known) -> str:
+    """The question whether a near known name was meant, for messages; "" where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}? " if near else ""
 
@@ -434,7 +442,7 @@ def _type_name(kind) -> str:
 def _check_range(value, meta, path):
     if meta["one_of"] is not None and value not in meta["one_of"]:
         raise InputError(
-            f"{path}: got {value!r}; {_nearest(str(value), meta['one_of'])}legal are {', '.join(meta['one_of'])}"
+            f"{path}: got {value!r}; {nearest(str(value), meta['one_of'])}legal are {', '.join(meta['one_of'])}"
         )
     low, high, above = meta["low"], meta["high"], meta["above"]
     if low is not None and value < low:
@@ -465,7 +473,7 @@ def _build(cls, value, path):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in value:
         if key not in fields:
-            raise InputError(f"{path}.{key}: unknown key; {_nearest(key, fields)}known are {', '.join(fields)}")
+            raise InputError(f"{path}.{key}: unknown key; {nearest(key, fields)}known are {', '.join(fields)}")
     if missing := [n for n, f in fields.items() if n not in value and f.default is dataclasses.MISSING]:
         raise InputError(
             f"{path}: missing {', '.join(missing)}; a config spells out every key (configs/common.py has the usual values)"
@@ -489,15 +497,9 @@ def _build(cls, value, path):
             out[name] = tuple(_leaf(v, item, here, meta) for v in value[name])
         elif name == "rules":
             out[name] = _rules(value[name], here)
-        elif name == "checkpoints":
-            if not isinstance(value[name], dict) or not value[name]:
-                raise InputError(
-                    f"{here}: got {value[name]!r}; it must be a group label -> stage, directory or shipped model"
-                )
-            out[name] = tuple((key, _leaf(v, str, f"{here}.{key}", meta)) for key, v in value[name].items())
-        elif name == "rerankers":
-            if not isinstance(value[name], dict):
-                raise InputError(f"{here}: got {value[name]!r}; it must be a group label -> reranker stage")
+        elif name in LABELLED:
+            if not isinstance(value[name], dict) or not (value[name] or field.default == ()):
+                raise InputError(f"{here}: got {value[name]!r}; it must be a group label -> {LABELLED[name]}")
             out[name] = tuple((key, _leaf(v, str, f"{here}.{key}", meta)) for key, v in value[name].items())
         else:
             out[name] = _leaf(value[name], kind, here, meta)
@@ -511,7 +513,7 @@ def _rules(value, path):
     for key, axes in value.items():
         if key not in LOGICAL_AXES:
             raise InputError(
-                f"{path}.{key}: unknown logical axis; {_nearest(key, LOGICAL_AXES)}known are {', '.join(LOGICAL_AXES)}"
+                f"{path}.{key}: unknown logical axis; {nearest(key, LOGICAL_AXES)}known are {', '.join(LOGICAL_AXES)}"
             )
         if not isinstance(axes, (tuple, list)) or any(axis not in MESH_AXES for axis in axes):
             raise InputError(f"{path}.{key}: got {axes!r}; it must be a tuple of mesh axes: {', '.join(MESH_AXES)}")
@@ -520,12 +522,14 @@ def _rules(value, path):
 
 def build(tree: dict, *, reads_data: bool = True) -> Config:
     """The checked record of a nested dict; InputError for the first thing wrong. reads_data False: files need not be named."""
+    from reft_jax import config_checks
+
     if missing := [key for key in ("seed", "model", "data", "mesh", "rewards", "stages") if key not in tree]:
         raise InputError(f"config: missing {', '.join(missing)}")
     for key in tree:
         if key not in Config.__dataclass_fields__:
             raise InputError(
-                f"config.{key}: unknown key; {_nearest(key, Config.__dataclass_fields__)}known are {', '.join(Config.__dataclass_fields__)}"
+                f"config.{key}: unknown key; {nearest(key, Config.__dataclass_fields__)}known are {', '.join(Config.__dataclass_fields__)}"
             )
     if not isinstance(tree["stages"], dict) or not tree["stages"]:
         raise InputError("config.stages: got none; it must be an ordered dict name -> stage")
@@ -534,7 +538,7 @@ def build(tree: dict, *, reads_data: bool = True) -> Config:
         path = f"config.stages.{name}"
         if not isinstance(stage, dict) or stage.get("kind") not in KINDS:
             got = stage.get("kind") if isinstance(stage, dict) else stage
-            raise InputError(f"{path}.kind: got {got!r}; {_nearest(str(got), KINDS)}legal are {', '.join(KINDS)}")
+            raise InputError(f"{path}.kind: got {got!r}; {nearest(str(got), KINDS)}legal are {', '.join(KINDS)}")
         stages.append((name, _build(KINDS[stage["kind"]], stage, path)))
     seed = _leaf(tree["seed"], int, "config.seed", dict(low=0, high=2**31 - 1, above=None, one_of=None))
     config = Config(
@@ -545,244 +549,8 @@ def build(tree: dict, *, reads_data: bool = True) -> Config:
         ),
         tuple(stages),
     )
-    _check_across(config, reads_data)
+    config_checks.check(config, reads_data=reads_data)
     return config
-
-
-def check_arch(arch: Arch, path: str):
-    """InputError where sizes do not go together; `path` names the place in messages."""
-    if arch.num_heads % arch.num_kv_heads:
-        raise InputError(f"{path}.num_kv_heads: got {arch.num_kv_heads}; it must divide num_heads = {arch.num_heads}")
-    if arch.positions == "rotary" and (arch.rotary_dim or arch.head_dim) % 2:
-        key = "rotary_dim" if arch.rotary_dim else "head_dim"
-        raise InputError(f"{path}.{key}: got {getattr(arch, key)}; rotary embeddings need an even size")
-    if arch.rotary_dim > arch.head_dim:
-        raise InputError(f"{path}.rotary_dim: got {arch.rotary_dim}; it must be at most head_dim = {arch.head_dim}")
-    if arch.windows and len(arch.windows) != arch.num_layers:
-        raise InputError(f"{path}.windows: got {len(arch.windows)} of them; one per layer ({arch.num_layers}), or none")
-
-
-def _check_sampling(sampling: Sampling, data: Data, path: str):
-    max_new = sampling.max_new or data.max_response
-    if max_new > data.max_response:
-        raise InputError(
-            f"{path}.max_new: got {max_new}; it must be at most config.data.max_response = {data.max_response}"
-        )
-    if sampling.min_new > max_new:
-        raise InputError(f"{path}.min_new: got {sampling.min_new}; a response has at most {max_new} tokens")
-    if "" in sampling.stop:
-        raise InputError(f"{path}.stop: got {sampling.stop!r}; an empty string would end every response at once")
-
-
-def _check_on_policy(stage: ReFT, path: str):
-    """Refuses sampling whose log-probs would not be those of the policy that PPO trains, unless it is told how to account for them."""
-    sampling, correction = stage.sampling, stage.ppo.correction
-    if sampling.temperature == 0.0:
-        raise InputError(f"{path}.sampling.temperature: got 0.0; PPO explores by sampling: it must be > 0")
-    tempered = sampling.temperature != 1.0 and correction == "none"
-    if tempered or sampling.shapes_distribution and correction != "importance":
-        names = [f.name for f in dataclasses.fields(sampling) if f.name not in ("stop", "max_new")]
-        changed = [name for name in names if getattr(sampling, name) != getattr(WHOLE, name)]
-        given = ", ".join(f"{name}={getattr(sampling, name)!r}" for name in changed)
-        raise InputError(
-            f"{path}.sampling: got {given}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1 and no "
-            f"other changes. Or set {path}.ppo.correction: 'temper' trains the tempered policy (a temperature alone), 'importance' weights "
-            "tokens by min(p / q, importance_cap)"
-        )
-
-
-def _check_method(stage: ReFT, path: str):
-    """Refuses an advantage without the critic or the samples that it is made of, and a critic that nothing reads."""
-    ppo = stage.ppo
-    if ppo.advantage == "gae" and ppo.critic == "none":
-        raise InputError(
-            f"{path}.ppo.critic: got 'none' with advantage 'gae', which is made of a critic's values; set it to 'shared' or 'separate', "
-            f"or {path}.ppo.advantage to one of {', '.join(CRITIC_FREE)}"
-        )
-    if ppo.advantage != "gae" and ppo.critic != "none":
-        raise InputError(
-            f"{path}.ppo.critic: got {ppo.critic!r} with advantage {ppo.advantage!r}, which reads no values; set it to 'none', or "
-            f"{path}.ppo.advantage to 'gae'"
-        )
-    if ppo.advantage in OF_GROUPS and stage.num_samples < 2:
-        raise InputError(
-            f"{path}.num_samples: got {stage.num_samples} with ppo.advantage {ppo.advantage!r}, which compares the responses to one "
-            "question; it must be >= 2"
-        )
-
-
-def _check_sampled_stage(stage: SelfTrain | Reranker, earlier: dict, path: str):
-    """What self_train and reranker ask of each other and of the stages before them."""
-    policies = ", ".join(name for name, other in earlier.items() if other.kind in POLICIES) or "none"
-    online = stage.kind == "self_train" and stage.mode == "online"
-    if online and stage.sample_from:
-        raise InputError(
-            f"{path}.sample_from: got {stage.sample_from!r}; mode 'online' samples from the policy that it trains: set ''"
-        )
-    if not online and (stage.sample_from not in earlier or earlier[stage.sample_from].kind not in POLICIES):
-        raise InputError(
-            f"{path}.sample_from: got {stage.sample_from!r}; it must name an earlier stage of kind {', '.join(POLICIES)}, whose model "
-            f"answers the training questions: legal are {policies}"
-        )
-    if stage.sampling.temperature == 0.0:
-        raise InputError(
-            f"{path}.sampling.temperature: got 0.0; all responses to a question would be the same: it must be > 0"
-        )
-    rows = stage.batch_size * (stage.num_samples + 1) if online else stage.batch_size
-    if rows % stage.accumulate:
-        what = "batch_size x (num_samples + 1)" if online else "batch_size"
-        raise InputError(f"{path}.accumulate: got {stage.accumulate}; it must divide {what} = {rows}")
-    if online and not stage.own_weight + stage.gold_weight:
-        raise InputError(f"{path}.own_weight: got 0.0, as is gold_weight; one of them must be > 0")
-
-
-def _check_rerankers(stage: Evaluate, earlier: dict, path: str):
-    labels = [label for label, _ in stage.checkpoints]
-    known = ", ".join(name for name, other in earlier.items() if other.kind == "reranker") or "none"
-    for label, source in stage.rerankers:
-        if label not in labels:
-            raise InputError(
-                f"{path}.rerankers.{label}: unknown label; {_nearest(label, labels)}labels of checkpoints are {', '.join(labels)}"
-            )
-        if source not in earlier or earlier[source].kind != "reranker":
-            raise InputError(
-                f"{path}.rerankers.{label}: got {source!r}; it must name an earlier stage of kind reranker: legal are {known}"
-            )
-    if stage.rerankers and not stage.num_samples:
-        raise InputError(f"{path}.num_samples: got 0; rerankers choose among samples: it must be >= 1")
-
-
-def _check_across(config: Config, reads_data: bool):
-    """What no single key can tell: things that must divide, combine or come in order."""
-    model, data, mesh = config.model, config.data, config.mesh
-    if (model.arch is None) == (model.directory == ""):
-        raise InputError(
-            "config.model: set either directory (config.json and tokenizer are read there) or arch (a new model), not both"
-        )
-    if model.arch is not None:
-        check_arch(model.arch, "config.model.arch")
-    if model.base != "full" and model.lora is None:
-        raise InputError(
-            f"config.model.base: got {model.base!r} without config.model.lora; only the frozen base under adapters is quantized"
-        )
-    if model.lora is not None:
-        try:
-            re.compile(model.lora.targets)
-        except re.error as error:
-            raise InputError(
-                f"config.model.lora.targets: got {model.lora.targets!r}; not a regular expression: {error}"
-            ) from error
-    if (data.name == "arithmetic") != (data.source == "generated"):
-        raise InputError(
-            f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic is generated, the others come from files or tfds"
-        )
-    if data.matcher not in (legal := matchers.names(TASKS[data.name])):
-        raise InputError(
-            f"config.data.matcher: got {data.matcher!r}; the answers of {data.name} are of kind {TASKS[data.name]!r}, which "
-            f"{', '.join(legal)} read"
-        )
-    if data.source == "files" and not data.train_file and reads_data:
-        raise InputError(
-            f"config.data.train_file: got ''; {data.name} is read from files: say which (:train_file=PATH)"
-        )
-    if data.source == "tfds" and not data.train_file and reads_data and (data.cot == "program" or data.name == "svamp"):
-        raise InputError(
-            f"config.data.train_file: got ''; the published {data.name} has no {data.cot} CoT: with source 'tfds' name a training file of "
-            "the ReFT authors' form (the test questions come from TFDS)"
-        )
-    for key in ("tfds_dir", "manual_dir"):
-        if getattr(data, key) and data.source != "tfds":
-            raise InputError(
-                f"config.data.{key}: got {getattr(data, key)!r} with source {data.source!r}; it is for 'tfds'"
-            )
-    if data.source == "generated" and not data.num_train:
-        raise InputError("config.data.num_train: got 0; generated data needs a number of training questions")
-    for name in ("prompt", "response"):
-        buckets, limit = getattr(data, f"{name}_buckets"), getattr(data, f"max_{name}")
-        if list(buckets) != sorted(set(buckets)) or buckets[-1] != limit:
-            raise InputError(
-                f"config.data.{name}_buckets: got {buckets}; lengths must rise and end with max_{name} = {limit}"
-            )
-    sizes = [mesh.data, mesh.fsdp, mesh.tensor]
-    if 0 in sizes or sizes.count(-1) > 1:
-        raise InputError(
-            f"config.mesh: got data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}; sizes are positive, at most one is -1"
-        )
-    seen, labels = [], []
-    for name, stage in config.stages:
-        path = f"config.stages.{name}"
-        if not name.isidentifier():
-            raise InputError(f"{path}: a stage's name is also a folder's: letters, digits and underscores only")
-        if name in OWN_FOLDERS:
-            raise InputError(f"{path}: {name!r} is a folder of the workdir; give the stage another name")
-        later = {n for n, _ in config.stages} - set(seen)
-        sources = stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),)
-        earlier = {n: dict(config.stages)[n] for n in seen}
-        for key, source in sources:
-            if source in later:
-                raise InputError(
-                    f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)"
-                )
-            if source in earlier and earlier[source].kind == "reranker":
-                raise InputError(
-                    f"{path}.{key}: {source!r} is a re-ranker, which answers no questions; an evaluate stage names it in its rerankers"
-                )
-        for label, _ in stage.checkpoints if stage.kind == "evaluate" else ():
-            if not label.strip(".") or label != pathlib.PurePath(label).name or label in (*OWN_FOLDERS, *labels):
-                raise InputError(
-                    f"{path}.checkpoints: label {label!r} cannot be used: it is a folder's name, and no other evaluation may have it"
-                )
-            labels.append(label)
-        if stage.kind == "sft":
-            if stage.batch_size % stage.accumulate:
-                raise InputError(
-                    f"{path}.accumulate: got {stage.accumulate}; it must divide batch_size = {stage.batch_size}"
-                )
-            if stage.continue_run and dict(config.stages).get(stage.init_from, stage).kind != "sft":
-                raise InputError(
-                    f"{path}.continue_run: init_from must name an earlier sft stage to go on with; got {stage.init_from!r}"
-                )
-            if stage.continue_run and stage.init_from not in seen:
-                raise InputError(
-                    f"{path}.continue_run: init_from must name an earlier sft stage to go on with; got {stage.init_from!r}"
-                )
-        if stage.kind == "reft":
-            rows = stage.batch_size * stage.num_samples
-            if rows % stage.ppo.minibatch_size:
-                raise InputError(
-                    f"{path}.ppo.minibatch_size: got {stage.ppo.minibatch_size}; it must divide batch_size x num_samples = {rows}"
-                )
-            if stage.ppo.minibatch_size % stage.ppo.accumulate:
-                raise InputError(
-                    f"{path}.ppo.accumulate: got {stage.ppo.accumulate}; it must divide minibatch_size = {stage.ppo.minibatch_size}"
-                )
-            _check_on_policy(stage, path)
-            _check_method(stage, path)
-        if stage.kind in ("self_train", "reranker"):
-            _check_sampled_stage(stage, earlier, path)
-        if stage.kind == "evaluate":
-            _check_rerankers(stage, earlier, path)
-        if stage.kind in ("reft", "self_train", "reranker", "evaluate"):
-            _check_sampling(stage.sampling, data, f"{path}.sampling")
-        if stage.kind in ("sft", "reft", "self_train", "reranker"):
-            optim = stage.optim
-            if optim.warmup > optim.hold:
-                raise InputError(
-                    f"{path}.optim.hold: got {optim.hold}; the rate cannot fall before warmup = {optim.warmup} ends"
-                )
-            if optim.schedule_epochs and optim.schedule_epochs < stage.epochs:
-                raise InputError(
-                    f"{path}.optim.schedule_epochs: got {optim.schedule_epochs}; it must cover epochs = {stage.epochs} (0 = the same)"
-                )
-        if stage.kind in POLICIES:
-            if stage.select == "best" and stage.select_on == "dev" and not data.dev_size:
-                raise InputError(
-                    f"{path}.select_on: 'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')"
-                )
-            no_test = data.source == "files" and not data.test_file and reads_data
-            if stage.select == "best" and stage.select_on == "test" and no_test:
-                raise InputError(f"{path}.select_on: 'test' needs config.data.test_file")
-        seen.append(name)
 
 
 # ------------------------------------------------------------------ files and flags
@@ -821,7 +589,7 @@ def override(config: ml_collections.ConfigDict, path: str, text: str):
         if not isinstance(node, ml_collections.ConfigDict) or key not in node:
             known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
             raise InputError(
-                f"{here}: unknown key; {_nearest(key, known)}known are {', '.join(known) or 'none (it is a value)'}"
+                f"{here}: unknown key; {nearest(key, known)}known are {', '.join(known) or 'none (it is a value)'}"
             )
         if i < len(groups):
             node = node[key]

@@ -268,11 +268,13 @@ def build_model(config: config_lib.Config, arch: config_lib.Arch, layout):
     return models.Model(arch, layout=layout, **{name: getattr(config.model, name) for name in names})
 
 
-def asks(stage) -> tuple[str, ...]:
+def asks(config: config_lib.Config, stage) -> tuple[str, ...]:
     """The purposes (`data.prompts`) for which a stage reads training questions."""
     if stage.kind == "self_train":
-        return ("sft", "evaluate") if stage.mode == "offline" else ("sft", "reft")
-    return {"sft": ("sft",), "reft": ("reft",), "reranker": ("evaluate",)}.get(stage.kind, ())
+        return "sft", config.purpose(stage.sample_from) if stage.mode == "offline" else "reft"
+    if stage.kind == "reranker":
+        return (config.purpose(stage.sample_from),)
+    return (stage.kind,) if stage.kind in ("sft", "reft") else ()
 
 
 def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
@@ -282,7 +284,7 @@ def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
 
     data, verifier, notes = config.data, config.rewards, list(splits.notes)
     kinds = {stage.kind for _, stage in config.stages}
-    purposes = {purpose for _, stage in config.stages for purpose in asks(stage)}
+    purposes = {purpose for _, stage in config.stages for purpose in asks(config, stage)}
     uses = [("train", splits.train, purpose) for purpose in ("sft", "reft", "evaluate") if purpose in purposes]
     uses += [(name, records, "evaluate") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
     for name, records, purpose in uses:

@@ -22,7 +22,7 @@ from reft_jax.rewards import answer, estimates
 from reft_jax.rewards import score as rewards
 from reft_jax.rewards.program import ProgramResult, VerifierError
 from reft_jax.rewards.score import Grade
-from reft_jax.stages import common, evaluate, reft, sft
+from reft_jax.stages import common, evaluate, online, reft, sft
 from tests import reference, tiny
 
 SOURCES = sorted(pathlib.Path(main.__file__).parent.rglob("*.py"))
@@ -292,7 +292,7 @@ def test_a_failing_verifier_stops_the_reft_stage_before_an_update_is_logged_or_s
         return good(programs, **limits) if len(calls) == 1 else broken_verifier(programs)
 
     opened = []
-    monkeypatch.setattr(reft, "Lines", lambda *args, **kwargs: opened.append(Lines(*args, **kwargs)) or opened[-1])
+    monkeypatch.setattr(online, "Lines", lambda *args, **kwargs: opened.append(Lines(*args, **kwargs)) or opened[-1])
     monkeypatch.setattr(rewards, "run_programs", breaks_later)  # the first call is the check before step 1
     with pytest.raises(VerifierError):
         reft.run("reft", dict(config.stages)["reft"], run)
@@ -307,7 +307,7 @@ def test_the_programs_that_the_verifier_failed_on_are_written_down(tmp_path, mon
     run = make_run(small_config(), tmp_path)
     run.folder("reft").mkdir()
     opened = []
-    monkeypatch.setattr(reft, "Lines", lambda *args, **kwargs: opened.append(Lines(*args, **kwargs)) or opened[-1])
+    monkeypatch.setattr(online, "Lines", lambda *args, **kwargs: opened.append(Lines(*args, **kwargs)) or opened[-1])
     monkeypatch.setattr(rewards, "run_programs", broken_verifier)
     with pytest.raises(RunError, match="reft: .*could not be judged.*verifier_failures.jsonl"):
         main.run_stage(reft.run, "reft", dict(run.config.stages)["reft"], run)

@@ -351,7 +351,13 @@ def test_the_suite_and_every_layer_as_a_normal_user():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         # Nobody has no capabilities that could be seen to go.
-        tests = ["tests/test_hostile.py", "-k", "between_honest_ones or each_layer_holds and not capabilities", "-m", "not slow"]
+        tests = [
+            "tests/test_hostile.py",
+            "-k",
+            "between_honest_ones or each_layer_holds and not capabilities",
+            "-m",
+            "not slow",
+        ]
         command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", f"--basetemp={folder}/t"]
         command += ["-p", "no:xdist", "-p", "no:hypothesispytest"]
         done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 
 from reft_jax import config as config_lib
 from reft_jax import main, models, optim, steps
+from reft_jax.steps_supervised import ClassifierBatch, MixedBatch, make_classifier_step, make_self_train_step
 from reft_jax.types import Prompts, Rollout, Sample
 from tests import reference, tiny
 from tests.processes import together
@@ -47,6 +49,7 @@ def sft_step(model, tx, params, **changes):
 
 
 ROWS = np.arange(8, dtype=np.int32)
+SELF_TRAIN = types.SimpleNamespace(dropout=0.1, own_weight=0.5, gold_weight=0.5, reduce="token", accumulate=1)
 
 
 # ------------------------------------------------------------------ alignment
@@ -371,13 +374,26 @@ def everything(where, fetch=jax.device_get):
     )
     sample = sampler(params, batch.prompts, KEY)
     assert sample.tokens.shape == (16, 5)
-    out = {"sft": (trained, sft_metrics), "score": scored, "ppo": (updated, ppo_metrics), "sample": sample}
+    own = on(model, ROWS < 5)
+    ranked = params | {"classifier": models.init_classifier(model, KEY)}
+    out = {
+        "sft": (trained, sft_metrics),
+        "score": scored,
+        "ppo": (updated, ppo_metrics),
+        "sample": sample,
+        "self_train": make_self_train_step(model, TX, params, SELF_TRAIN)(
+            steps.init_state(model, TX, params), MixedBatch(batch.prompts, batch.tokens, batch.mask, own), KEY
+        ),
+        "reranker": make_classifier_step(model, TX, ranked, accumulate=1)(
+            steps.init_state(model, TX, ranked), ClassifierBatch(batch.tokens, batch.mask, own)
+        ),
+    }
     places = jax.tree.map(lambda x: x.sharding, (trained.params, trained.opt_state))
     return fetch(out), places
 
 
 @pytest.mark.parametrize("where", ["data", "fsdp", "mixed"])
-@pytest.mark.parametrize("what", ["sft", "score", "ppo", "sample"])
+@pytest.mark.parametrize("what", ["sft", "score", "ppo", "sample", "self_train", "reranker"])
 def test_eight_devices_equal_one(where, what):
     one, many = everything("one")[0][what], everything(where)[0][what]
     if what == "sample":

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reft_jax import distributed
-from reft_jax.config import check_arch
+from reft_jax.config_checks import check_arch
 from reft_jax.errors import InputError
 from reft_jax.models import decoder
 from reft_jax.models.families import codegen, gemma2, gemma3_text, gpt2, llama, mistral, opt, qwen2, qwen3

@@ -20,7 +20,7 @@ FULL = 8  # slots are filled so many times in a part: the wait for its last resp
 def collect(run: common.Run, name: str, stage) -> tuple[evaluation.Questions, list[list[dict]]]:
     """stage.num_samples responses of stage.sample_from's model to each training question that can be asked: (questions, for each of them
     its responses: item_id, k, response, extracted, status, ended)."""
-    asked = evaluation.ask(run, run.splits.train, common.purpose(run, stage.sample_from))
+    asked = evaluation.ask(run, run.splits.train, run.config.purpose(stage.sample_from))
     num, folder = len(asked.fitted.records), run.folder(name) / "drawn"
     size = max(FULL * stage.sample_batch_size // stage.num_samples, 1)
     if distributed.is_primary():

@@ -126,14 +126,6 @@ def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) ->
     return [rewards.Grade(*grade) for grade in shared]
 
 
-def purpose(run: Run, source: str) -> str:
-    """How the questions are asked of what `init_from` names (`prompts.appends_prefix`): "reft" where the policy was trained on its own
-    responses, else "evaluate"."""
-    stage = dict(run.config.stages).get(source)
-    own = stage is not None and (stage.kind == "reft" or stage.kind == "self_train" and stage.mode == "online")
-    return "reft" if own else "evaluate"
-
-
 def programs_ahead(run: Run) -> Ahead | None:
     """What runs programs while others are still being sampled; None where responses are no programs."""
     if run.config.data.cot != "program":

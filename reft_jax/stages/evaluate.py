@@ -27,7 +27,7 @@ def run(name: str, stage: Evaluate, run: common.Run):
 
 def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
     data = run.config.data
-    purpose = common.purpose(run, source)
+    purpose = run.config.purpose(source)
     params = common.initial_params(run, source)
     facts = run.facts(source) if source in dict(run.config.stages) else {}
 

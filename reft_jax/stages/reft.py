@@ -6,20 +6,19 @@ GAE, whitening -> ppo.epochs passes of clipped updates over fresh permutations -
 `ppo.advantage` puts another estimate in GAE's place, `ppo.critic` another critic or none in the value head's.
 """
 
+import functools
 import time
 
 import jax
 import numpy as np
 
-from reft_jax import checkpoint, distributed, models, steps
+from reft_jax import distributed, models, steps
 from reft_jax.config import WHOLE, ReFT
-from reft_jax.data import batching, prompts
+from reft_jax.data import batching
 from reft_jax.errors import RunError
-from reft_jax.metrics import Lines, Progress
 from reft_jax.optim import make_optimizer
 from reft_jax.rewards import score as rewards
-from reft_jax.stages import common
-from reft_jax.stages.sft import finish, make_check, select
+from reft_jax.stages import common, online, sft
 from reft_jax.types import Rollout, Sample
 
 
@@ -27,7 +26,6 @@ def run(name: str, stage: ReFT, run: common.Run):
     seed, size, ppo, data = run.config.seed, stage.batch_size, stage.ppo, run.config.data
     train = batching.fit(run.tokenizer, run.splits.train, data, purpose="reft")
     num, num_rows = len(train.records), size * stage.num_samples
-    num_steps = common.num_steps(stage.epochs, size, num)
     total = common.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
     tx = make_optimizer(stage.optim, total * ppo.epochs * (num_rows // ppo.minibatch_size))
 
@@ -36,42 +34,25 @@ def run(name: str, stage: ReFT, run: common.Run):
     head_key = common.key_of(seed, name, 0, common.INIT)
     value = dict(critic=ppo.critic, how=ppo.value_init, bias=ppo.value_bias)
     params = models.with_critic(run.model, params, head_key, **value)
-    state = steps.init_state(run.tuned, tx, params)
+    check = sft.make_check(run, stage, "reft", frozen)
+    log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
+    state = log.state
 
-    checkpoints = checkpoint.Checkpoints(run.folder(name))
-    progress = {"best_step": None, "best_accuracy": -1.0}
-    start = None
-    if (saved := checkpoints.go_on(state)) is not None:
-        start, state, progress = saved
-    sampler = common.make_sampler(run, run.tuned, stage.sampling, num_rows, stage.num_samples)
-    ahead = common.programs_ahead(run)
+    actor = online.Actor(name, stage, run, num_rows)
     temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained
     score_fn = steps.make_score(run.tuned, ref_model, temperature=temperature, most=ppo.part_size)
     advantages_fn = steps.make_advantages(ppo)
-    max_response = stage.sampling.max_new or data.max_response
-    settings = dict(frozen=frozen, temperature=temperature, max_response=max_response)
+    settings = dict(frozen=frozen, temperature=temperature, max_response=actor.sampler.max_new)
     ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, **settings)
-    check = make_check(run, stage, "reft", frozen)
-    compare(run, name, stage, sampler, score_fn, train.encoded, models.join(frozen, state.params), ref_params)
+    compare(run, name, stage, actor.sampler, score_fn, train.encoded, models.join(frozen, state.params), ref_params)
 
-    metric_lines = Lines(run.folder(name) / "metrics.jsonl", after_step=-1 if start is None else start)
-    sample_lines = Lines(run.folder(name) / "samples.jsonl", after_step=-1 if start is None else start)
-    if start is None:  # where the warm-up stands; saved, so that a resumed run does not measure it twice
-        start = 0
-        metric_lines.write({"step": 0, "epoch": 0.0, "time": time.time(), **check(state)})
-        checkpoints.save(0, state, progress)
-    bar = Progress(name, num_steps, start)
-
-    for step in range(start + 1, num_steps + 1):
-        distributed.beat()
+    for step in log.steps():
         clock = [time.monotonic()]
         rows = batching.batch_indices(seed, step - 1, size, num)
         questions = common.make_prompts(run, train.encoded, rows)
         policy = models.join(frozen, state.params)
         records = [train.records[row] for row in rows for _ in range(stage.num_samples)]
-        slot_steps = sampler.counts["slot_steps"]
-        key = common.key_of(seed, name, step, common.SAMPLE)
-        sample, texts = respond(run, sampler, policy, questions, key, records, ahead)
+        sample, texts = actor.respond(step, policy, questions, records)
         drawn, asked = trim(run, sample), repeat(questions, stage.num_samples)
         [together] = common.pack(run, asked, drawn.mask, [np.arange(num_rows)])
         order_key = common.key_of(seed, name, step, common.PERMUTE)
@@ -83,7 +64,7 @@ def run(name: str, stage: ReFT, run: common.Run):
 
         # Dispatched first: the device works on it while the last answers are graded.
         scored = score_fn(policy, ref_params, questions, sample.tokens, sample.mask, together)
-        grades = common.grade(run, records, texts, "reft", ahead)
+        grades = actor.grade(records, texts)
         score = rewards.score(grades, partial_reward=stage.partial_reward, partial_on=stage.partial_on, task=data.name)
         clock.append(time.monotonic())
 
@@ -97,49 +78,12 @@ def run(name: str, stage: ReFT, run: common.Run):
             updates.append(update)
         state = state.replace(step=state.step + 1)
 
-        metrics = (
-            common.host(metrics)
-            | update_metrics(jax.device_get(updates))
-            | sample_metrics(drawn, grades, data.max_response)
-        )
+        metrics = common.host(metrics) | update_metrics(jax.device_get(updates))
         clock.append(time.monotonic())
         common.check_finite(name, step, metrics)
-        sample_s, reward_s, update_s = np.diff(clock).tolist()
-        metrics |= {
-            "time/sample_s": sample_s,
-            "time/reward_s": reward_s,
-            "time/reward_hidden_s": ahead.hidden_s if ahead else 0.0,
-            "time/update_s": update_s,
-            "rate/sample_tokens_per_s": metrics["sample/length_mean"] * num_rows / sample_s,
-            "sample/slot_use": metrics["sample/length_mean"] * num_rows / (sampler.counts["slot_steps"] - slot_steps),
-            # a count, but named like times: it depends on the process (compiled anew after a restart), not on the run
-            "time/sample_programs": sampler.num_programs,
-        }
-        bar.update(
-            step,
-            accuracy=f"{metrics['reward/accuracy']:.3f}",
-            kl=f"{metrics['kl/mean']:.2f}",
-            length=f"{metrics['sample/length_mean']:.0f}",
-        )
-
-        last = step == num_steps
-        checked = last or common.crossed(step, stage.eval_every, size, num)
-        if checked:
-            metrics |= check(state)
-            select(progress, step, metrics, stage)
-        if checked or step % stage.log_every == 0:
-            metric_lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
-            log_samples(sample_lines, run, step, stage.log_samples, records, texts, grades, score, rollout, batch, kl)
-        if checked or step % stage.save_every == 0:
-            checkpoints.save(step, state, progress, wait=False)
-        if run.stop.requested:
-            checkpoints.save(step, state, progress)
-            run.stop_if_asked()
-
-    checkpoints.wait()
-    finish(run, name, stage, progress, num_steps, num_steps * size / num)
-    for closable in (bar, metric_lines, sample_lines, checkpoints):
-        closable.close()
+        metrics |= actor.metrics(drawn, grades, np.diff(clock))
+        write = functools.partial(sample_lines, run, records, texts, grades, score, rollout, batch, kl)
+        log.end(step, state, metrics, write)
 
 
 # ------------------------------------------------------------------ parts of a step
@@ -155,18 +99,6 @@ def trim(run, sample: Sample) -> Sample:
     longest = int(np.asarray(sample.mask).sum(1).max())
     length = batching.bucket(longest, run.config.data.response_buckets)
     return jax.tree.map(lambda x: x[:, :length], sample)
-
-
-def respond(run, sampler, policy, questions, key, records, ahead) -> tuple[Sample, list[str]]:
-    """A sample for each record, and its text; `ahead` begins to run those programs that are complete while others are not."""
-    texts = [""] * len(records)
-
-    def each(done):
-        text = texts[done.row] = sampler.response(done.tokens)
-        if ahead is not None and distributed.mine(done.row):
-            ahead.add(prompts.completed(records[done.row], text, run.config.data, purpose="reft"))
-
-    return sampler(policy, questions, key, each), texts
 
 
 def compare(run, name, stage, sampler, score_fn, encoded, policy, ref_params):
@@ -202,21 +134,8 @@ def update_metrics(updates: list[dict]) -> dict:
     return out | {"ppo/first_ratio_error": errors[0], "ppo/ratio_error_max": max(errors)}
 
 
-def sample_metrics(sample: Sample, grades, limit: int) -> dict:
-    mask = np.asarray(sample.mask)
-    lengths = mask.sum(1)
-    out = {
-        "reward/accuracy": np.mean([g.correct for g in grades]),
-        "sample/length_mean": lengths.mean(),
-        "sample/length_max": lengths.max(),
-        "sample/at_limit": np.mean(lengths == limit),
-    }
-    out |= {f"status/{status}": np.mean([g.status == status for g in grades]) for status in rewards.STATUSES}
-    return {key: float(value) for key, value in out.items()}
-
-
-def log_samples(lines: Lines, run, step, num, records, texts, grades, score, rollout: Rollout, batch, kl):
-    """The first `num` responses of the step, with the numbers of every token."""
+def sample_lines(run, records, texts, grades, score, rollout: Rollout, batch, kl, num: int):
+    """Lines for the first `num` responses of a step, with the numbers of every token."""
     count = min(num, len(records))
     if not count:
         return
@@ -234,20 +153,11 @@ def log_samples(lines: Lines, run, step, num, records, texts, grades, score, rol
     tokens, mask, logp, ref_logp, adv, kl, values = arrays
     for i in range(count):
         real = mask[i]
-        lines.write(
-            {
-                "step": step,
-                "item_id": records[i].item_id,
-                "question": records[i].question,
-                "response": texts[i],
-                "extracted": grades[i].extracted,
-                "status": grades[i].status,
-                "score": score[i],
-                "kl": kl[i],
-                "tokens": run.tokenizer.convert_ids_to_tokens(tokens[i][real].tolist()),
-                "logp": logp[i][real],
-                "ref_logp": ref_logp[i][real],
-                **{key: value[i][real] for key, value in values.items()},
-                "adv": adv[i][real],
-            }
-        )
+        yield online.about(records[i], texts[i], grades[i], score[i]) | {
+            "kl": kl[i],
+            "tokens": run.tokenizer.convert_ids_to_tokens(tokens[i][real].tolist()),
+            "logp": logp[i][real],
+            "ref_logp": ref_logp[i][real],
+            **{key: value[i][real] for key, value in values.items()},
+            "adv": adv[i][real],
+        }

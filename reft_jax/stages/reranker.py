@@ -23,7 +23,7 @@ LENGTHS, LEAST = 4, 128  # rows are of so many lengths; shorter ones would save 
 
 
 def run(name: str, stage: Reranker, run: common.Run):
-    purpose = common.purpose(run, stage.sample_from)
+    purpose = run.config.purpose(stage.sample_from)
     lines = collect.kept(run, name, lambda: choose_all(run, name, stage))
     asked = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose=purpose).records
     used = [(asked[i // stage.num_samples], line) for i, line in enumerate(lines) if line["used"]]

@@ -16,33 +16,32 @@ responses) + gold_weight NLL(gold CoTs) -> log, check on dev, save. Questions ar
 
 import ast
 import collections
+import functools
 import hashlib
 import time
 import warnings
 
 import numpy as np
 
-from reft_jax import checkpoint, distributed, models, steps
+from reft_jax import models, steps
 from reft_jax.config import SelfTrain
 from reft_jax.data import batching, prompts
-from reft_jax.metrics import Lines, Progress
 from reft_jax.optim import make_optimizer
-from reft_jax.stages import collect, common, sft
-from reft_jax.stages.reft import respond, sample_metrics
+from reft_jax.stages import collect, common, online, sft
 from reft_jax.steps_supervised import MixedBatch, make_self_train_step
 
 
 def run(name: str, stage: SelfTrain, run: common.Run):
-    (offline if stage.mode == "offline" else online)(name, stage, run)
+    (learn_offline if stage.mode == "offline" else learn_online)(name, stage, run)
 
 
 # ------------------------------------------------------------------ offline
 
 
-def offline(name: str, stage: SelfTrain, run: common.Run):
+def learn_offline(name: str, stage: SelfTrain, run: common.Run):
     gold = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose="sft")
     lines = collect.kept(run, name, lambda: choose_all(run, name, stage))
-    purpose = common.purpose(run, stage.sample_from)
+    purpose = run.config.purpose(stage.sample_from)
     asked = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose=purpose).records
     learnt = [(asked[i // stage.num_samples], line) for i, line in enumerate(lines) if line["kept"]]
     own = examples(run, [record for record, _ in learnt], [line["response"] for _, line in learnt], purpose)
@@ -129,49 +128,31 @@ def same(text: str, *, program: bool) -> str:
 # ------------------------------------------------------------------ online
 
 
-def online(name: str, stage: SelfTrain, run: common.Run):
+def learn_online(name: str, stage: SelfTrain, run: common.Run):
     seed, size, data = run.config.seed, stage.batch_size, run.config.data
     asked = batching.fit(
         run.tokenizer, batching.fit(run.tokenizer, run.splits.train, data, purpose="sft").records, data, purpose="reft"
     )
     gold = prompts.encode_all(run.tokenizer, asked.records, data, purpose="sft")
-    num, num_rows = len(asked.records), size * stage.num_samples
-    num_steps = common.num_steps(stage.epochs, size, num)
+    num = len(asked.records)
     tx = make_optimizer(stage.optim, common.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num))
     frozen, params = common.frozen_and_trained(run, name)
-    state = steps.init_state(run.tuned, tx, params)
-
-    checkpoints = checkpoint.Checkpoints(run.folder(name))
-    progress = {"best_step": None, "best_accuracy": -1.0}
-    start = None
-    if (saved := checkpoints.go_on(state)) is not None:
-        start, state, progress = saved
-    sampler = common.make_sampler(run, run.tuned, stage.sampling, stage.sample_batch_size, stage.num_samples)
-    ahead = common.programs_ahead(run)
-    train_step = make_self_train_step(run.tuned, tx, state.params, stage, frozen=frozen)
     check = sft.make_check(run, stage, "reft", frozen)
+    log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
+    state = log.state
+    actor = online.Actor(name, stage, run, stage.sample_batch_size)
+    train_step = make_self_train_step(run.tuned, tx, state.params, stage, frozen=frozen)
 
-    metric_lines = Lines(run.folder(name) / "metrics.jsonl", after_step=-1 if start is None else start)
-    sample_lines = Lines(run.folder(name) / "samples.jsonl", after_step=-1 if start is None else start)
-    if start is None:  # where it begins; saved, so that a resumed run does not measure it twice
-        start = 0
-        metric_lines.write({"step": 0, "epoch": 0.0, "time": time.time(), **check(state)})
-        checkpoints.save(0, state, progress)
-    bar = Progress(name, num_steps, start)
-
-    for step in range(start + 1, num_steps + 1):
-        distributed.beat()
+    for step in log.steps():
         clock = [time.monotonic()]
         rows = batching.batch_indices(seed, step - 1, size, num)
         records = [asked.records[row] for row in rows for _ in range(stage.num_samples)]
-        slot_steps = sampler.counts["slot_steps"]
-        key = common.key_of(seed, name, step, common.SAMPLE)
         policy = models.join(frozen, state.params)
         questions = common.make_prompts(run, asked.encoded, rows)
-        sample, texts = respond(run, sampler, policy, questions, key, records, ahead)
+        sample, texts = actor.respond(step, policy, questions, records)
         clock.append(time.monotonic())
 
-        grades = common.grade(run, records, texts, "reft", ahead)
+        grades = actor.grade(records, texts)
         clock.append(time.monotonic())
 
         responses = [tokens[real].tolist() for tokens, real in zip(sample.tokens, sample.mask, strict=True)]
@@ -181,42 +162,12 @@ def online(name: str, stage: SelfTrain, run: common.Run):
         ]
         batch, packing = mixed_batch(run, own, [gold[row] for row in rows], stage.accumulate)
         state, metrics = train_step(state, batch, common.key_of(seed, name, step, common.DROPOUT), packing=packing)
-        metrics = common.host(metrics) | sample_metrics(sample, grades, sampler.max_new)
+        metrics = common.host(metrics)
         clock.append(time.monotonic())
         common.check_finite(name, step, metrics)
-        sample_s, reward_s, update_s = np.diff(clock).tolist()
-        num_tokens = metrics["sample/length_mean"] * num_rows
-        metrics |= {
-            "reward/mean": metrics["reward/accuracy"],  # a right answer is 1 and any other 0
-            "time/sample_s": sample_s,
-            "time/reward_s": reward_s,
-            "time/reward_hidden_s": ahead.hidden_s if ahead else 0.0,
-            "time/update_s": update_s,
-            "rate/sample_tokens_per_s": num_tokens / sample_s,
-            "sample/slot_use": num_tokens / (sampler.counts["slot_steps"] - slot_steps),
-            # a count, but named like times: it depends on the process (compiled anew after a restart), not on the run
-            "time/sample_programs": sampler.num_programs,
-        }
-        bar.update(step, accuracy=f"{metrics['reward/accuracy']:.3f}", length=f"{metrics['sample/length_mean']:.0f}")
-
-        last = step == num_steps
-        checked = last or common.crossed(step, stage.eval_every, size, num)
-        if checked:
-            metrics |= check(state)
-            sft.select(progress, step, metrics, stage)
-        if checked or step % stage.log_every == 0:
-            metric_lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
-            log_samples(sample_lines, run, step, stage.log_samples, records, texts, grades, responses, sample)
-        if checked or step % stage.save_every == 0:
-            checkpoints.save(step, state, progress, wait=False)
-        if run.stop.requested:
-            checkpoints.save(step, state, progress)
-            run.stop_if_asked()
-
-    checkpoints.wait()
-    sft.finish(run, name, stage, progress, num_steps, num_steps * size / num)
-    for closable in (bar, metric_lines, sample_lines, checkpoints):
-        closable.close()
+        metrics |= actor.metrics(sample, grades, np.diff(clock))
+        metrics["reward/mean"] = metrics["reward/accuracy"]  # a right answer is 1 and any other 0
+        log.end(step, state, metrics, functools.partial(sample_lines, run, records, texts, grades, responses, sample))
 
 
 def mixed_batch(run, own, gold, accumulate: int):
@@ -226,19 +177,10 @@ def mixed_batch(run, own, gold, accumulate: int):
     return MixedBatch(batch.prompts, batch.tokens, batch.mask, whose), packing
 
 
-def log_samples(lines: Lines, run, step, num, records, texts, grades, responses, sample):
-    """The first `num` responses of the step, with the sampler's log-probability of every token."""
+def sample_lines(run, records, texts, grades, responses, sample, num: int):
+    """Lines for the first `num` responses of a step, with the sampler's log-probability of every token."""
     for i in range(min(num, len(records))):
-        lines.write(
-            {
-                "step": step,
-                "item_id": records[i].item_id,
-                "question": records[i].question,
-                "response": texts[i],
-                "extracted": grades[i].extracted,
-                "status": grades[i].status,
-                "score": float(grades[i].correct),
-                "tokens": run.tokenizer.convert_ids_to_tokens(responses[i]),
-                "logp": sample.logp[i][sample.mask[i]],
-            }
-        )
+        yield online.about(records[i], texts[i], grades[i], float(grades[i].correct)) | {
+            "tokens": run.tokenizer.convert_ids_to_tokens(responses[i]),
+            "logp": sample.logp[i][sample.mask[i]],
+        }
