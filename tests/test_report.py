@@ -379,7 +379,11 @@ def test_runs_that_differ_in_the_seed_are_one_band_and_others_stand_apart(tmp_pa
     np.testing.assert_allclose(np.array(first["hi"]) - first["lo"], 0.1, atol=1e-5)
     np.testing.assert_allclose(first["y"], [0.6 + t / 500 + 0.05 for t in range(1, 40)], atol=1e-5)
     assert "lo" not in score["series"][1]["by"]["step"]
-    assert "mean of 2 seeds" in found.text and "config.stages.reft.ppo.kl_coef" in found.text
+    assert (
+        "2 seeds base model" not in found.text
+        and "2 seeds ReFT, mean" in found.text
+        and "config.stages.reft.ppo.kl_coef" in found.text
+    )
     assert "Settings in which the runs differ" in found.text
     assert len(curves.group([read.run(path) for path in dirs])) == 2
 

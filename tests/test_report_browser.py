@@ -260,7 +260,7 @@ def test_several_runs_have_bands_and_dashes(browser, tmp_path):
     assert any("seed0 + 2 more seeds: ReFT" in text for text in texts(browser, "#charts .legend li"))
     assert found(browser) == 160
     enter(browser, "Stage", "3")
-    assert found(browser) == 160 and "mean of 3 seeds" in browser.find_element("id", "results").text
+    assert found(browser) == 160 and "3 seeds" in browser.find_element("id", "results").text
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 

@@ -44,10 +44,7 @@ def render(groups: list[tuple[str, list[Run]]], data: dict, notes: list[str]) ->
         "policy": policy,
         "title": tables.escape(names),
         "styles": "".join(f"<style>{style}</style>" for style in styles),
-        "facts": "".join(
-            (f'<h2 class="run-name">{tables.escape(run.name)}</h2>' if len(runs) > 1 else "") + tables.facts(run)
-            for run in runs
-        ),
+        "facts": tables.facts(runs),
         "notes": tables.notes(runs, notes),
         "headline": tables.headline(groups),
         "slices": folded("Slices of the test questions", tables.slices(runs)),

@@ -84,7 +84,7 @@ def headline(groups: list[tuple[str, list[Run]]]) -> str:
     heads += ["Questions", "Chosen", "Matcher"]
     axis = axis_of([row for _, runs in groups for run in runs for row in run.results.values()])
     rows = []
-    for name, runs in groups:
+    for _, runs in groups:
         labels = list(dict.fromkeys(label for run in runs for label in run.results))
         for label in labels:
             having = [run for run in runs if label in run.results]
@@ -92,11 +92,13 @@ def headline(groups: list[tuple[str, list[Run]]]) -> str:
                 first = [f'<td class="run">{escape(run.name)}</td>'] if several else []
                 rows.append("<tr>" + "".join(first) + result_cells(run.results[label], label, keys, axis) + "</tr>")
             if len(having) > 1:
-                rows.append(seed_row(name, label, [run.results[label] for run in having], keys))
+                rows.append(seed_row(label, [run.results[label] for run in having], keys))
     if not rows:
         return '<p class="empty">No stage has been evaluated yet: results.json is missing or empty.</p>'
     head = "".join(f'<th scope="col"{num(h)}>{escape(h) or f"{axis[0]} to {axis[1]} %"}</th>' for h in heads)
     caption = "Accuracy in % with 95 % intervals"
+    if any(len(runs) > 1 for _, runs in groups):
+        caption += "; in rows of several seeds their mean, and the lowest and the highest"
     return table(caption, f"<tr>{head}</tr>", "".join(rows), "headline")
 
 
@@ -129,15 +131,13 @@ def chosen(row: dict) -> str:
     return f'{how}<span class="ci">step {row["step"]:,}{epoch}</span>'
 
 
-def seed_row(name: str, label: str, rows: list[dict], keys: list[str]) -> str:
+def seed_row(label: str, rows: list[dict], keys: list[str]) -> str:
     """The mean over seeds, and the lowest and the highest of them."""
     cells = []
     for get in (lambda r: r.get("accuracy"), None, lambda r: as_dict(r.get("dev")).get("accuracy")):
         cells.append("<td></td>" if get is None else seeds_cell([get(row) for row in rows]))
     cells += [seeds_cell([row.get(key) for row in rows]) for key in keys]
-    head = (
-        f'<td class="run">{escape(name)}</td><th scope="row">{escape(title_of(label))}, mean of {len(rows)} seeds</th>'
-    )
+    head = f'<td class="run">{len(rows)} seeds</td><th scope="row">{escape(title_of(label))}, mean</th>'
     return f'<tr class="mean">{head}{"".join(cells)}<td></td><td></td><td></td></tr>'
 
 
@@ -313,10 +313,10 @@ def table(caption: str, head: str, rows: str, kind: str = "") -> str:
     )
 
 
-def facts(run: Run) -> str:
-    """Data set, model, commit, devices: one line of words."""
+def facts_of(run: Run) -> dict[str, str]:
+    """Data set, model, commit, devices: what a reader wants to know first."""
     data, model = as_dict(run.config.get("data")), as_dict(run.config.get("model"))
-    cot = {"program": "programs (P-CoT)", "nl": "natural language (N-CoT)"}.get(data.get("cot"), data.get("cot"))
+    cot = {"program": "programs (P-CoT)", "nl": "natural language (N-CoT)"}.get(str(data.get("cot")), data.get("cot"))
     times = [stage.columns["time"] for stage in run.stages if "time" in stage.columns]
     end = max((float(np.nanmax(t)) for t in times if np.isfinite(t).any()), default=None)
     devices = run.about.get("devices")
@@ -329,12 +329,24 @@ def facts(run: Run) -> str:
         "commit": str(run.about["git_commit"])[:7] if run.about.get("git_commit") else None,
         "last line": when(end),
     }
-    items = "".join(
-        f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in parts.items()
-        if value not in (None, "")
+    return {name: str(value) for name, value in parts.items() if value not in (None, "")}
+
+
+def facts(runs: list[Run]) -> str:
+    """The facts of one run as a line, those of several as a table."""
+    found = [facts_of(run) for run in runs]
+    names = list(dict.fromkeys(name for one in found for name in one))
+    if len(runs) == 1:
+        items = "".join(f"<div><dt>{name}</dt><dd>{escape(found[0][name])}</dd></div>" for name in names)
+        return f'<dl class="facts">{items}</dl>' if items else ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("run", *names))
+    rows = (
+        f'<tr><th scope="row">{escape(run.name)}</th>'
+        + "".join(f"<td>{escape(one.get(name, '–'))}</td>" for name in names)
+        + "</tr>"
+        for run, one in zip(runs, found, strict=True)
     )
-    return f'<dl class="facts">{items}</dl>' if items else ""
+    return table("Runs", f"<tr>{head}</tr>", "".join(rows), "dense")
 
 
 def when(seconds: float | None) -> str | None:
