@@ -274,6 +274,15 @@ def ppo(
     )
 
 
+# What the methods without a critic change in `ppo`; kl_in and reduce are those of their papers.
+CRITIC_FREE = dict(
+    grpo=dict(critic="none", advantage="grpo", kl_in="loss"),
+    dr_grpo=dict(critic="none", advantage="dr_grpo", kl_in="loss", reduce="constant"),
+    rloo=dict(critic="none", advantage="rloo"),
+    reinforce_pp=dict(critic="none", advantage="reinforce_pp"),
+)
+
+
 def reft(
     init_from,
     epochs,
@@ -328,7 +337,7 @@ def self_train(
     log_samples=16,
     save_every=200,
 ):
-    """Self-training from right responses: offline from those of the stage sample_from, online (no sample_from) from its own."""
+    """Self-training from right responses: offline from those of the stage or directory sample_from, online (without) from its own."""
     return dict(
         kind="self_train",
         mode="offline" if sample_from else "online",

@@ -311,13 +311,13 @@ class ReFT:
 
 @dataclasses.dataclass(frozen=True)
 class SelfTrain:
-    """Self-training (ReFT, section 4.2). offline: SFT from `init_from` on the gold CoTs and on right responses of the stage
-    `sample_from`. online: each step is one update on the right ones of the current policy's own responses and on the gold CoTs."""
+    """Self-training (ReFT, section 4.2). offline: SFT from `init_from` on the gold CoTs and on right responses of what
+    `sample_from` names. online: each step is one update on the right ones of the current policy's own responses and on the gold CoTs."""
 
     kind: str = setting(one_of=("self_train",))
     mode: str = setting(one_of=("offline", "online"))
     init_from: str = setting()
-    sample_from: str = setting()  # offline: an earlier stage; online: ""
+    sample_from: str = setting()  # offline: an earlier stage, or a directory as in init_from; online: ""
     num_samples: int = setting(1)  # responses per training question; online: per question of a step
     max_per_question: int = setting(1)  # offline: at most so many different right responses are learnt
     sampling: Sampling = setting()
@@ -348,7 +348,7 @@ class Reranker:
 
     kind: str = setting(one_of=("reranker",))
     init_from: str = setting()
-    sample_from: str = setting()  # an earlier stage
+    sample_from: str = setting()  # an earlier stage, or a directory as in init_from
     num_samples: int = setting(1)  # responses per training question
     balanced: bool = setting()  # as many right as wrong ones of each question; else as they were sampled
     sampling: Sampling = setting()
@@ -420,10 +420,18 @@ class Config:
 
     def purpose(self, source: str) -> str:
         """How questions are asked of what `init_from` or `sample_from` names (`data.prompts`): "reft" where the policy was trained on
-        its own responses, else "evaluate"."""
+        its own responses, as a stage here says; else, and for a directory, "evaluate"."""
         stage = dict(self.stages).get(source)
         own = stage is not None and (stage.kind == "reft" or stage.kind == "self_train" and stage.mode == "online")
         return "reft" if own else "evaluate"
+
+
+def sources(stage) -> tuple[tuple[str, str], ...]:
+    """(key, value) of all that say whose parameters a stage begins with, samples from or evaluates."""
+    if stage.kind == "evaluate":
+        return stage.checkpoints
+    samples = stage.kind in ("self_train", "reranker") and stage.sample_from
+    return (("init_from", stage.init_from), *([("sample_from", stage.sample_from)] if samples else []))
 
 
 # ------------------------------------------------------------------ building the records

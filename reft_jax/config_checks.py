@@ -25,6 +25,7 @@ from reft_jax.config import (
     Sampling,
     SelfTrain,
     nearest,
+    sources,
 )
 from reft_jax.errors import InputError
 from reft_jax.rewards import matchers
@@ -126,8 +127,7 @@ def _check_place(name: str, stage, config: Config, earlier: dict, labels: list[s
     if name in OWN_FOLDERS:
         raise InputError(f"{path}: {name!r} is a folder of the workdir; give the stage another name")
     later = {n for n, _ in config.stages} - set(earlier)
-    sources = stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),)
-    for key, source in sources:
+    for key, source in sources(stage):
         if source in later:
             raise InputError(
                 f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)"
@@ -251,10 +251,13 @@ def _check_sampled_stage(stage: SelfTrain | Reranker, earlier: dict, path: str):
         raise InputError(
             f"{path}.sample_from: got {stage.sample_from!r}; mode 'online' samples from the policy that it trains: set ''"
         )
-    if not online and (stage.sample_from not in earlier or earlier[stage.sample_from].kind not in POLICIES):
+    known = stage.sample_from in earlier
+    if not online and (
+        stage.sample_from in ("", "random") or known and earlier[stage.sample_from].kind not in POLICIES
+    ):
         raise InputError(
-            f"{path}.sample_from: got {stage.sample_from!r}; it must name an earlier stage of kind {', '.join(POLICIES)}, whose model "
-            f"answers the training questions: legal are {policies}"
+            f"{path}.sample_from: got {stage.sample_from!r}; it must name what answers the training questions: an earlier stage of kind "
+            f"{', '.join(POLICIES)} (here {policies}), or a directory of a model or of a checkpoint"
         )
     if stage.sampling.temperature == 0.0:
         raise InputError(

@@ -133,6 +133,13 @@ def sampled_summary(questions: Questions, grades: list[list[Grade]], k: int) -> 
     }
 
 
+def watch(run, questions: Questions, texts: list[list[str]], grades: list[list[Grade]]) -> dict[str, float]:
+    """The monitors (`rewards/monitors`) of the responses that `mark` has graded."""
+    records = [record for record, row in zip(questions.fitted.records, texts, strict=True) for _ in row]
+    flat = [[one for row in rows for one in row] for rows in (texts, grades)]
+    return common.watch(run, records, *flat, questions.purpose)
+
+
 def votes(row: list[Grade]) -> tuple[list, list[bool]]:
     """(answers, whether they are right) of a question's samples."""
     return [grade.extracted for grade in row], [grade.correct for grade in row]

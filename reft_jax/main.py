@@ -96,7 +96,7 @@ def identities(config: config_lib.Config) -> dict:
 
     names, out = {"random", *(name for name, _ in config.stages)}, {}
     for _, stage in config.stages:
-        for _, source in stage.checkpoints if stage.kind == "evaluate" else (("", stage.init_from),):
+        for _, source in config_lib.sources(stage):
             if source in names:
                 continue
             if (folder := models.resolve(source)) is None:
@@ -370,12 +370,12 @@ def prepare(argv: list[str], stop):
 
 
 def check_sources(config: config_lib.Config):
-    """Every init_from that is no stage must exist, before anything is trained."""
+    """Every source that is no stage must exist, before anything is trained."""
     from reft_jax import checkpoint, models
 
     names = {"random", *(name for name, _ in config.stages)}
     for name, stage in config.stages:
-        for key, source in stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),):
+        for key, source in config_lib.sources(stage):
             if source not in names and models.resolve(source) is None and checkpoint.locate(source) is None:
                 shipped = (
                     ", ".join(sorted(p.name for p in models.SHIPPED.iterdir() if p.is_dir()))
@@ -408,7 +408,7 @@ def check_sizes(config: config_lib.Config, arch):
                 raise InputError(
                     f"config.stages.{name}.sampling.forbidden: got {token}; the model has tokens 0 to {arch.vocab_size - 1}"
                 )
-        for key, source in stage.checkpoints if stage.kind == "evaluate" else (("init_from", stage.init_from),):
+        for key, source in config_lib.sources(stage):
             folder = None if source in names else models.resolve(source)
             if folder is None and source not in names and source != "random":
                 common.check_stored(checkpoint.locate(source), f"config.stages.{name}.{key}={source}", shapes)

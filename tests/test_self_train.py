@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reft_jax import config as config_lib
-from reft_jax import steps
+from reft_jax import main, steps
 from reft_jax.errors import InputError
 from reft_jax.losses import self_train as losses
 from reft_jax.optim import make_optimizer
@@ -160,15 +160,15 @@ def refused(stage_name, **changes) -> str:
     "name, changes, said",
     [
         ("offline", dict(sample_from=""), "config.stages.offline.sample_from: got ''"),
-        ("offline", dict(sample_from="arithmetic_base"), "legal are warmup"),
-        ("offline", dict(sample_from="reranker"), "must name an earlier stage"),
+        ("offline", dict(sample_from="random"), "an earlier stage of kind sft, reft, self_train (here warmup), or a directory"),
+        ("offline", dict(sample_from="reranker"), "offline.sample_from: 'reranker' comes no earlier than 'offline'"),
         ("online", dict(sample_from="warmup"), "set ''"),
         ("offline", dict(max_per_question=0), "max_per_question: got 0; it must be >= 1"),
         ("offline", dict(mode="ofline"), "did you mean 'offline'?"),
         ("offline", dict(accumulate=3), "it must divide batch_size = 16"),
         ("online", dict(accumulate=3), "it must divide batch_size x (num_samples + 1) = 80"),
         ("online", dict(own_weight=0.0, gold_weight=0.0), "own_weight: got 0.0"),
-        ("reranker", dict(sample_from="nobody"), "legal are warmup, offline, online"),
+        ("reranker", dict(sample_from=""), "(here warmup, offline, online)"),
         ("reranker", dict(sampling=dict(temperature=0.0, top_k=0, top_p=1.0)), "must be > 0"),
         ("evaluate", dict(rerankers=dict(wramup="reranker")), "did you mean 'warmup'?"),
         ("evaluate", dict(rerankers=dict(warmup="online")), "got 'online'; it must name an earlier stage of kind reranker"),
@@ -179,6 +179,24 @@ def refused(stage_name, **changes) -> str:
 )  # fmt: skip
 def test_bad_settings_are_refused_with_what_is_legal(name, changes, said):
     assert said in refused(name, **changes)
+
+
+def test_a_directory_to_sample_from_must_be_there_and_is_part_of_the_run(tmp_path):
+    tree = config_lib.load(SPEC)[1]
+    tree["stages"]["offline"]["sample_from"] = "wramup"
+    with pytest.raises(
+        InputError, match="config.stages.offline.sample_from: got 'wramup'; legal are random, an earlier stage"
+    ):
+        main.check_sources(config_lib.build(tree))
+    folder = tmp_path / "warmup" / "checkpoints" / "3"
+    (folder / "params").mkdir(parents=True)
+    tree["stages"]["offline"]["sample_from"] = tree["stages"]["reranker"]["sample_from"] = str(tmp_path / "warmup")
+    config = config_lib.build(tree)
+    main.check_sources(config)
+    # which checkpoint it was is kept, so that a run that goes on samples from no other
+    assert main.identities(config)[str(tmp_path / "warmup")] == str(folder)
+    tree["stages"]["offline"]["sample_from"] = "arithmetic_base"  # a shipped model
+    main.check_sources(config_lib.build(tree))
 
 
 # ------------------------------------------------------------------ whole runs
@@ -226,6 +244,8 @@ def test_online_logs_what_reft_logs(workdir):
             "self_train/loss",
         } <= one.keys()
         assert {"time/reward_s", "time/update_s", "rate/sample_tokens_per_s", "status/correct"} <= one.keys()
+        assert {"monitor/literal_program", "monitor/repeated_ngrams", "monitor/length_ratio"} <= one.keys()
+        assert ("monitor/train_dev_gap" in one) == ("eval/dev_accuracy" in one)
         halves = 0.5 * one["self_train/own_loss"] + 0.5 * one["self_train/gold_loss"]
         assert one["self_train/loss"] == pytest.approx(halves, rel=1e-5)
     samples = runs.lines(workdir / "online" / "samples.jsonl")
@@ -265,6 +285,18 @@ def test_a_killed_offline_stage_ends_as_one_that_was_not(workdir, tmp_path):
     assert first < written == (other / "offline" / "self_train.jsonl").stat().st_mtime_ns  # not made a second time
     assert_same(workdir, other, "warmup", "DONE")
     assert_same(workdir, other, "offline", "self_train.jsonl")
+
+
+@pytest.mark.slow
+def test_a_directory_is_sampled_from_as_its_stage_is(workdir, tmp_path):
+    """The same responses from another run's folder of the same warm-up."""
+    killed(
+        tmp_path / "run",
+        "offline/self_train.jsonl",
+        overrides=[f"--config.stages.offline.sample_from={workdir / 'warmup'}"],
+    )
+    ours, theirs = ((folder / "offline" / "self_train.jsonl").read_bytes() for folder in (workdir, tmp_path / "run"))
+    assert ours == theirs
 
 
 @pytest.mark.slow

@@ -106,6 +106,21 @@ def test_metrics_of_reft(workdir):
     assert lines[0]["time"] < lines[-1]["time"]
 
 
+def test_monitors_stand_in_metrics_and_results(workdir):
+    """Every step's, from all of its 32 responses; the gap where there is a check; and each evaluated split's."""
+    ours = {f"monitor/{name}" for name in ("literal_program", "repeated_ngrams", "length_ratio")}
+    _, *lines = runs.lines(workdir / "reft" / "metrics.jsonl")
+    for line in lines:
+        gap = {"monitor/train_dev_gap"} if "eval/dev_accuracy" in line else set()
+        assert {key for key in line if key.startswith("monitor/")} == ours | gap
+        assert (32 * line["monitor/literal_program"]) % 1 == 0 and 0 <= line["monitor/repeated_ngrams"] < 1
+        assert 0.2 < line["monitor/length_ratio"] < 5
+        assert not gap or line["monitor/train_dev_gap"] == line["reward/accuracy"] - line["eval/dev_accuracy"]
+    assert "monitor/train_dev_gap" in lines[-1]
+    for result in json.loads((workdir / "results.json").read_text())["stages"].values():
+        assert ours <= result["monitors"].keys() | {"monitor/length_ratio"} and ours <= result["dev"]["monitors"].keys()
+
+
 def test_the_first_step_starts_from_the_reference(workdir):
     first = runs.lines(workdir / "reft" / "metrics.jsonl")[1]
     assert first["kl/mean"] == 0

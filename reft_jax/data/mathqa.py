@@ -80,6 +80,12 @@ def split_options(text: str) -> dict[str, str]:
     return {found[1]: text[found.end() : end].strip(" ,'\"[]") for found, end in zip(begins, ends, strict=True)}
 
 
+def option_numbers(question: str) -> dict[str, str]:
+    """{letter: number} of the options on a question's last line; without those that hold none, or several."""
+    options = split_options(question.rpartition("\n")[2])
+    return {letter: number for letter, text in options.items() if (number := only_number(text)) is not None}
+
+
 def only_number(option: str) -> str | None:
     """The number of an option that holds one and only one ("rs . 1,560" -> "1560", "3 / 4" -> "3/4"), else None."""
     found = _NUMBER.findall(_FRACTION.sub("/", option))

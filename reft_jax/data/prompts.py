@@ -131,6 +131,12 @@ def completed(record: Record, response_text: str, data, *, purpose: str) -> str:
     return response_text
 
 
+def continuation(record: Record, data, *, purpose: str) -> str:
+    """The gold text in the place of a response: the target without what the prompt for sampling holds of it; "" without a CoT."""
+    prefix, rest = split_target(record, docstring=data.docstring)
+    return rest if appends_prefix(record, data, purpose=purpose) or not rest else prefix + rest
+
+
 def replaced_docstrings(records: Sequence[Record], *, docstring: bool) -> list[str]:
     """The item ids of gold programs whose own docstring is not the one they are trained with."""
     return [

@@ -11,11 +11,12 @@ import numpy as np
 
 from reft_jax import checkpoint, distributed, models, steps
 from reft_jax.config import Config, Sampling
-from reft_jax.data import batching, packing, prompts
+from reft_jax.data import batching, mathqa, packing, prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import Splits
 from reft_jax.errors import InputError, Preempted, RunError, Stop
 from reft_jax.metrics import write_json
+from reft_jax.rewards import matchers, monitors
 from reft_jax.rewards import score as rewards
 from reft_jax.rewards.score import Ahead
 from reft_jax.sampling.engine import Engine
@@ -124,6 +125,29 @@ def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) ->
     )
     shared = distributed.share([dataclasses.astuple(grade) for grade in grades], len(texts))
     return [rewards.Grade(*grade) for grade in shared]
+
+
+def watch(run: Run, records, texts, grades, purpose: str) -> dict[str, float]:
+    """The monitors (`rewards/monitors`) of graded responses; each process looks at those whose rows are its own."""
+    data = run.config.data
+    kind, program = rewards.answer_kind(data.name), matchers.get(data.matcher).program
+    seen = []
+    for row in filter(distributed.mine, range(len(texts))):
+        record, text, grade = records[row], texts[row], grades[row]
+        whole = prompts.completed(record, text, data, purpose=purpose)
+        one = monitors.look(
+            program(whole) if data.cot == "program" else whole,
+            text,
+            cot=data.cot,
+            kind=kind,
+            extracted=grade.extracted,
+            correct=grade.correct,
+            gold=record.answer,
+            gold_cot=prompts.continuation(record, data, purpose=purpose),
+            options=mathqa.option_numbers(record.question) if kind == "choice" else {},
+        )
+        seen.append(dataclasses.astuple(one))
+    return monitors.summary([monitors.Seen(*one) for one in distributed.share(seen, len(texts))])
 
 
 def programs_ahead(run: Run) -> Ahead | None:

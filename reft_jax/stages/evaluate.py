@@ -40,6 +40,7 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
         questions = evaluation.ask(run, records, purpose)
         texts, grades = answer_all(run, f"{label}: greedy {split}", greedy, params, questions, key)
         summary = evaluation.greedy_summary(questions, grades)
+        summary["monitors"] = evaluation.watch(run, questions, texts, grades)
         lines += predictions(run, questions, texts, grades, split=split, mode="greedy")
         result = result | ({"dev": summary} if split == "dev" else summary)
     if stage.num_samples and run.splits.test:

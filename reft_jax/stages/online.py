@@ -8,6 +8,7 @@ from reft_jax import checkpoint, distributed
 from reft_jax.config import ReFT, SelfTrain
 from reft_jax.data import prompts
 from reft_jax.metrics import Lines, Progress
+from reft_jax.rewards import monitors
 from reft_jax.rewards import score as rewards
 from reft_jax.stages import common, sft
 from reft_jax.types import Prompts, Sample, TrainState
@@ -47,8 +48,10 @@ class Actor:
     def grade(self, records, texts) -> list[rewards.Grade]:
         return common.grade(self.run, records, texts, "reft", self.ahead)
 
-    def metrics(self, sample: Sample, grades, seconds) -> dict[str, float]:
+    def metrics(self, sample: Sample, records, texts, grades, seconds) -> dict[str, float]:
         """What the step's responses were like; `seconds` that sampling, grading and the update took."""
+        began = time.monotonic()
+        watched = common.watch(self.run, records, texts, grades, "reft")
         lengths = np.asarray(sample.mask).sum(1)
         sample_s, reward_s, update_s = seconds
         out = {
@@ -62,11 +65,12 @@ class Actor:
             "time/reward_s": reward_s,
             "time/reward_hidden_s": self.ahead.hidden_s if self.ahead else 0.0,
             "time/update_s": update_s,
+            "time/monitor_s": time.monotonic() - began,
             # a count, but named like times: it depends on the process (compiled anew after a restart), not on the run
             "time/sample_programs": self.sampler.num_programs,
         }
         out |= {f"status/{status}": np.mean([g.status == status for g in grades]) for status in rewards.STATUSES}
-        return {key: float(value) for key, value in out.items()}
+        return {key: float(value) for key, value in (out | watched).items()}
 
 
 class Log:
@@ -108,6 +112,8 @@ class Log:
         checked = step == self.num_steps or common.crossed(step, stage.eval_every, size, num)
         if checked:
             metrics = metrics | self.check(state)
+            if (accuracy := metrics.get(f"eval/{stage.select_on}_accuracy")) is not None:
+                metrics["monitor/train_dev_gap"] = monitors.train_dev_gap(metrics["reward/accuracy"], accuracy)
             sft.select(self.progress, step, metrics, stage)
         if checked or step % stage.log_every == 0:
             self.metric_lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})

@@ -81,7 +81,7 @@ def run(name: str, stage: ReFT, run: common.Run):
         metrics = common.host(metrics) | update_metrics(jax.device_get(updates))
         clock.append(time.monotonic())
         common.check_finite(name, step, metrics)
-        metrics |= actor.metrics(drawn, grades, np.diff(clock))
+        metrics |= actor.metrics(drawn, records, texts, grades, np.diff(clock))
         write = functools.partial(sample_lines, run, records, texts, grades, score, rollout, batch, kl)
         log.end(step, state, metrics, write)
 

@@ -165,7 +165,7 @@ def learn_online(name: str, stage: SelfTrain, run: common.Run):
         metrics = common.host(metrics)
         clock.append(time.monotonic())
         common.check_finite(name, step, metrics)
-        metrics |= actor.metrics(sample, grades, np.diff(clock))
+        metrics |= actor.metrics(sample, records, texts, grades, np.diff(clock))
         metrics["reward/mean"] = metrics["reward/accuracy"]  # a right answer is 1 and any other 0
         log.end(step, state, metrics, functools.partial(sample_lines, run, records, texts, grades, responses, sample))
 
