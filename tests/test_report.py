@@ -253,8 +253,12 @@ def test_few_samples_are_all_kept_and_the_budget_is_obeyed(tmp_path):
     whole = choose.samples(run, "reft", 10**9)
     assert len(whole["rows"]) == whole["total"] == 160
     assert [row["s"] for row in whole["rows"]] == sorted(row["s"] for row in whole["rows"])
-    some = choose.samples(run, "reft", 20_000)
-    assert 10 < len(some["rows"]) < 160 and len(json.dumps(some)) < 40_000
+    made_runs.jsonl(
+        tmp_path / "one" / "reft" / "samples.jsonl",
+        [row | {"question": "<\u4e2d" * 50} for row in made_runs.samples(40)],
+    )
+    some = choose.samples(run, "reft", 20_000)  # counted as they stand on the page, six characters for each of these
+    assert 10 < len(some["rows"]) < 160 and len(page.embedded(some["rows"])) < 20_100
     assert {1, 2, 38, 39} & {row["s"] for row in some["rows"]}
 
 
@@ -281,7 +285,7 @@ def test_a_sample_keeps_its_numbers_and_long_ones_are_cut():
 
 def test_predictions_are_counted_over_all_lines(tmp_path):
     run = read.run(made_runs.write(tmp_path / "one"))
-    found = choose.predictions(run, {"test_3": "How many?"}, 10**9)
+    found = choose.predictions(run, {"test_3": ("How many?", "3"), "test_4": ("Changed?", "4")}, 10**9)
     assert found["labels"] == ["SFT", "ReFT"] and len(found["items"]) == found["total"] == 24
     by_name = {item["i"]: item for item in found["items"]}
     assert [item["split"] for item in found["items"]] == ["test"] * 12 + ["dev"] * 12
@@ -310,7 +314,7 @@ def test_questions_come_from_the_runs_data_if_it_is_still_that(tmp_path, monkeyp
     monkeypatch.setattr(config_lib, "build", lambda tree: SimpleNamespace(data=SimpleNamespace(source="files")))
     monkeypatch.setattr(data, "load", lambda settings: splits)
     run.about["data_sha256"] = main.fingerprint(splits)
-    assert report.questions(run) == {"test_3": "How many?"} and run.notes == []
+    assert report.questions(run) == {"test_3": ("How many?", "3")} and run.notes == []
     run.about["data_sha256"] = "other"
     assert report.questions(run) == {} and "not those of the run" in run.notes[-1]
     monkeypatch.undo()

@@ -4,6 +4,7 @@ Only what the stages wrote is read, so it can be done at any time, also while a 
 needs: it opens from disk, without a network.
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -90,9 +91,9 @@ def all_samples(runs: list[read.Run]) -> list[dict]:
     return [{"run": r, "stage": curves.title_of(stage), **samples} for r, stage, samples in found if samples]
 
 
-def questions(run: read.Run) -> dict[str, str]:
-    """item_id -> question of the run's data, which predictions.jsonl names by item_id alone; {} with a note where the data is not
-    to be had any more, or is not what the run had."""
+def questions(run: read.Run) -> dict[str, tuple[str, str]]:
+    """item_id -> (question, answer) of the run's dev and test data, which predictions.jsonl names by item_id alone; {} with a note
+    where the data is not to be had any more, or is not what the run had."""
     from reft_jax import config as config_lib
     from reft_jax import data, main
 
@@ -102,13 +103,16 @@ def questions(run: read.Run) -> dict[str, str]:
         settings = config_lib.build(run.config).data
         if settings.source == "tfds":
             raise InputError("reading TensorFlow Datasets again could download them")
-        splits = data.load(settings)
+        generated = settings.source == "generated"  # then without the training questions, which can be a million
+        splits = data.load(dataclasses.replace(settings, num_train=0) if generated else settings)
     except (InputError, OSError) as error:
         run.notes.append(f"predictions are shown without their questions: {error}")
         return {}
-    if main.fingerprint(splits) != run.about.get("data_sha256"):
+    if not generated and main.fingerprint(splits) != run.about.get("data_sha256"):
         run.notes.append(
             "predictions are shown without their questions: the data files are not those of the run any more"
         )
         return {}
-    return {record.item_id: record.question for records in (splits.dev, splits.test) for record in records}
+    return {
+        record.item_id: (record.question, record.answer) for records in (splits.dev, splits.test) for record in records
+    }

@@ -11,6 +11,7 @@ import numpy as np
 
 from reft_jax.report import pieces, read
 from reft_jax.report.curves import title_of
+from reft_jax.report.page import embedded
 from reft_jax.report.read import Index, Run
 
 MAX_SAMPLES, MAX_TOKENS, MAX_TEXT = 1500, 1000, 6000  # of one file; of one sample that keep their numbers; characters
@@ -78,18 +79,12 @@ def samples(run: Run, stage: str, budget: int) -> dict:
         if value is None:
             continue
         one = sample(value)
-        size += weight(one)
+        size += len(embedded(one))
         if size > budget and kept:
             break
         kept.append((int(index.step[row]), int(index.place[row]), one))
     kept.sort(key=lambda entry: entry[:2])
     return {"total": len(index.step), "rows": [one for _, _, one in kept]}
-
-
-def weight(one: dict) -> int:
-    """About how many bytes of JSON a sample takes."""
-    numbers = sum(len(one.get(key, ())) for key in NUMBERS)
-    return 120 + 7 * numbers + sum(len(t) + 3 for t in one["t"]) + sum(len(one[key] or "") for key in ("q", "r", "x"))
 
 
 def sample(row: dict) -> dict:
@@ -136,10 +131,11 @@ def text(value, most: int) -> str | None:
 MODE = re.compile(rb'"split": "([^"\\]*)", "mode": "(greedy|sampled)"')
 
 
-def predictions(run: Run, questions: dict[str, str], budget: int) -> dict:
+def predictions(run: Run, questions: dict[str, tuple[str, str]], budget: int) -> dict:
     """What each evaluated label answers to some questions: {"labels", "total", "items"}, the same questions for all labels.
 
-    Half of them are questions that the labels disagree on, as far as there are so many. {} without predictions.
+    Half of them are questions that the labels disagree on, as far as there are so many. `questions`: item_id -> (question,
+    answer); a question whose answer is not the stored gold one is not shown. {} without predictions.
     """
     paths = sorted(run.workdir.glob("*/predictions.jsonl"), key=lambda path: read.rank(path.parent.name))
     found = {path.parent.name: index_predictions(path, run.notes) for path in paths}
@@ -154,12 +150,12 @@ def predictions(run: Run, questions: dict[str, str], budget: int) -> dict:
     for split, item in chosen:
         rows = [answers[label].get((split, item)) for label in found]
         gold = next((row.pop("gold") for row in rows if row and row.get("gold") is not None), None)
-        one = {"i": item, "split": split, "gold": text(gold, 200), "q": text(questions.get(item), MAX_TEXT), "by": rows}
-        for row in rows:
-            if row:
-                row.pop("gold", None)
-                size += 100 + len(row["r"] or "") + sum(len(more["r"] or "") + 60 for more in row["more"])
-        size += 100 + len(one["q"] or "")
+        question, its_answer = questions.get(item, (None, None))
+        question = question if str(its_answer) == str(gold) else None
+        one = {"i": item, "split": split, "gold": text(gold, 200), "q": text(question, MAX_TEXT), "by": rows}
+        for row in filter(None, rows):
+            row.pop("gold", None)
+        size += len(embedded(one))
         if size > budget and items:
             break
         items.append(one)
