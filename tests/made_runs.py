@@ -1,5 +1,6 @@
-"""A workdir as a run leaves it, written in a moment, with texts that would like to be more than text."""
+"""A workdir as a run leaves it, written in a moment, with texts that would like to be more than text; and the page made of it, parsed."""
 
+import html.parser
 import json
 import pathlib
 
@@ -147,3 +148,43 @@ def write(
         (workdir / stage).mkdir(exist_ok=True)
         (workdir / stage / "DONE").write_text("{}")
     return workdir
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser's parser makes of the file: elements, the text of scripts and styles, all other text."""
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.path, self.tags, self.raw, self.words, self._in = path, [], [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._in.append(tag)
+            self.raw.append([tag, dict(attrs), ""])
+
+    def handle_endtag(self, tag):
+        if self._in and tag == self._in[-1]:
+            self._in.pop()
+
+    def handle_data(self, text):
+        if self._in:
+            self.raw[-1][2] += text
+        else:
+            self.words.append(text)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def data(self) -> dict:
+        (found,) = (text for tag, attrs, text in self.raw if attrs.get("type") == "application/json")
+        return json.loads(found)
+
+    @property
+    def policy(self) -> str:
+        return next(
+            attrs["content"] for tag, attrs in self.tags if attrs.get("http-equiv") == "Content-Security-Policy"
+        )
