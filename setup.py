@@ -21,6 +21,7 @@ RUN_TIME = [
     'pyseccomp>=0.1.2; platform_system == "Linux"',
     "safetensors>=0.5",
     "sympy>=1.13",
+    "tensorboardx>=2.6",
     "tokenizers>=0.22",
     "tqdm>=4.66",
     "transformers>=5.0",
@@ -49,6 +50,8 @@ EXTRAS = {
         "importlib-resources>=6.0",
         "tensorflow-datasets>=4.9.10",
     ],
+    # config.logging.wandb
+    "wandb": ["wandb>=0.19"],
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }

@@ -171,6 +171,11 @@ def rewards():
     )
 
 
+def logging():
+    """Event files for TensorBoard, no W&B, no traces."""
+    return dict(tensorboard=True, wandb="off", wandb_project="reft_jax", profile_steps=())
+
+
 def optim(lr, *, warmup=0.0, hold=0.0, final=1.0, schedule_epochs=0.0, weight_decay=0.0, b2=0.999, max_grad_norm=1.0):
     """AdamW. The default schedule is constant; hold=h, final=0 falls linearly to 0 from the fraction h of the run on."""
     return dict(
@@ -419,4 +424,5 @@ def ordered(tree):
 
 def config(*, seed, model, data, stages):
     """The whole, locked. Stages run in the order in which they are given."""
-    return ordered(dict(seed=seed, model=model, data=data, mesh=mesh(model), rewards=rewards(), stages=stages)).lock()
+    rest = dict(mesh=mesh(model), rewards=rewards(), logging=logging())
+    return ordered(dict(seed=seed, model=model, data=data, **rest, stages=stages)).lock()

@@ -59,6 +59,7 @@ def get_config(arg=""):
             data=data_of(row, arg, setting),
             mesh=mesh_of(model, arg.smoke),
             rewards=common.rewards(),
+            logging=common.logging(),
             stages=stages_of(row, arg, setting, model["directory"] or "random"),
         )
     ).lock()

@@ -4,16 +4,17 @@
 #     bash launch/table.sh TABLE ROOT [--dry-run] [--variant=script] [--seed=N] [--smoke] [launcher ...]
 #     DATA=~/mwp MODELS=~/models bash launch/table.sh main runs/paper
 #     bash launch/table.sh small runs/try --smoke
+#     bash launch/table.sh arithmetic runs/arithmetic
 #
 # TABLE is one of those that `python -m reft_jax.tables ROOT` prints, for this folder too. DATA has the authors' data files, MODELS a
-# Hugging Face directory for each preset (MODELS/codellama_7b, ...); --smoke needs neither. `launcher` is what gets the arguments of
-# reft_jax.main, for instance `srun python -m reft_jax.main` or `bash launch/local.sh --processes 2 --devices 4 --`; it starts in the
-# project's folder. Exit codes: 0 all done, 2 bad arguments, 75 stopped after a complete save (the same command goes on), else that of
-# the run that failed.
+# Hugging Face directory for each preset (MODELS/codellama_7b, ...); --smoke and the table arithmetic need neither. `launcher` is what
+# gets the arguments of reft_jax.main, for instance `srun python -m reft_jax.main` or
+# `bash launch/local.sh --processes 2 --devices 4 --`; it starts in the project's folder. Exit codes: 0 all done, 2 bad arguments,
+# 75 stopped after a complete save (the same command goes on), else that of the run that failed.
 set -uo pipefail
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 case ${1:-} in -h | --help)
-    sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 0
     ;;
 esac
@@ -45,7 +46,7 @@ while (($#)); do
     shift
 done
 
-if [[ ! $dry_run && ! $smoke ]]; then
+if [[ ! $dry_run && ! $smoke && $table != arithmetic ]]; then
     for name in DATA MODELS; do
         [[ -d ${!name:-} ]] || misuse "$name must be a folder; it is '${!name:-}' (--help says what is in it)"
     done

@@ -179,6 +179,16 @@ class Rewards:
 
 
 @dataclasses.dataclass(frozen=True)
+class Logging:
+    """How a run can be watched, beside each stage's metrics.jsonl, which is always written. Nothing here changes what is computed."""
+
+    tensorboard: bool = setting(default=True)  # event files in the stages' folders
+    wandb: str = setting(one_of=("off", "offline", "online"), default="off")
+    wandb_project: str = setting(default="reft_jax")
+    profile_steps: tuple[int, ...] = setting(1, default=())  # first and last step that every training stage traces
+
+
+@dataclasses.dataclass(frozen=True)
 class Optim:
     """AdamW with global-norm clipping (0 = none). The rate rises linearly over the fraction `warmup` of the run, holds until the
     fraction `hold`, then falls linearly to `final` times lr at the end. The run is `schedule_epochs` long (0 = the stage's)."""
@@ -417,6 +427,7 @@ class Config:
     mesh: Mesh
     rewards: Rewards
     stages: tuple[tuple[str, SFT | ReFT | SelfTrain | Reranker | Evaluate | Export], ...]
+    logging: Logging = Logging()
 
     def purpose(self, source: str) -> str:
         """How questions are asked of what `init_from` or `sample_from` names (`data.prompts`): "reft" where the policy was trained on
@@ -556,6 +567,7 @@ def build(tree: dict, *, reads_data: bool = True) -> Config:
             for key, cls in (("model", Model), ("data", Data), ("mesh", Mesh), ("rewards", Rewards))
         ),
         tuple(stages),
+        _build(Logging, tree.get("logging", {}), "config.logging"),
     )
     config_checks.check(config, reads_data=reads_data)
     return config

@@ -17,6 +17,7 @@ from reft_jax.config import (
     Config,
     Data,
     Evaluate,
+    Logging,
     Mesh,
     Model,
     Optim,
@@ -37,6 +38,7 @@ def check(config: Config, *, reads_data: bool):
     _check_model(config.model)
     _check_data(config.data, reads_data)
     _check_mesh(config.mesh)
+    _check_logging(config.logging)
     earlier, labels = {}, []
     for name, stage in config.stages:
         _check_place(name, stage, config, earlier, labels)
@@ -109,6 +111,16 @@ def _check_data(data: Data, reads_data: bool):
             raise InputError(
                 f"config.data.{name}_buckets: got {buckets}; lengths must rise and end with max_{name} = {limit}"
             )
+
+
+def _check_logging(logging: Logging):
+    steps = logging.profile_steps
+    if steps and (len(steps) != 2 or steps[0] > steps[1]):
+        raise InputError(
+            f"config.logging.profile_steps: got {steps}; it must be (first, last), the steps to trace, or () for none"
+        )
+    if logging.wandb != "off" and not logging.wandb_project:
+        raise InputError("config.logging.wandb_project: got ''; a run of W&B belongs to a project: name one")
 
 
 def _check_mesh(mesh: Mesh):

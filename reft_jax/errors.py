@@ -43,5 +43,7 @@ class Stop:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
+        if number == signal.SIGINT:  # not print, which may be at work already
+            os.write(2, b"\nCtrl-C: saving what is done, then stopping. Once more ends the run at once, unsaved\n")
         if self.agree is not None and number == signal.SIGINT:
             os.kill(os.getpid(), signal.SIGTERM)  # the signal that the other processes hear of

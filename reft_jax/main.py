@@ -2,7 +2,8 @@
 
 Everything that can be wrong with the config, the data and the folder is found before a device is touched and before
 anything is written. Run again, the same command goes on where it was, or finds everything done. Exit codes: 0 done,
-1 failed, 2 bad configuration or input, 75 stopped by SIGTERM or Ctrl-C after a complete save (run again to go on).
+1 failed, 2 bad configuration or input, 75 stopped by SIGTERM or Ctrl-C after a complete save (run again to go on). A second Ctrl-C ends the
+run at once, without a save (1).
 
 On several hosts start the same command on each. Under Slurm, MPI and on TPU slices they find each other; else say --coordinator=HOST:PORT
 --processes=N --process=I. --processes=N alone makes a missing host an error; --init_timeout=S, --watchdog=MINUTES: `distributed.py`.
@@ -17,13 +18,14 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
 
 from reft_jax import config as config_lib
 from reft_jax import data as data_lib
-from reft_jax import distributed
+from reft_jax import distributed, profiler, progress, trackers
 from reft_jax.errors import InputError, Preempted, RunError, Stop
 
 USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]"
@@ -175,6 +177,8 @@ def check_workdir(workdir: pathlib.Path, tree: dict):
         if before.get(key) == now.get(key) or key.split(".")[-1] in CHANGEABLE and key in before and key in now:
             continue
         parts = key.split(".")
+        if parts[1] == "logging":
+            continue  # how it is watched
         if parts[1] == "stages" and not (workdir / parts[2]).exists():
             continue  # that stage has not begun
         changed.append(f"{key}: there {before.get(key, '(absent)')!r}, now {now.get(key, '(absent)')!r}")
@@ -325,6 +329,7 @@ def prepare(argv: list[str], stop):
     """Everything up to the first write: (Run, what config.json is to say of it). Raises InputError."""
     spec, workdir, overrides, processes = parse(argv)
     config, tree = config_lib.load(spec, overrides)
+    trackers.check(config.logging)
     workdir = pathlib.Path(workdir).absolute()
     check_workdir(workdir, tree)
     distributed.initialize(processes)
@@ -499,9 +504,7 @@ def instruction_set() -> str:
 
 def execute(run, about: dict):
     """Writes the run's first files and runs what is not done yet."""
-    import jax
-
-    from reft_jax import models
+    from reft_jax import models, overview
     from reft_jax.data import tokenizer as tokenizers
     from reft_jax.metrics import write_json
     from reft_jax.stages import evaluate, export, reft, reranker, self_train, sft
@@ -515,16 +518,7 @@ def execute(run, about: dict):
     models.save_config(workdir / "tokenizer", run.model, run.tokenizer)
     generation = export.generation_config(run.tokenizer, run.eos_ids)
     write_json(workdir / "tokenizer" / "generation_config.json", generation)
-    count = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(run.model)))
-    splits = run.splits
-    print(
-        f"{run.config.data.name} ({run.config.data.cot}): {len(splits.train)} train, {len(splits.dev)} dev, {len(splits.test)} test questions\n"
-        f"model {run.config.model.name}: {count:,} parameters, vocabulary {run.model.arch.vocab_size}, "
-        f"ends with {run.tokenizer.eos_token!r} ({run.tokenizer.eos_token_id}); "
-        f"{len(run.layout.mesh.devices.flat)} x {jax.devices()[0].device_kind}, mesh {dict(run.layout.mesh.shape)}"
-    )
-    for note in about["notes"]:
-        print(f"note: {note}")
+    print(overview.first_lines(run, about), flush=True)
     kinds = {
         "sft": sft.run,
         "reft": reft.run,
@@ -535,14 +529,13 @@ def execute(run, about: dict):
     }
     for name, stage in run.config.stages:
         if run.done(name):
-            print(f"{name}: done before")
             continue
         run.stop_if_asked()
         run.folder(name).mkdir(exist_ok=True)
         began = time.monotonic()
         run_stage(kinds[stage.kind], name, stage, run)
         distributed.rest()
-        print(f"{name}: finished in {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{name}: finished in {progress.clock(time.monotonic() - began)}{overview.chosen(run, name)}", flush=True)
     if (workdir / "results.json").exists():
         print(f"\n{evaluate.results_table(evaluate.read_results(run))}\n\nresults: {workdir / 'results.json'}")
     if distributed.is_primary():
@@ -575,6 +568,10 @@ def run_stage(stage_run, name: str, stage, run):
         path = run.folder(name) / "verifier_failures.jsonl"
         write_text(path, "".join(json.dumps({"program": p, "detail": why}) + "\n" for p, why in error.programs))
         raise RunError(f"{name}: {error}. The programs are in {path}") from error
+    finally:  # also where an exception leaves the stage
+        progress.clear()
+        profiler.end()
+        trackers.finish()
 
 
 def main(argv: list[str]) -> int:
@@ -590,8 +587,12 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Preempted:
-        print("stopped: everything is saved; run the same command again to go on", file=sys.stderr)
+        again = shlex.join([sys.orig_argv[0], "-m", "reft_jax.main", *argv])
+        print(f"stopped: everything is saved; run the same command again to go on:\n  {again}", file=sys.stderr)
         return 75
+    except KeyboardInterrupt:
+        print("ended at once: what was saved before is intact; the same command goes on from there", file=sys.stderr)
+        return 1
     except OSError as error:
         if error.errno != 28:  # ENOSPC
             raise

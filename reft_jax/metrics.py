@@ -1,4 +1,4 @@
-"""What a run writes while it goes: append-only JSON lines that survive kills, files replaced in one go, and a progress line.
+"""What a run writes while it goes: append-only JSON lines that survive kills, and files replaced in one go.
 
 A resumed stage first drops the lines after its checkpoint, so that the files of a killed run end equal to an unbroken one's.
 """
@@ -7,11 +7,8 @@ import json
 import math
 import os
 import pathlib
-import sys
-import time
 
 import numpy as np
-import tqdm
 
 from reft_jax import distributed
 
@@ -32,14 +29,14 @@ def write_json(path: pathlib.Path, value):
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def _plain(value):
+def plain(value):
     """Values as JSON has them: 9 digits hold a float32 exactly, and what is not finite is null."""
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
+        return {key: plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.ndarray):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.float32):
         value = float(f"{value:.9g}")
     elif isinstance(value, np.generic):
@@ -69,48 +66,12 @@ class Lines:
     def write(self, record: dict):
         if self._file is None:
             return
-        self._file.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self):
         if self._file is not None:
             self._file.close()
-
-
-class Progress:
-    """One line that a terminal redraws (tqdm), or a plain line every few seconds where there is no terminal."""
-
-    def __init__(self, name: str, total: int, start: int, unit: str = "step", every_s: float = 15.0):
-        self._name, self._total, self._start, self._unit, self._every = name, total, start, unit, every_s
-        self._bar = (
-            tqdm.tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True)
-            if sys.stderr.isatty() and distributed.is_primary()
-            else None
-        )
-        self._begun = self._printed = time.monotonic()
-
-    def update(self, done: int, **values):
-        if not distributed.is_primary():
-            return
-        text = "  ".join(f"{key} {value}" for key, value in values.items())
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._printed >= self._every or done == self._total:
-            self._printed = now
-            rate = (done - self._start) / max(now - self._begun, 1e-9)
-            left = (self._total - done) / max(rate, 1e-9)
-            print(
-                f"{self._name}: {self._unit} {done}/{self._total}  {rate:.2f}/s  {left:.0f} s left  {text}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def close(self):
-        if self._bar is not None:
-            self._bar.close()
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -63,7 +63,7 @@ def make(workdir: str | os.PathLike) -> list[pathlib.Path]:
         "reft.png": reft_figure(metrics["reft"]),
         "results.png": results_figure(read_results(workdir / "results.json")),
     }
-    return [_save(figure, workdir / "plots" / name) for name, figure in figures.items() if figure is not None]
+    return [save(figure, workdir / "plots" / name) for name, figure in figures.items() if figure is not None]
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
@@ -134,9 +134,9 @@ def accuracy_figure(metrics: dict[str, list[dict]]) -> Figure | None:
     sampled_x = sampled_x + warmup_end
     if not curves and not len(sampled_x):
         return None
-    figure = _figure(7.2, 4.2)
+    figure = new_figure(7.2, 4.2)
     axes = figure.add_subplot()
-    _style(axes)
+    style(axes)
     for stage, (x, y) in curves.items():
         label = f"{_name(stage)}, dev, greedy (best {y.max():.1%})"
         axes.plot(x, y, color=STAGE_COLORS[stage], linewidth=2, marker="o", markersize=4.5, label=label)
@@ -162,10 +162,10 @@ def reft_figure(rows: list[dict]) -> Figure | None:
         return None
     columns = min(3, num_panels)
     grid = (math.ceil(num_panels / columns), columns)
-    figure = _figure(3.7 * grid[1], 2.8 * grid[0])
+    figure = new_figure(3.7 * grid[1], 2.8 * grid[0])
     for position, (title, unit, x, y) in enumerate(panels, start=1):
         axes = figure.add_subplot(*grid, position)
-        _style(axes)
+        style(axes)
         window = max(1, len(y) // 10)
         if window >= 3:
             axes.plot(x, y, color=STAGE_COLORS["reft"], linewidth=0.8, alpha=0.4)
@@ -174,7 +174,7 @@ def reft_figure(rows: list[dict]) -> Figure | None:
         _step_axis(axes, title, unit)
     if shares:
         axes = figure.add_subplot(*grid, num_panels)
-        _style(axes)
+        style(axes)
         steps = shares.pop("step")
         colors = [STATUS_COLORS.get(status, FAINT) for status in shares]
         labels = [status.replace("_", " ") for status in shares]
@@ -198,9 +198,9 @@ def results_figure(results: dict[str, dict]) -> Figure | None:
         return None
     sampled = {key for row in results.values() for key in row if SAMPLED.fullmatch(key)}
     metrics = ["accuracy", *sorted(sampled, key=_rank)]
-    figure = _figure(max(5.0, 1.2 + 0.42 * len(metrics) * (len(results) + 0.6)), 4.2)
+    figure = new_figure(max(5.0, 1.2 + 0.42 * len(metrics) * (len(results) + 0.6)), 4.2)
     axes = figure.add_subplot()
-    _style(axes)
+    style(axes)
     width = 0.84 / len(results)
     colors = _colors(results)
     for i, (label, row) in enumerate(results.items()):
@@ -263,14 +263,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of that many inches that belongs to no window and to no global list, so nothing has to be closed."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#888888")
     axes.tick_params(colors=INK, labelsize=9)
@@ -287,7 +287,7 @@ def _step_axis(axes: Axes, title: str, unit: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
-def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes the PNG in one move, so that a viewer or a kill never meets half a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,25 @@ def lines(path) -> list[dict]:
 def timeless(records: list[dict]) -> list[dict]:
     """Metric lines without what depends on the clock."""
     return [{k: v for k, v in r.items() if k != "time" and not k.startswith(("time/", "rate/"))} for r in records]
+
+
+def event_file(folder) -> list[dict]:
+    """What the one event file of a stage shows in TensorBoard, as metrics.jsonl would hold it; its first two events are checked. The
+    file's records: length u64, crc u32, bytes, crc u32."""
+    from tensorboardX.proto import event_pb2
+
+    [path] = pathlib.Path(folder).glob("events.out.tfevents.*")
+    data, events = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    version, start, *rest = events
+    assert version.file_version == "brain.Event:2"
+    assert (
+        start.session_log.status == event_pb2.SessionLog.START and start.step == 0
+    )  # what was read before is forgotten
+    return [{"step": e.step, "time": e.wall_time} | {v.tag: v.simple_value for v in e.summary.value} for e in rest]
 
 
 def params(folder) -> dict:

@@ -29,6 +29,15 @@ ARGUMENTS = {
     "demo": [
         dict(annotations=["diverse", "canonical", "worked"], cot=["program", "nl"], seed=[0, 3], smoke=[False, True])
     ],
+    "paper_small": [
+        dict(
+            cot=["program", "nl"],
+            style=["diverse", "canonical"],
+            seed=[2],
+            methods=["", "sft+grpo"],
+            smoke=[False, True],
+        )
+    ],
     "pretrain": [dict(seed=[0, 1], num_train=[1000, 120_000], smoke=[False, True])],
     "sft": [REAL, GENERATED],
     "reft": [REAL, GENERATED],
@@ -252,7 +261,8 @@ def test_wrong_types_and_ranges_name_the_key_and_the_value(path, key, kind, meta
         float: ["7", True, None, float("nan"), float("inf")],
         str: [1, None, True],
         bool: [1, 0, "True", None],
-        tuple[int, ...]: [8, "8", (8.0,), ("8",), None] + ([()] if key not in ("windows", "forbidden") else []),
+        tuple[int, ...]: [8, "8", (8.0,), ("8",), None]
+        + ([()] if key not in ("windows", "forbidden", "profile_steps") else []),
         tuple[str, ...]: [8, "8", (8,), None],
     }[kind]
     if meta["low"] is not None:

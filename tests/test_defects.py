@@ -280,6 +280,16 @@ def test_a_failing_verifier_raises_instead_of_paying_zero(monkeypatch):
         )
 
 
+def keep_opened(monkeypatch) -> list:
+    """What the online stages open for writing."""
+    opened = []
+    for name in ("Lines", "Metrics"):
+        make = getattr(online, name)
+        keep = lambda *args, make=make, **kwargs: opened.append(make(*args, **kwargs)) or opened[-1]  # noqa: E731
+        monkeypatch.setattr(online, name, keep)
+    return opened
+
+
 def test_a_failing_verifier_stops_the_reft_stage_before_an_update_is_logged_or_saved(tmp_path, monkeypatch):
     config = small_config(select="last", eval_every=0.0)
     run = make_run(config, tmp_path)
@@ -291,8 +301,7 @@ def test_a_failing_verifier_stops_the_reft_stage_before_an_update_is_logged_or_s
         calls.append(len(programs))
         return good(programs, **limits) if len(calls) == 1 else broken_verifier(programs)
 
-    opened = []
-    monkeypatch.setattr(online, "Lines", lambda *args, **kwargs: opened.append(Lines(*args, **kwargs)) or opened[-1])
+    opened = keep_opened(monkeypatch)
     monkeypatch.setattr(rewards, "run_programs", breaks_later)  # the first call is the check before step 1
     with pytest.raises(VerifierError):
         reft.run("reft", dict(config.stages)["reft"], run)
@@ -306,8 +315,7 @@ def test_a_failing_verifier_stops_the_reft_stage_before_an_update_is_logged_or_s
 def test_the_programs_that_the_verifier_failed_on_are_written_down(tmp_path, monkeypatch):
     run = make_run(small_config(), tmp_path)
     run.folder("reft").mkdir()
-    opened = []
-    monkeypatch.setattr(online, "Lines", lambda *args, **kwargs: opened.append(Lines(*args, **kwargs)) or opened[-1])
+    opened = keep_opened(monkeypatch)
     monkeypatch.setattr(rewards, "run_programs", broken_verifier)
     with pytest.raises(RunError, match="reft: .*could not be judged.*verifier_failures.jsonl"):
         main.run_stage(reft.run, "reft", dict(run.config.stages)["reft"], run)

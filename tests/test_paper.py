@@ -262,9 +262,13 @@ def test_toy_size_with_files_is_from_scratch():
 
 
 def resolved(job: str, variant: str) -> dict:
-    """Every setting of a job but its architecture, which tests/test_presets.py pins."""
+    """Every setting of a job but its architecture, which tests/test_presets.py pins, and how it is watched."""
     flat = main.flatten(json.loads(json.dumps(load(job, f",variant={variant}")[1])))
-    return {key.removeprefix("config."): v for key, v in flat.items() if not key.startswith("config.model.arch.")}
+    return {
+        key.removeprefix("config."): v
+        for key, v in flat.items()
+        if not key.startswith(("config.model.arch.", "config.logging."))
+    }
 
 
 def family(job: str) -> str:

@@ -1,7 +1,9 @@
 """Runs that are killed, stopped and started again end exactly as one that nothing happened to."""
 
 import random
+import re
 import signal
+import sys
 
 import pytest
 
@@ -23,9 +25,9 @@ def begun(workdir, name):
     return lambda: (workdir / name).exists()
 
 
-def stop(workdir, condition, number) -> int:
+def stop(workdir, condition, number, spec=runs.SMOKE) -> int:
     """Starts the command, sends it the signal once condition() holds, and gives its exit code."""
-    process = runs.start(workdir)
+    process = runs.start(workdir, spec=spec)
     try:
         runs.wait_until(process, condition, workdir)
         process.send_signal(number)
@@ -104,6 +106,28 @@ def test_stops_in_every_stage(tmp_path, number):
     assert "Traceback" not in runs.log(workdir)
     runs.run(workdir)
     runs.assert_same_run(runs.unbroken(), workdir)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_stages_that_sample(tmp_path):
+    """Self-training's collection, and the re-ranker's steps: each stop saves, and says the command that goes on."""
+    workdir, spec = tmp_path / "run", "tests/stages_config.py"
+    for stage, condition in (
+        ("offline", begun(workdir, "offline/drawn")),
+        ("reranker", logged(workdir, "reranker/metrics.jsonl", 1)),
+    ):
+        assert stop(workdir, condition, signal.SIGINT, spec) == 75, runs.log(workdir)[-3000:]
+        assert (workdir / stage).exists() and not (workdir / stage / "DONE").exists()
+    runs.run(workdir, spec=spec)
+    printed = runs.log(workdir)
+    assert "Traceback" not in printed and not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", printed)
+    assert printed.count("Ctrl-C: saving what is done") == 2
+    again = f"-m reft_jax.main --config={spec} --workdir={workdir}\n"
+    assert printed.count(f"run the same command again to go on:\n  {sys.executable} {again}") == 2
+    assert "reranker: goes on after step" in printed and "warmup: done before (3 steps)" in printed
+    for stage in ("warmup", "offline", "online", "reranker"):
+        numbers = [line["step"] for line in runs.lines(workdir / stage / "metrics.jsonl")]
+        assert numbers == sorted(set(numbers)), stage
 
 
 @pytest.mark.slow

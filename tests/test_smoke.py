@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -81,6 +82,34 @@ def test_the_terminal_shows_progress_table_and_paths(workdir):
                  f"report: {workdir / 'report.html'}", f"plot: {workdir / 'plots' / 'accuracy.png'}"]:  # fmt: skip
         assert part in text
     assert "Traceback" not in text and "Warning" not in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)  # it goes to a file: no control characters
+
+
+def test_the_first_lines_say_what_runs_on_what(workdir):
+    lines = runs.log(workdir).splitlines()[:10]
+    patterns = [
+        rf"run      {workdir}, commit (unknown|[0-9a-f]{{12}}), jax \S+",
+        r"devices  1 x cpu, [0-9.]+ [GT]B of memory; mesh: data 1, fsdp 1, tensor 1",
+        r"model    arithmetic_base: 427,008 parameters, 1.71 MB in float32, computes in float32",
+        r"tokens   vocabulary 195, ends with '<eos>' \(1\)",
+        r"data     arithmetic \(program\): 64 train, 32 dev, 32 test questions",
+        r"stages   warmup: to do",
+        r"         sft: to do",
+        r"         reft: to do",
+        r"         evaluate: 4 of 4 checkpoints to evaluate",
+        r"note     gold check: 64 of 64 training answers grade as correct",
+    ]
+    for pattern, line in zip(patterns, lines, strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+@pytest.mark.parametrize("stage", NUM_STEPS)
+def test_event_files_hold_the_metrics(workdir, stage):
+    written = runs.lines(workdir / stage / "metrics.jsonl")
+    drawn = runs.event_file(workdir / stage)
+    assert [event.keys() for event in drawn] == [line.keys() for line in written]
+    for event, line in zip(drawn, written, strict=True):
+        assert event == pytest.approx(line, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("stage", ["warmup", "sft"])

@@ -28,7 +28,7 @@ from reft_jax.data import files, prompts, splits
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError, RunError
-from reft_jax.metrics import Progress
+from reft_jax.progress import Progress
 from reft_jax.rewards import answer, program, score
 
 USAGE = (

@@ -11,7 +11,8 @@ import shutil
 from reft_jax import distributed, evaluation
 from reft_jax.data import prompts
 from reft_jax.data import tokenizer as tokenizers
-from reft_jax.metrics import Progress, write_text
+from reft_jax.metrics import write_text
+from reft_jax.progress import Progress
 from reft_jax.stages import common
 
 FULL = 8  # slots are filled so many times in a part: the wait for its last responses is then a small share of it
@@ -27,7 +28,8 @@ def collect(run: common.Run, name: str, stage) -> tuple[evaluation.Questions, li
         folder.mkdir(exist_ok=True)
     sampler = common.make_sampler(run, run.model, stage.sampling, stage.sample_batch_size, stage.num_samples)
     params = functools.cache(lambda: common.initial_params(run, stage.sample_from))  # if anything is left to draw
-    bar = Progress(f"{name}: {stage.num_samples} samples", num * stage.num_samples, 0, unit="response")
+    num_drawn = min(size * len(list(folder.glob("*.jsonl"))), num) * stage.num_samples
+    bar = Progress(f"{name}: sampling", num * stage.num_samples, num_drawn, unit="response", waiting="compiling")
     out = []
     for part, first in enumerate(range(0, num, size)):
         path, rows = folder / f"{part:05d}.jsonl", range(first, min(first + size, num))

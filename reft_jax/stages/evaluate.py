@@ -9,7 +9,8 @@ import json
 from reft_jax import distributed, evaluation
 from reft_jax.config import GREEDY, Evaluate
 from reft_jax.data import prompts
-from reft_jax.metrics import Progress, table, write_json, write_text
+from reft_jax.metrics import table, write_json, write_text
+from reft_jax.progress import Progress
 from reft_jax.stages import common
 from reft_jax.stages.reranker import make_scorer
 
@@ -70,7 +71,7 @@ def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
 
 def answer_all(run, title, sampler, params, questions, key):
     """(texts, grades) of all questions, with a progress line; a stop that was asked for is obeyed between responses."""
-    bar = Progress(title, len(questions.fitted.records) * sampler.num_samples, 0, unit="response")
+    bar = Progress(title, len(questions.fitted.records) * sampler.num_samples, unit="response")
 
     def each(done):
         distributed.beat()

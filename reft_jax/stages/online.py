@@ -1,22 +1,27 @@
 """What the stages share that learn from their own samples (ReFT, online self-training): the responses of a step, and what is kept of it."""
 
+import itertools
 import time
 
 import numpy as np
 
-from reft_jax import checkpoint, distributed
+from reft_jax import checkpoint, distributed, profiler
 from reft_jax.config import ReFT, SelfTrain
 from reft_jax.data import prompts
-from reft_jax.metrics import Lines, Progress
+from reft_jax.metrics import Lines
+from reft_jax.progress import Progress, formatted
 from reft_jax.rewards import monitors
 from reft_jax.rewards import score as rewards
 from reft_jax.stages import common, sft
+from reft_jax.trackers import Metrics
 from reft_jax.types import Prompts, Sample, TrainState
 
 SHOWN = (
+    ("reward", "reward/mean", ".3f"),
     ("accuracy", "reward/accuracy", ".3f"),
-    ("kl", "kl/mean", ".2f"),
+    ("KL", "kl/mean", ".3f"),
     ("length", "sample/length_mean", ".0f"),
+    ("tokens/s", "rate/sample_tokens_per_s", ",.0f"),
 )  # while it runs
 
 
@@ -29,12 +34,13 @@ class Actor:
         self.ahead = common.programs_ahead(run)
         self.slot_steps = 0  # of the last step: decoding steps times slots
 
-    def respond(self, step: int, policy: dict, questions: Prompts, records) -> tuple[Sample, list[str]]:
+    def respond(self, step: int, policy: dict, questions: Prompts, records, bar: Progress) -> tuple[Sample, list[str]]:
         """A sample for each record (num_samples of them in a row for each question), and its text. Programs that are complete begin
-        to run while others are not."""
-        texts = [""] * len(records)
+        to run while others are not. `bar` shows how far it is."""
+        texts, count = [""] * len(records), itertools.count(1)
 
         def each(done):
+            bar.phase("sampling", next(count), len(records))
             text = texts[done.row] = self.sampler.response(done.tokens)
             if self.ahead is not None and distributed.mine(done.row):
                 self.ahead.add(prompts.completed(records[done.row], text, self.run.config.data, purpose="reft"))
@@ -76,7 +82,8 @@ class Actor:
 class Log:
     """A stage's checkpoints, metrics.jsonl, samples.jsonl and progress line, over `num` training questions.
 
-    `state` is where the stage begins: the last checkpoint's, or the given one. check(state) -> metrics that a checkpoint is chosen by.
+    `state` is where the stage begins: the last checkpoint's, or the given one. check(state, bar) -> metrics that a checkpoint is chosen
+    by.
     """
 
     def __init__(self, name: str, stage: ReFT | SelfTrain, run: common.Run, num: int, state: TrainState, check):
@@ -85,18 +92,19 @@ class Log:
         self.checkpoints = checkpoint.Checkpoints(run.folder(name))
         saved = self.checkpoints.go_on(state)
         self.start, self.state, self.progress = saved or (None, state, {"best_step": None, "best_accuracy": -1.0})
+        self.shown = {}  # on the progress line
 
     def steps(self):
         """The steps that are left, from 1; marks the stage as finished after the last."""
         start, folder = self.start, self.run.folder(self.name)
-        self.metric_lines = Lines(folder / "metrics.jsonl", after_step=-1 if start is None else start)
+        self.metric_lines = Metrics(self.run, self.name, after_step=-1 if start is None else start)
         self.sample_lines = Lines(folder / "samples.jsonl", after_step=-1 if start is None else start)
+        self.bar = Progress(self.name, self.num_steps, start or 0, waiting="compiling")
         if start is None:  # where it begins; saved, so that a resumed run does not measure it twice
             start = 0
-            self.metric_lines.write({"step": 0, "epoch": 0.0, "time": time.time(), **self.check(self.state)})
+            self.metric_lines.write({"step": 0, "epoch": 0.0, "time": time.time(), **self.check(self.state, self.bar)})
             self.checkpoints.save(0, self.state, self.progress)
-        self.bar = Progress(self.name, self.num_steps, start)
-        for step in range(start + 1, self.num_steps + 1):
+        for step in profiler.traced(self.run, self.name, range(start + 1, self.num_steps + 1)):
             distributed.beat()
             yield step
         self.checkpoints.wait()
@@ -108,10 +116,12 @@ class Log:
     def end(self, step: int, state: TrainState, metrics: dict, samples):
         """Checks the policy on dev, writes, saves and stops, each where it is due. samples(n): lines for the step's first n responses."""
         stage, size, num = self.stage, self.stage.batch_size, self.num
-        self.bar.update(step, **{label: format(metrics[key], how) for label, key, how in SHOWN if key in metrics})
+        self.shown |= formatted(metrics, SHOWN)
+        self.bar.update(step, **self.shown)
         checked = step == self.num_steps or common.crossed(step, stage.eval_every, size, num)
         if checked:
-            metrics = metrics | self.check(state)
+            metrics = metrics | self.check(state, self.bar)
+            self.shown |= formatted(metrics, sft.CHECKED)
             if (accuracy := metrics.get(f"eval/{stage.select_on}_accuracy")) is not None:
                 metrics["monitor/train_dev_gap"] = monitors.train_dev_gap(metrics["reward/accuracy"], accuracy)
             sft.select(self.progress, step, metrics, stage)

@@ -52,7 +52,7 @@ def run(name: str, stage: ReFT, run: common.Run):
         questions = common.make_prompts(run, train.encoded, rows)
         policy = models.join(frozen, state.params)
         records = [train.records[row] for row in rows for _ in range(stage.num_samples)]
-        sample, texts = actor.respond(step, policy, questions, records)
+        sample, texts = actor.respond(step, policy, questions, records, log.bar)
         drawn, asked = trim(run, sample), repeat(questions, stage.num_samples)
         [together] = common.pack(run, asked, drawn.mask, [np.arange(num_rows)])
         order_key = common.key_of(seed, name, step, common.PERMUTE)

@@ -16,6 +16,7 @@ from reft_jax.data import batching
 from reft_jax.errors import RunError
 from reft_jax.models import init_classifier
 from reft_jax.optim import make_optimizer
+from reft_jax.progress import Progress
 from reft_jax.stages import collect, common, sft
 from reft_jax.steps_supervised import ClassifierBatch, make_classifier_score, make_classifier_step
 
@@ -47,7 +48,7 @@ def run(name: str, stage: Reranker, run: common.Run):
         return train_step(state, run.layout.batch(ClassifierBatch(tokens, mask, right[chosen])))
 
     print(f"{name}: learns {len(rows)} of {len(lines)} responses, {right.mean():.0%} of them right", flush=True)
-    _, last = sft.loop(name, stage, run, len(rows), tx, params, update, loss="reranker/loss")
+    _, last = sft.loop(name, stage, run, [len(row) for row in rows], tx, params, update, loss="reranker/loss")
     run.finish(
         name,
         last_step=last,
@@ -116,6 +117,7 @@ def make_scorer(run: common.Run, name: str):
         rows = sequences(run, records, texts, purpose)
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = np.zeros(len(rows))
+        bar = Progress(f"{name}: scores", len(rows), unit="response")
         for first in range(0, len(rows), size):
             distributed.beat()
             chosen = by_length[first : first + size]
@@ -123,7 +125,9 @@ def make_scorer(run: common.Run, name: str):
             logits = distributed.fetch(score(params, *run.layout.batch(pad(run, filled))))
             # in float64: two that are almost sure are still told apart
             out[chosen] = np.exp(-np.logaddexp(0.0, -logits[: len(chosen)].astype(np.float64)))
+            bar.update(first + len(chosen))
             run.stop_if_asked()
+        bar.close()
         return out
 
     return scorer

@@ -149,7 +149,7 @@ def learn_online(name: str, stage: SelfTrain, run: common.Run):
         records = [asked.records[row] for row in rows for _ in range(stage.num_samples)]
         policy = models.join(frozen, state.params)
         questions = common.make_prompts(run, asked.encoded, rows)
-        sample, texts = actor.respond(step, policy, questions, records)
+        sample, texts = actor.respond(step, policy, questions, records, log.bar)
         clock.append(time.monotonic())
 
         grades = actor.grade(records, texts)

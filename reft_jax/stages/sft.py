@@ -8,14 +8,18 @@ import time
 
 import numpy as np
 
-from reft_jax import checkpoint, distributed, evaluation, models, steps
+from reft_jax import checkpoint, distributed, evaluation, models, profiler, steps
 from reft_jax.config import GREEDY, SFT, SelfTrain
 from reft_jax.data import batching
 from reft_jax.data.packing import Packing
-from reft_jax.metrics import Lines, Progress
 from reft_jax.optim import make_optimizer
+from reft_jax.progress import Progress, formatted
 from reft_jax.stages import common
+from reft_jax.trackers import Metrics
 from reft_jax.types import Prompts, SFTBatch, TrainState
+
+# What the progress line shows of a check.
+CHECKED = ("dev", "eval/dev_accuracy", ".3f"), ("test", "eval/test_accuracy", ".3f")
 
 
 def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[SFTBatch, Packing | None]:
@@ -58,17 +62,21 @@ def learn(name: str, stage: SFT | SelfTrain, run: common.Run, encoded, *, goes_o
         return train_step(state, batch, key, packing=packing)
 
     check = make_check(run, stage, "evaluate", frozen)
-    progress, last = loop(name, stage, run, num, tx, params, update, check, loss="sft/loss", goes_on_with=goes_on_with)
+    sizes = [len(example.prompt) + len(example.response) for example in encoded]
+    progress, last = loop(
+        name, stage, run, sizes, tx, params, update, check, loss="sft/loss", goes_on_with=goes_on_with
+    )
     finish(run, name, stage, progress, last, last * stage.batch_size / num, **facts)
 
 
-def loop(name, stage, run, num: int, tx, params, update, check=None, *, loss: str, goes_on_with: str = ""):
-    """(progress, last step): stage.epochs passes over `num` examples from the last checkpoint or `params` on, everything saved.
+def loop(name, stage, run, sizes, tx, params, update, check=None, *, loss: str, goes_on_with: str = ""):
+    """(progress, last step): stage.epochs passes over the examples, which have `sizes` tokens, from the last checkpoint or `params` on,
+    everything saved.
 
-    update(state, step, example indices) -> (state, metrics), with `loss` the one that the progress line shows. check(state) -> metrics
-    that `select` chooses by, stage.eval_every epochs and at the end; None = nothing is chosen.
+    update(state, step, example indices) -> (state, metrics), with `loss` the one that the progress line shows. check(state, progress
+    line) -> metrics that `select` chooses by, stage.eval_every epochs and at the end; None = nothing is chosen.
     """
-    seed, size = run.config.seed, stage.batch_size
+    seed, size, sizes, num = run.config.seed, stage.batch_size, np.asarray(sizes), len(sizes)
     num_steps = common.num_steps(stage.epochs, size, num)
     state = steps.init_state(run.tuned, tx, params)
     checkpoints = checkpoint.Checkpoints(run.folder(name))
@@ -82,12 +90,15 @@ def loop(name, stage, run, num: int, tx, params, update, check=None, *, loss: st
     else:
         start = 0
 
-    lines = Lines(run.folder(name) / "metrics.jsonl", after_step=start)
-    bar = Progress(name, num_steps, start)
-    for step in range(start + 1, num_steps + 1):
+    lines = Metrics(run, name, after_step=start)
+    bar, shown, tokens, since = Progress(name, num_steps, start, waiting="compiling"), {}, 0, time.monotonic()
+    fields = ("loss", loss, ".3f"), ("tokens/s", "rate/tokens_per_s", ",.0f")
+    for step in profiler.traced(run, name, range(start + 1, num_steps + 1)):
         distributed.beat()
         began = time.monotonic()
-        state, metrics = update(state, step, batching.batch_indices(seed, step - 1, size, num))
+        rows = batching.batch_indices(seed, step - 1, size, num)
+        state, metrics = update(state, step, rows)
+        tokens += int(sizes[rows].sum())
 
         last = step == num_steps
         checked = last or check is not None and common.crossed(step, stage.eval_every, size, num)
@@ -96,14 +107,20 @@ def loop(name, stage, run, num: int, tx, params, update, check=None, *, loss: st
         if logged or saved:
             metrics = common.host(metrics) | {"time/update_s": time.monotonic() - began}
             common.check_finite(name, step, metrics)
+        if logged:
+            metrics["rate/tokens_per_s"] = tokens / (time.monotonic() - since)  # since the last logged step
+            shown |= formatted(metrics, fields)
+        bar.update(step, **shown)
         if checked and check is not None:
-            metrics |= check(state)
+            metrics |= check(state, bar)
             select(progress, step, metrics, stage)
+            shown |= formatted(metrics, CHECKED)
         if logged:
             lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
-            bar.update(step, loss=f"{metrics[loss]:.3f}")
         if saved:
             checkpoints.save(step, state, progress, wait=False)
+        if logged:
+            tokens, since = 0, time.monotonic()
         if run.stop.requested:
             common.check_finite(name, step, common.host(metrics))
             checkpoints.save(step, state, progress)
@@ -119,19 +136,22 @@ def loop(name, stage, run, num: int, tx, params, update, check=None, *, loss: st
 
 
 def make_check(run, stage, purpose: str, frozen: dict):
-    """state -> {"eval/dev_accuracy": ...}: greedy accuracy on the split that the stage selects on; {} where it has no questions."""
+    """(state, progress line) -> {"eval/dev_accuracy": ...}: greedy accuracy on the split that the stage selects on; {} where it has no
+    questions."""
     split = {"dev": run.splits.dev, "test": run.splits.test}[stage.select_on]
     if not split:
-        return lambda state: {}
+        return lambda state, bar: {}
     questions = evaluation.ask(run, split, purpose)
     greedy = common.make_sampler(run, run.tuned, GREEDY, stage.eval_batch_size)
     ahead = common.programs_ahead(run)
 
-    def check(state: TrainState) -> dict:
-        began = time.monotonic()
+    def check(state: TrainState, bar: Progress) -> dict:
+        began, num = time.monotonic(), len(questions.fitted.records)
         key = common.key_of(run.config.seed, "check", 0, common.SAMPLE)  # greedy: any key will do
         params = models.join(frozen, state.params)
-        texts = evaluation.respond(run, greedy, params, questions, key, ahead=ahead)
+        texts = evaluation.respond(
+            run, greedy, params, questions, key, each=lambda done: bar.phase(stage.select_on, done, num), ahead=ahead
+        )
         grades = evaluation.mark(run, questions, texts, ahead)
         return {
             f"eval/{stage.select_on}_accuracy": evaluation.accuracy(questions, grades),

@@ -1,7 +1,7 @@
 """Which cells of the paper's tables a folder's finished runs fill; `python -m reft_jax.tables` prints them.
 
-A run fills a cell if what was trained is what configs/paper.py says of that row, setting by setting and back to the pretrained
-weights; how it was run (checks, logs, devices, precision) does not matter, and the seed may be any.
+A run fills a cell if what was trained is what configs/paper.py, or configs/paper_small.py, says of that row, setting by setting and
+back to the pretrained weights; how it was run (checks, logs, devices, precision) does not matter, and the seed may be any.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from reft_jax import config as config_lib
 from reft_jax.errors import InputError
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
-CONFIG = "configs/paper.py"
+CONFIG, SMALL_CONFIG = "configs/paper.py", "configs/paper_small.py"
 # Settings that say how a run is watched, checked and laid out, not what it computes.
 HOW = {
     "stage": (
@@ -31,6 +31,10 @@ HOW = {
     ),
 }
 METRIC_NAMES = {"maj": "vote", "avg": "average", "pass": "pass", "rerank": "re-ranked"}
+SMALL, SMALL_METRICS = (
+    "arithmetic",
+    ("maj", "rerank", "avg", "pass"),
+)  # the table of configs/paper_small.py, and its columns
 MOST_DIFFERENCES = 4  # that a note lists
 ALONE, SHARED = "", "@"  # a row that trains everything itself, and one that begins with what others left
 
@@ -197,15 +201,25 @@ def finder(runs: list[Run], root: pathlib.Path):
 # ------------------------------------------------------------------ the paper
 
 
-@functools.cache
 def paper():
-    """The module configs/paper.py; InputError without it, since it is no part of the installed package."""
-    path = PROJECT / CONFIG
+    """The module configs/paper.py."""
+    return config_module(CONFIG)
+
+
+def paper_small():
+    """The module configs/paper_small.py."""
+    return config_module(SMALL_CONFIG)
+
+
+@functools.cache
+def config_module(name: str):
+    """A config as a module; InputError without it, since configs are no part of the installed package."""
+    path = PROJECT / name
     if not path.is_file():
         raise InputError(f"no file {path}: the tables are read from there; run this in a checkout of the project")
     sys.path.insert(0, str(PROJECT))
     try:
-        spec = importlib.util.spec_from_file_location("reft_config_paper", path)
+        spec = importlib.util.spec_from_file_location(f"reft_config_{path.stem}", path)
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     finally:
@@ -257,6 +271,33 @@ def expected(model: str, data: str, cot: str) -> list[tuple[str, str, str, dict]
     return list(out.values())
 
 
+def expected_small(data: dict, label: str) -> list[tuple[str, str, str, dict]]:
+    """The same of the method `label` in the table arithmetic, which has one variant, ""; none of other questions than its own."""
+    if data["name"] != "arithmetic" or data["annotations"] not in paper_small().STYLES:
+        return []
+    planned, entries = small_entries(data["cot"], data["annotations"])
+    return [entry for entry in entries if entry[0].endswith(f"/{label}")] if kept(data, "data") == planned else []
+
+
+@functools.cache
+def small_entries(cot: str, style: str):
+    """(settings of the data, `expected_small`) of one way of annotation."""
+    config = as_dict(paper_small().get_config(f"cot={cot},style={style}").to_dict())
+    evaluation = config["stages"]["evaluate"]
+    labels = {
+        label: dict(source=source, num_questions=config["data"]["num_test"])
+        for label, source in evaluation["checkpoints"]
+    }
+    run = Run(pathlib.Path(SHARED, cot, style), config, labels, None)
+    metrics = ("accuracy", *(f"{kind}@{evaluation['num_samples']}" for kind in SMALL_METRICS))
+    entries = [
+        (f"{SMALL}/{cot}/{style}/{label}", "", metric, signature(run, label, metric, lambda source: None))
+        for label in labels
+        for metric in metrics
+    ]
+    return kept(config["data"], "data"), entries
+
+
 # ------------------------------------------------------------------ cells
 
 
@@ -273,19 +314,21 @@ class Figure:
     job: str = ""
     variant: str = ""
     note: str = ""
+    label: str = ""
 
 
 def figures_of(run: Run, find) -> list[Figure]:
     """Every accuracy of a run."""
     model, data = preset_of(run.config["model"]), run.config["data"]
-    near = expected(model, data["name"], data["cot"])
     out = []
     for label, result in run.labels.items():
+        near = expected(model, data["name"], data["cot"]) + expected_small(data, label)
         for metric, value in figures(result).items():
             kind, at, k = metric.partition("@")
             name = f"{model}/{data['name']}/{data['cot']}/{label}"
             name += f" {METRIC_NAMES[kind]}{at}{k}" if at else ""
-            figure = Figure(run, name, metric, value, interval_of(result, metric), selected_on(run, label, find))
+            interval, chosen_on = interval_of(result, metric), selected_on(run, label, find)
+            figure = Figure(run, name, metric, value, interval, chosen_on, label=label)
             wanted = [entry for entry in near if entry[2] == metric]
             if wanted:
                 ours = signature(run, label, metric, find)
@@ -295,7 +338,7 @@ def figures_of(run: Run, find) -> list[Figure]:
                     figure = dataclasses.replace(figure, job=job, variant=variant)
                 elif len(least) <= MOST_DIFFERENCES:
                     said = "; ".join(f"{key} is {a!r}, there {b!r}" for key, (a, b) in least.items())
-                    note = f"{name} ({run.path}) is not {job} ({variant}): {said}"
+                    note = f"{name} ({run.path}) is not {job}{variant and f' ({variant})'}: {said}"
                     figure = dataclasses.replace(figure, note=note)
             out.append(figure)
     return out
@@ -331,9 +374,13 @@ def mean_interval(found: list[Figure]) -> tuple[float, tuple[float, float]]:
     """The mean over seeds and its 95 % interval: Wilson's over questions for one, Student's t for several. Fractions."""
     if len(found) == 1:
         return found[0].value, found[0].interval
+    mean, half = student([figure.value for figure in found])
+    return mean, (max(mean - half, 0.0), min(mean + half, 1.0))
+
+
+def student(values: list[float]) -> tuple[float, float]:
+    """(mean, half the width of Student's 95 % interval) of at least two values."""
     from scipy.special import stdtrit
 
-    values = [figure.value for figure in found]
-    mean = statistics.fmean(values)
     half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, (max(mean - half, 0.0), min(mean + half, 1.0))
+    return statistics.fmean(values), half

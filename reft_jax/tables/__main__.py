@@ -5,6 +5,9 @@ that row, setting by setting and back to the pretrained weights; how it was run 
 other runs are in a table of their own, with what keeps them from a cell they are near to. Figures are means over seeds. The interval
 of one seed is Wilson's, over questions; of several, Student's t over the seeds, which is of training alone.
 
+The table arithmetic is of configs/paper_small.py, and nothing is published of it; a folder with no other runs shows it alone, one without
+such runs leaves it out. --curves also writes its learning curves to ROOT/curves.csv and ROOT/curves.png.
+
 --plan prints the commands that make a table, each run once and after those that it begins with. --variant=paper|script, --seed=N and
 --smoke are arguments of those commands. Exit codes: 0, 2 bad arguments.
 """
@@ -21,7 +24,21 @@ import sys
 
 from reft_jax.errors import InputError
 from reft_jax.metrics import table as text_table
-from reft_jax.tables import CONFIG, Figure, by_seed, figures_of, find_runs, finder, kept, mean_interval, paper
+from reft_jax.tables import (
+    CONFIG,
+    SMALL,
+    Figure,
+    by_seed,
+    curves,
+    figures_of,
+    find_runs,
+    finder,
+    kept,
+    mean_interval,
+    paper,
+    paper_small,
+    small,
+)
 
 # ------------------------------------------------------------------ lines of tables
 
@@ -134,12 +151,15 @@ def legend(smoke: bool) -> str:
 def parse(argv: list[str]):
     parser = argparse.ArgumentParser(prog="reft_jax.tables", description=__doc__.split("\n\n")[0])
     parser.add_argument("root", help="a folder with workdirs in it")
-    parser.add_argument("--table", choices=list(paper().TABLES), help="this one alone")
+    parser.add_argument("--table", choices=[*paper().TABLES, SMALL], help="this one alone")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
     parser.add_argument("--plan", action="store_true", help="the commands of a table, in order")
     parser.add_argument("--variant", choices=paper().VARIANTS, default=paper().VARIANTS[0], help="of the commands")
-    parser.add_argument("--seed", type=int, default=paper().ARGS["seed"], help="of the commands")
+    parser.add_argument(
+        "--seed", type=int, help=f"of the commands (else {paper().ARGS['seed']}; of {SMALL}, its three)"
+    )
     parser.add_argument("--smoke", action="store_true", help="commands at toy size")
+    parser.add_argument("--curves", action="store_true", help=f"learning curves of {SMALL}")
     args = parser.parse_args(argv)
     if "," in args.root:
         raise InputError(
@@ -151,29 +171,57 @@ def parse(argv: list[str]):
 def main(argv: list[str]) -> int:
     try:
         args = parse(argv)
-        names = [args.table] if args.table else list(paper().TABLES)
-        about = dict(variant=args.variant, seed=args.seed, smoke=args.smoke)
         if args.plan:
-            jobs = [paper().job(row.name, args.variant) for row in paper().ROWS.values() if row.table in names]
-            print(legend(args.smoke))
-            for job in in_order(jobs, args.variant):
-                print(command_of(job, args.root, **about))
+            print("\n".join(plan(args)))
             return 0
         root = pathlib.Path(args.root)
         if not root.is_dir():
             raise InputError(f"ROOT: got {args.root!r}; it is no folder: name one that holds workdirs")
-        show(root, names, args.format, about)
+        runs, warnings = find_runs(root)
+        find = finder(runs, root)
+        found = [figure for run in runs for figure in figures_of(run, find)]
+        ours = [figure for figure in found if figure.job.startswith(f"{SMALL}/")]
+        others = [figure for figure in found if not figure.job.startswith(f"{SMALL}/")]
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if args.curves:
+            print("\n".join(str(path) for path in curves.write(ours, root)))
+            return 0
+        of_paper = not (args.table == SMALL or not args.table and ours and not others)
+        if not of_paper or ours and not args.table and args.format != "csv":
+            small.show(ours, root, args.format, seeds_of(args), args.smoke)
+        if of_paper or others and args.format != "csv":
+            names = [args.table] if args.table else list(paper().TABLES)
+            show(others, root, names if of_paper else [], args.format, about_of(args))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def show(root: pathlib.Path, names: list[str], form: str, about: dict):
-    """Prints the tables; warnings go to stderr."""
-    runs, warnings = find_runs(root)
-    find = finder(runs, root)
-    found = [figure for run in runs for figure in figures_of(run, find)]
+def about_of(args) -> dict:
+    """What the paper's commands have in common."""
+    seed = paper().ARGS["seed"] if args.seed is None else args.seed
+    return dict(variant=args.variant, seed=seed, smoke=args.smoke)
+
+
+def seeds_of(args) -> tuple[int, ...]:
+    """The seeds that the table arithmetic is to have."""
+    return paper_small().SEEDS if args.seed is None else (args.seed,)
+
+
+def plan(args) -> list[str]:
+    """The commands of a table, in order, or of all of the paper's."""
+    if args.table == SMALL:
+        return [small.command_of(*cell, args.root, smoke=args.smoke) for cell in small.cells(seeds_of(args))]
+    rows = [row for row in paper().ROWS.values() if args.table in (None, row.table)]
+    jobs = in_order([paper().job(row.name, args.variant) for row in rows], args.variant)
+    return [legend(args.smoke), *(command_of(job, args.root, **about_of(args)) for job in jobs)]
+
+
+def show(found: list[Figure], root: pathlib.Path, names: list[str], form: str, about: dict):
+    """Prints the paper's tables; warnings go to stderr."""
+    warnings: list[str] = []
     missing: dict[str, tuple[str, str]] = {}  # command -> (its number, the job)
 
     def command(row) -> str:

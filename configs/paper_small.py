@@ -1,0 +1,129 @@
+"""All methods of the paper and their variants, small but real: every row of the table `arithmetic`, from the shipped base.
+
+python -m reft_jax.main --config=configs/paper_small.py:cot=program,style=diverse,seed=0 --workdir=runs/arithmetic/program_diverse_0
+bash launch/table.sh arithmetic runs/arithmetic     # all of them; `python -m reft_jax.tables runs/arithmetic` prints the table
+
+One workdir holds all methods of one (cot, style, seed) as its stages: they share the warm-up, SFT's run, the base's figures, the
+re-ranker, the process and what it compiled, and each is skipped when it is done. Questions, model, warm-up, SFT and PPO's settings
+are those of configs/demo.py, but ReFT is a quarter as long. What is online learns from 5,120 own responses in 160 updates of 64
+sequences: ReFT in 20 steps of 256 questions, the group advantages in 20 of 64 questions x 4, online self-training in 160 of 32 (and
+their gold). The re-ranker begins as SFT's checkpoint, learns from the warm-up's samples, and is the same judge for every method.
+"""
+
+from configs import common
+
+METHODS = dict(
+    base="the pretrained base",
+    warmup="SFT, 4 epochs: what the online methods begin with",
+    sft="SFT, best of 20 epochs",
+    offline="offline self-training",
+    online="online self-training",
+    reft="ReFT: PPO, critic on the policy's trunk",
+    no_partial_reward="ReFT, wrong answers earn 0",
+    no_kl="ReFT, beta = 0",
+    separate_critic="ReFT, a critic of its own",
+    grpo="GRPO, 4 samples a question",
+    dr_grpo="Dr. GRPO, 4 samples a question",
+    rloo="RLOO, 4 samples a question",
+    reinforce_pp="REINFORCE++, 4 samples a question",
+)
+COTS, STYLES, SEEDS = ("program", "nl"), ("diverse", "canonical"), (0, 1, 2)
+ARGS = dict(cot="program", style="diverse", seed=0, methods="", smoke=False)
+
+# What each variant changes in ReFT; a group's KL and mean over tokens are those of its own paper.
+PPO = dict(
+    reft={},
+    no_partial_reward={},
+    no_kl=dict(kl_coef=0.0),
+    separate_critic=dict(critic="separate"),
+    **common.CRITIC_FREE,
+)
+
+
+def get_config(arg=""):
+    arg = common.parse_arg(arg, **ARGS)
+    common.one_of("style", arg.style, dict.fromkeys(STYLES))
+    chosen = arg.methods.split("+") if arg.methods else list(METHODS)
+    for method in chosen:
+        common.one_of("methods (joined by +)", method, METHODS)
+    smoke, base = arg.smoke, "arithmetic_base"
+    num_train, sizes = (64, dict(num_train=64, dev_size=32, num_test=32)) if smoke else (1000, {})
+    rows, steps, samples = (8, 2, 2) if smoke else (200, 20, 8)
+    questions, minibatch, group = (32, 16, 2) if smoke else (256, 64, 4)
+    epochs, warmup_epochs = (4, 2) if smoke else (20, 4)
+    batch = 16 if smoke else 32
+    check = dict(eval_batch_size=rows)
+
+    rate = common.optim(5e-4, hold=warmup_epochs / epochs, final=0.0, schedule_epochs=float(epochs), weight_decay=0.1)
+    sft = dict(batch_size=batch, dropout=0.1, eval_every=1 if smoke else 2, log_every=2 if smoke else 10, **check)
+    falling = common.optim(3e-4, final=0.1)
+
+    def reft(method):
+        in_group = "advantage" in PPO[method]
+        asked, k = (questions // group, group) if in_group else (questions, 1)
+        ppo = dict(kl_coef=0.02, minibatch_size=minibatch, value_coef=1.0, value_init="zeros") | PPO[method]
+        stage = common.reft(
+            "warmup",
+            steps * asked / num_train,
+            falling,
+            common.ppo(**ppo),
+            batch_size=asked,
+            num_samples=k,
+            eval_every=steps * asked / num_train / (2 if smoke else 5),
+            save_every=steps,
+            **check,
+        )
+        return stage | (dict(partial_reward=0.0) if method == "no_partial_reward" else {})
+
+    stages = dict(
+        warmup=common.sft(base, warmup_epochs, rate, select="last", **sft),
+        sft=common.sft("warmup", epochs, rate, continue_run=True, **sft),
+    )
+    if "offline" in chosen:
+        stages["offline"] = common.self_train(
+            base,
+            1 if smoke else 3,
+            common.optim(5e-4, hold=0.2, final=0.0, weight_decay=0.1),
+            batch_size=batch,
+            sample_from="warmup",
+            num_samples=4 if smoke else 16,
+            max_per_question=4,
+            sample_batch_size=4 * rows,
+            dropout=0.1,
+            eval_every=0.5,
+            **check,
+        )
+    if "online" in chosen:
+        num = questions * steps / num_train
+        stages["online"] = common.self_train(
+            "warmup",
+            num,
+            falling,
+            batch_size=minibatch // 2,
+            num_samples=1,
+            eval_every=num / (2 if smoke else 5),
+            **check,
+        )
+    stages |= {method: reft(method) for method in PPO if method in chosen}
+    stages["reranker"] = common.reranker(
+        "sft",
+        "warmup",
+        epochs=1 if smoke else 2,
+        lr=3e-4,
+        batch_size=2 * batch,
+        num_samples=4,
+        sample_batch_size=4 * rows,
+    )
+    stages["evaluate"] = common.evaluate(
+        {method: base if method == "base" else method for method in METHODS if method in chosen},
+        num_samples=samples,
+        num_questions=16 if smoke else 250,
+        batch_size=4 * rows,
+        rerankers=dict.fromkeys((method for method in METHODS if method in chosen), "reranker"),
+    )
+    return common.config(
+        seed=arg.seed,
+        model=common.model(base),
+        data=common.arithmetic(arg.cot, arg.style, seed=arg.seed, **sizes),
+        stages=stages,
+    )
