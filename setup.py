@@ -33,7 +33,11 @@ EXTRAS = {
         "atheris>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.14'",
         "axe-core-python>=0.1",  # accessibility of report.html, in Chromium through selenium
         "hypothesis>=6.100",
+        # The notebooks in colabs/ are run.
+        "ipykernel>=6.29",
         "libtpu>=0.0.42; platform_system == 'Linux' and platform_machine == 'x86_64'",  # the compiler alone, no TPU
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "qwix>=0.1.8",
