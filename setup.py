@@ -31,6 +31,7 @@ EXTRAS = {
     "test": [
         # Fuzzing of answer extraction: tests/fuzz_answer.py.
         "atheris>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.14'",
+        "axe-core-python>=0.1",  # accessibility of report.html, in Chromium through selenium
         "hypothesis>=6.100",
         # The notebooks in colabs/ are run.
         "ipykernel>=6.29",
@@ -41,6 +42,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "qwix>=0.1.8",
         "ruff>=0.9",
+        "selenium>=4.40",
     ],
     # A second opinion on whole models, used by tests only; they skip themselves where it is not installed.
     "parity": ["torch>=2.9"],

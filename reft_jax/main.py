@@ -504,7 +504,7 @@ def instruction_set() -> str:
 
 def execute(run, about: dict):
     """Writes the run's first files and runs what is not done yet."""
-    from reft_jax import models, overview, plots
+    from reft_jax import models, overview
     from reft_jax.data import tokenizer as tokenizers
     from reft_jax.metrics import write_json
     from reft_jax.stages import evaluate, export, reft, reranker, self_train, sft
@@ -538,8 +538,23 @@ def execute(run, about: dict):
         print(f"{name}: finished in {progress.clock(time.monotonic() - began)}{overview.chosen(run, name)}", flush=True)
     if (workdir / "results.json").exists():
         print(f"\n{evaluate.results_table(evaluate.read_results(run))}\n\nresults: {workdir / 'results.json'}")
-    for path in plots.make(workdir) if distributed.is_primary() else ():
-        print(f"plot: {path}")
+    if distributed.is_primary():
+        show(workdir)
+
+
+def show(workdir: pathlib.Path):
+    """The report and its pictures. Whatever goes wrong with them, the run is done: a warning says so."""
+    from reft_jax import report
+
+    try:
+        for path in report.build([workdir]):
+            print(f"{'plot' if path.suffix == '.png' else 'report'}: {path}")
+    except Exception as error:
+        print(
+            f"warning: no report ({type(error).__name__}: {error}); the run is complete. "
+            f"Try again: python -m reft_jax.report {workdir}",
+            file=sys.stderr,
+        )
 
 
 def run_stage(stage_run, name: str, stage, run):

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,6 +44,7 @@ REFT_PANELS = (
     ("ppo/value_loss", "Value loss", ""),
 )
 STATUS_PREFIX = "status/"  # followed by a status of `reft_jax.rewards.score.Grade`: its share of the sampled responses
+DRAWN = {"step", "epoch", "eval/dev_accuracy", "reward/accuracy", *(key for key, *_ in REFT_PANELS)}
 SAMPLED = re.compile(r"(avg|maj|vote|pass)@(\d+)")  # the metrics of results.json that are drawn beside `accuracy`
 INK, FAINT = "#333333", "#DDDDDD"
 
@@ -65,21 +67,28 @@ def make(workdir: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """The logged steps of one stage, in order; none if the file is missing. A half-written last line is left out."""
+    """The logged steps of one stage, in order, with the keys that are drawn; none if the file is missing. A half-written last
+    line is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # the stage is writing it just now, or was killed while it did
-                break
-            raise InputError(f"{path}:{number}: not a JSON object ({error.msg}); remove the damaged line") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: expected a JSON object, got {line[:40]!r}; remove the damaged line")
-        rows.append(row)
+    rows, damaged = [], None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if damaged is not None:
+                raise damaged
+            try:
+                row = json.loads(line)
+            except (
+                json.JSONDecodeError
+            ) as error:  # if it is the last: the stage is writing it just now, or was killed then
+                damaged = InputError(f"{path}:{number}: not a JSON object ({error.msg}); remove the damaged line")
+                continue
+            if not isinstance(row, dict):
+                raise InputError(
+                    f"{path}:{number}: expected a JSON object, got {line.strip()[:40]!r}; remove the damaged line"
+                )
+            drawn = (key for key in row if key in DRAWN or key.startswith(STATUS_PREFIX))
+            rows.append({sys.intern(key): row[key] for key in drawn})
     return rows
 
 
@@ -88,8 +97,11 @@ def read_results(path: pathlib.Path) -> dict[str, dict]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["stages"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        if not all(isinstance(row, dict) for row in stages.values()):
+            raise TypeError
+        return stages
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: expected JSON with an object 'stages'; run the evaluate stage again") from error
 
 

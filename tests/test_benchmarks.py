@@ -8,11 +8,12 @@ import pathlib
 import subprocess
 import sys
 import types
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks import common, table, update
+from benchmarks import common, picture, table, update
 from reft_jax import models
 from tests import tiny
 
@@ -142,3 +143,34 @@ def test_the_gpu_script_s_toy_run_prints_a_row_for_every_part(tmp_path):
         assert sum(part in row for row in rows) == 1
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 6 and all(math.isfinite(line.get("seconds", 0)) for line in lines)
+
+
+# ------------------------------------------------------------------ the README's picture
+
+
+def test_the_picture_shows_one_question_of_the_run_and_its_curves(tmp_path):
+    from configs import demo
+    from reft_jax import config as config_lib
+    from reft_jax import data
+
+    tree = json.loads(demo.get_config("smoke").to_json())
+    record = data.load(config_lib.build(tree).data).train[3]
+    (tmp_path / "config.json").write_text(json.dumps({"config": tree}))
+    responses = [("wrong", "    return 1 < 2"), ("correct", "    a = 3\n    return a"), ("correct", "    return 3")]
+    samples = [
+        dict(step=step, item_id=item, question="?", response=response, status=status, extracted="3", score=1.0)
+        for item, rows in (("another", responses[:1]), (record.item_id, responses))
+        for step, (status, response) in enumerate(rows, start=1)
+    ]
+    curve = [{"epoch": 1.0, "eval/dev_accuracy": 0.75}, {"epoch": 2.0, "eval/dev_accuracy": 0.9}, {"epoch": 3.0}]
+    for stage, lines in dict(warmup=curve, sft=curve, reft=curve).items():
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "reft" / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))
+    root = xml.etree.ElementTree.fromstring(picture.draw(tmp_path))
+    words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "return 1 < 2" in words and "a = 3" in words and "step 2: answer 3, right; reward 1" in words
+    assert " ".join(words).count(record.question.split(".")[0][:20]) == 1
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 3
+    with pytest.raises(SystemExit, match="no question of this run"):
+        picture.choose(samples[:2])

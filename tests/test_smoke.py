@@ -45,7 +45,7 @@ def workdir():
 
 
 def test_every_file_of_a_workdir_is_there(workdir):
-    names = {"config.json", "results.json", "tokenizer", "plots", *runs.STAGES, *runs.LABELS}
+    names = {"config.json", "results.json", "report.html", "tokenizer", "plots", *runs.STAGES, *runs.LABELS}
     assert names <= {path.name for path in workdir.iterdir()}
     for stage in runs.STAGES:
         json.loads((workdir / stage / "DONE").read_text())
@@ -79,7 +79,7 @@ def test_the_tokenizer_loads_with_transformers(workdir):
 def test_the_terminal_shows_progress_table_and_paths(workdir):
     text = runs.log(workdir)
     for part in ["warmup: step 8/8", "reft: step 4/4", "gold check: 64 of 64", "95 % interval", f"results: {workdir / 'results.json'}",
-                 f"plot: {workdir / 'plots' / 'accuracy.png'}"]:  # fmt: skip
+                 f"report: {workdir / 'report.html'}", f"plot: {workdir / 'plots' / 'accuracy.png'}"]:  # fmt: skip
         assert part in text
     assert "Traceback" not in text and "Warning" not in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)  # it goes to a file: no control characters

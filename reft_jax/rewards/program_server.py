@@ -26,7 +26,7 @@ import sys
 
 RESULT_FD, CALLER_FD = 3, 4
 MAX_RESULT = 4000  # bytes; below PIPE_BUF, so that a result is written whole or not at all
-MAX_COMPILED, COMPILE_S = 4000, 0.002  # characters of a program that the server compiles itself; time for several at once
+MAX_COMPILED, COMPILE_S = 4000, 0.002  # characters of a program that the server compiles; time for several in one go
 MAX_STRING = 256  # characters of an answer that is a string
 MAX_DIGITS = 309  # of an int: beyond this float() overflows
 FILENAME = "<program>"  # in tracebacks

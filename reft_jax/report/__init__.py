@@ -1,0 +1,118 @@
+"""report.html and plots/ of one workdir, or of several side by side: `build` makes them, at the end of a run and on demand.
+
+Only what the stages wrote is read, so it can be done at any time, also while a run is under way. The page holds all it
+needs: it opens from disk, without a network.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+from reft_jax import plots
+from reft_jax.errors import InputError
+from reft_jax.report import choose, curves, page, read
+
+BUDGET = 2_600_000  # bytes of samples and predictions in a page, about; charts and tables come to at most 2 MB more
+
+
+def build(workdirs, output=None, *, watch: float = 0) -> list[pathlib.Path]:
+    """Writes the report of these workdirs to `output` (default: report.html in the first), draws the plots of each, and
+    returns the paths of what was written. `watch`: seconds after which the page offers to be loaded again (0 = never).
+
+    Raises InputError if a workdir is not a directory or nothing in any of them can be read.
+    """
+    workdirs = [pathlib.Path(workdir) for workdir in workdirs]
+    for workdir in workdirs:
+        if not workdir.is_dir():
+            raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
+    runs = [read.run(workdir) for workdir in workdirs]
+    notes = [f"{run.workdir}: nothing in it can be read" for run in runs if not run.readable]
+    runs = [run for run in runs if run.readable]
+    if not runs:
+        where = ", ".join(map(str, workdirs))
+        raise InputError(
+            f"workdir: {where} holds nothing that a run wrote and that can be read; expected config.json, results.json or "
+            "STAGE/metrics.jsonl, samples.jsonl, predictions.jsonl. Give the --workdir of reft_jax.main"
+        )
+    name_apart(runs)
+    pictures = [path for run in runs for path in draw(run)]
+    groups = curves.group(runs)
+    runs = [run for _, members in groups for run in members]
+    data = {
+        "charts": curves.charts(groups),
+        "samples": all_samples(runs),
+        "predictions": [
+            {"run": r, **found}
+            for r, run in enumerate(runs)
+            if (found := choose.predictions(run, questions(run), BUDGET // 3 // len(runs)))
+        ],
+        "runs": [run.name for run in runs],
+        "watch": watch,
+    }
+    path = workdirs[0] / "report.html" if output is None else pathlib.Path(output)
+    write(path, page.render(groups, data, notes))
+    return [path, *pictures]
+
+
+def write(path: pathlib.Path, text: str):
+    """Replaces the file in one go, so that a browser never meets half a page."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(text.encode("utf-8", "replace"))
+        os.replace(partial, path)
+    except FileNotFoundError as error:
+        raise InputError(f"--output={path}: there is no directory {path.parent}; make it first") from error
+
+
+def name_apart(runs: list[read.Run]):
+    """Runs of equal folder names are told apart by as much of their paths as it takes."""
+    depth = 2
+    while len({run.name for run in runs}) < len(runs) and depth < 12:
+        for run in runs:
+            run.name = "/".join(run.workdir.resolve().parts[-depth:])
+        depth += 1
+
+
+def draw(run: read.Run) -> list[pathlib.Path]:
+    try:
+        return plots.make(run.workdir)
+    except (ValueError, TypeError) as error:  # InputError, or what an odd value in a file ends in
+        run.notes.append(f"plots/ was not drawn: {error}")
+        return []
+
+
+def all_samples(runs: list[read.Run]) -> list[dict]:
+    """[{"run", "stage", "total", "rows"}] of every samples.jsonl, which share the budget."""
+    paths = [
+        (r, path.parent.name) for r, run in enumerate(runs) for path in sorted(run.workdir.glob("*/samples.jsonl"))
+    ]
+    budget = 2 * BUDGET // 3 // max(1, len(paths))
+    found = [(r, stage, choose.samples(runs[r], stage, budget)) for r, stage in paths]
+    return [{"run": r, "stage": curves.title_of(stage), **samples} for r, stage, samples in found if samples]
+
+
+def questions(run: read.Run) -> dict[str, tuple[str, str]]:
+    """item_id -> (question, answer) of the run's dev and test data, which predictions.jsonl names by item_id alone; {} with a note
+    where the data is not to be had any more, or is not what the run had."""
+    from reft_jax import config as config_lib
+    from reft_jax import data, main
+
+    if not any(run.workdir.glob("*/predictions.jsonl")) or not run.config:
+        return {}
+    try:
+        settings = config_lib.build(run.config).data
+        if settings.source == "tfds":
+            raise InputError("reading TensorFlow Datasets again could download them")
+        generated = settings.source == "generated"  # then without the training questions, which can be a million
+        splits = data.load(dataclasses.replace(settings, num_train=0) if generated else settings)
+    except (InputError, OSError) as error:
+        run.notes.append(f"predictions are shown without their questions: {error}")
+        return {}
+    if not generated and main.fingerprint(splits) != run.about.get("data_sha256"):
+        run.notes.append(
+            "predictions are shown without their questions: the data files are not those of the run any more"
+        )
+        return {}
+    return {
+        record.item_id: (record.question, record.answer) for records in (splits.dev, splits.test) for record in records
+    }

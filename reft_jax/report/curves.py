@@ -1,0 +1,261 @@
+"""The charts of a report: which keys of metrics.jsonl, of which stages, thinned so that a long run stays small.
+
+Runs whose configs differ in nothing but the seed are one line with a band from the lowest to the highest of them.
+"""
+
+import json
+
+import numpy as np
+
+from reft_jax import plots
+from reft_jax.report.read import Run, Stage, as_dict, number
+
+# key, title, unit, what a reader may want to know of it
+PANELS = (
+    ("reward/mean", "Score", "mean per response", "What the reward function paid, without the KL penalty."),
+    ("kl/mean", "KL to the reference", "nats per response", "Sum over a response of log p(policy) - log p(reference)."),
+    ("sample/length_mean", "Response length", "tokens", "Mean over the step's sampled responses."),
+    ("ppo/value_loss", "Value loss", "", "Clipped squared error of the value head."),
+    ("ppo/explained_variance", "Explained variance", "", "1 is a perfect critic, 0 one that knows only the mean."),
+    ("ppo/clip_fraction", "Clip fraction", "share of tokens", "Tokens whose ratio left the clip range."),
+    ("entropy/mean", "Policy entropy", "nats per token", "Near 0 the policy hardly explores any more."),
+    ("grad/norm", "Gradient norm", "", "Before clipping."),
+    ("sft/loss", "SFT loss", "nats", "Negative log-likelihood of the gold chains of thought."),
+    ("rate/sample_tokens_per_s", "Sampling speed", "tokens per second", ""),
+)
+TIMES = (
+    ("time/sample_s", "sampling"),
+    ("time/reward_s", "grading"),
+    ("time/update_s", "update"),
+    ("time/eval_s", "dev check"),
+)
+NOT_CHARTED = ("step", "epoch", "time")
+MAX_POINTS, MIN_POINTS, POINTS = 500, 60, 60_000  # of one curve, at most and at least, and of all together, about
+MAX_MORE = 40  # further keys that are charted on demand
+
+
+def charts(groups: list[tuple[str, list[Run]]]) -> list[dict]:
+    """Charts as the page's script draws them. `groups`: name -> runs that differ in the seed alone (`group`)."""
+    stages = [(g, name, stages_of(runs, name)) for g, (_, runs) in enumerate(groups) for name in stage_names(runs)]
+    keys = {key for _, _, found in stages for _, stage in found for key in stage.columns}
+    most = int(np.clip(POINTS // max(1, len(stages) * len(keys)), MIN_POINTS, MAX_POINTS))
+    several = len(groups) > 1
+    out = [accuracy(groups, stages, most)]
+    for key, title, unit, text in PANELS:
+        out.append(panel(groups, stages, key, title, unit, text, most))
+    for g, (group_name, _) in enumerate(groups):
+        for where, name, found in stages:
+            if where == g:
+                of = f"{title_of(name)}, {group_name}" if several else title_of(name)
+                out.append(statuses(name, found, of, most))
+                out.append(times(name, found, of, most))
+    charted = {key for key, *_ in PANELS} | {"reward/accuracy", "eval/dev_accuracy", *NOT_CHARTED}
+    more = sorted(key for key in keys - charted if not key.startswith((plots.STATUS_PREFIX, "time/")))
+    for key in more[:MAX_MORE]:
+        out.append(panel(groups, stages, key, key, "", "", min(most, 200)) | {"more": True})
+    return [chart for chart in out if chart["series"]]
+
+
+def group(runs: list[Run]) -> list[tuple[str, list[Run]]]:
+    """(name, runs) of each set of runs whose configs are equal but for the seeds; a run without a config is alone."""
+    found: dict[str, list[Run]] = {}
+    for i, run in enumerate(runs):
+        found.setdefault(json.dumps(without_seed(run.config), sort_keys=True) if run.config else str(i), []).append(run)
+    return [(group_name(runs), runs) for runs in found.values()]
+
+
+def group_name(runs: list[Run]) -> str:
+    names = [run.name for run in runs]
+    return names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1} more {plural(len(names) - 1, 'seed')}"
+
+
+def plural(count: int, noun: str) -> str:
+    return noun if count == 1 else noun + "s"
+
+
+def without_seed(config: dict) -> dict:
+    data = {key: value for key, value in as_dict(config.get("data")).items() if key != "seed"}
+    return {key: value for key, value in config.items() if key != "seed"} | {"data": data}
+
+
+def title_of(stage: str) -> str:
+    return plots.STAGE_NAMES.get(stage, stage)
+
+
+def stage_names(runs: list[Run]) -> list[str]:
+    return list(dict.fromkeys(stage.name for run in runs for stage in run.stages if stage.columns))
+
+
+def stages_of(runs: list[Run], name: str) -> list[tuple[Run, Stage]]:
+    return [(run, stage) for run in runs for stage in run.stages if stage.name == name and stage.columns]
+
+
+def before(run: Run, stage: Stage, axis: str, depth: int = 0) -> float:
+    """Where on the axis ('epoch' or 'seq') a stage begins: where the stage that it starts from ended, unless it goes on with
+    that stage's own counting."""
+    source = next((s for s in run.stages if s.name == stage.settings.get("init_from")), None)
+    if source is None and not stage.settings and stage.name == "reft":
+        source = next((s for s in run.stages if s.name == "warmup"), None)
+    if source is None or stage.settings.get("continue_run") or depth > len(run.stages):
+        return 0.0
+    along = axis_values(source, axis)
+    along = along[np.isfinite(along)]
+    return before(run, source, axis, depth + 1) + (float(along.max()) if len(along) else 0.0)
+
+
+def axis_values(stage: Stage, axis: str) -> np.ndarray:
+    """f64[N]: epochs, or sequences that the stage has trained on (drawn ones, where it samples); empty if unknown."""
+    if axis == "epoch":
+        return stage.columns.get("epoch", np.zeros(0))
+    size, k = stage.settings.get("batch_size"), stage.settings.get("num_samples", 1)
+    return stage.columns["step"] * size * max(k, 1) if number(size) and number(k) else np.zeros(0)
+
+
+def accuracy(groups, stages, most: int) -> dict:
+    """Dev accuracy of every stage, and the accuracy of what it samples, over epochs and over sequences."""
+    series = []
+    for key, what in (("eval/dev_accuracy", "dev, greedy"), ("reward/accuracy", "its own samples")):
+        for g, name, found in stages:
+            style = styled(groups, g, name) | {"points": what == "dev, greedy", "thin": what != "dev, greedy"}
+            label = f"{labelled(groups, g, name)}, {what}"
+            parts = {}
+            for axis in ("epoch", "seq"):
+                curves = []
+                for run, stage in found:
+                    x = axis_values(stage, axis)
+                    if key in stage.columns and len(x):
+                        curves.append(finite(x + before(run, stage, axis), stage.columns[key]))
+                if curved := band(curves, most):
+                    parts[axis] = curved
+            if parts:
+                series.append({"label": label, **style, "by": parts})
+    axes = {"epoch": "epoch", "seq": "sequences"}
+    used = {axis for one in series for axis in one["by"]}
+    return {
+        "id": "accuracy",
+        "title": "Accuracy during training",
+        "text": "Greedy accuracy on the dev questions; the thin line is the share of right answers among the stage's own samples. "
+        "Sequences are gold examples trained on or, for a stage that samples, responses drawn.",
+        "unit": "",
+        "percent": True,
+        "kind": "line",
+        "axes": {axis: label for axis, label in axes.items() if axis in used},
+        "series": series,
+    }
+
+
+def panel(groups, stages, key, title, unit, text, most) -> dict:
+    """One key over the steps of every stage that logged it."""
+    series = []
+    for g, name, found in stages:
+        curves = [finite(s.columns["step"], s.columns[key]) for _, s in found if key in s.columns]
+        if curved := band(curves, most):
+            style = styled(groups, g, name) | {"points": len(curved["x"]) <= 30, "thin": False}
+            series.append({"label": labelled(groups, g, name), **style, "by": {"step": curved}})
+    return {
+        "id": key,
+        "title": title,
+        "text": text,
+        "unit": unit,
+        "percent": key == "ppo/clip_fraction",
+        "kind": "line",
+        "axes": {"step": "step"},
+        "series": series,
+    }
+
+
+def statuses(name, found, of, most) -> dict:
+    keys = {key for _, stage in found for key in stage.columns if key.startswith(plots.STATUS_PREFIX)}
+    known = [plots.STATUS_PREFIX + status for status in plots.STATUS_COLORS]
+    keys = [key for key in known if key in keys] + sorted(keys - set(known))
+    series = [(key.removeprefix(plots.STATUS_PREFIX), key) for key in keys]
+    title, text = f"What became of the responses: {of}", "Shares of the step's sampled responses."
+    return stack(f"status:{name}:{of}", title, text, "", found, series, most) | {"percent": True}
+
+
+def times(name, found, of, most) -> dict:
+    online = any("time/sample_s" in stage.columns for _, stage in found)
+    series = [(label, key) for key, label in TIMES] if online else []
+    text = "Seconds of wall clock; the first step of a process also compiles."
+    return stack(f"time:{name}:{of}", f"Time of a step: {of}", text, "seconds", found, series, most)
+
+
+def stack(ident, title, text, unit, found, series, most) -> dict:
+    """Stacked shares of several keys, means over the group's runs; a step that did not log a key counts 0 of it."""
+    out = []
+    needed = [key for _, key in series if key != "time/eval_s"]  # a dev check alone (step 0) is no step
+    for label, key in series:
+        curves = []
+        for _, stage in found:
+            present = [np.isfinite(stage.columns[other]) for other in needed if other in stage.columns]
+            if key in stage.columns and present:
+                y = np.where(np.any(present, axis=0), np.nan_to_num(stage.columns[key]), np.nan)
+                curves.append(finite(stage.columns["step"], y))
+        if (curved := band(curves, most)) and any(curved["y"]):
+            curved = {"x": curved["x"], "y": curved["y"]}
+            out.append({"label": label.replace("_", " "), "color": label, "by": {"step": curved}})
+    return {
+        "id": ident,
+        "title": title,
+        "text": text,
+        "unit": unit,
+        "percent": False,
+        "kind": "stack",
+        "axes": {"step": "step"},
+        "series": out,
+    }
+
+
+def labelled(groups, g: int, name: str) -> str:
+    return f"{groups[g][0]}: {title_of(name)}" if len(groups) > 1 else title_of(name)
+
+
+def styled(groups, g: int, name: str) -> dict:
+    """Colour by stage in a report of one run (or its seeds), by run and dashes by stage in one of several."""
+    if len(groups) == 1:
+        return {"color": name, "dash": 0}
+    return {"color": f"run{g % 6}", "dash": {"reft": 0, "sft": 1, "warmup": 2}.get(name, 3)}
+
+
+def finite(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that are finite, by x; of several at one x (a step logged twice) the last."""
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, last = np.unique(x[keep][::-1], return_index=True)
+    return x, y[keep][::-1][last]
+
+
+def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` points: means over stretches of equally many neighbours; the first and the last point stay."""
+    if len(x) <= most:
+        return x, y
+    edges = np.linspace(1, len(x) - 1, most - 1).astype(int)  # most - 2 stretches between the two ends
+    count = np.diff(edges)
+    inner = [np.add.reduceat(z[: len(z) - 1], edges[:-1]) / count for z in (x, y)]
+    return tuple(np.concatenate([z[:1], mid, z[-1:]]) for z, mid in zip((x, y), inner, strict=True))
+
+
+def band(curves, most: int) -> dict:
+    """One curve as it is, several as their mean with the lowest and the highest at each x; {} without any point."""
+    curves = [(x, y) for x, y in curves if len(x)]
+    if not curves:
+        return {}
+    if len(curves) == 1:
+        x, y = thin(*curves[0], most)
+        return {"x": rounded(x), "y": rounded(y)}
+    grid = np.unique(np.concatenate([x for x, _ in curves]))
+    grid = grid if len(grid) <= most else np.linspace(grid[0], grid[-1], most)
+    rows = []
+    for x, y in curves:
+        x, y = thin(x, y, most)
+        rows.append(np.interp(grid, x, y, left=np.nan, right=np.nan))
+    rows = np.array(rows)
+    some = np.isfinite(rows).any(0)
+    grid, rows = grid[some], rows[:, some]
+    parts = {"x": grid, "y": np.nanmean(rows, 0), "lo": np.nanmin(rows, 0), "hi": np.nanmax(rows, 0)}
+    return {key: rounded(value) for key, value in parts.items()}
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Five significant digits (eight before the point): more than a screen shows."""
+    out = [float(f"{value:.5g}") if abs(value) < 1e5 else round(float(value)) for value in values]
+    return [int(value) if value == int(value) else value for value in out]
