@@ -202,10 +202,14 @@ def test_word_ids_follow_the_vocabulary_and_unknown_text_is_refused(word):
     assert tokenizer.encode(built, "a b b") == [3, 4, 4]
     with pytest.raises(InputError, match="no token for ' zebra' in 'a b zebra b'; real text needs"):
         tokenizer.encode_batch(built, ["a b", "a b zebra b"])
+    kept = tokenizer.encode_batch(built, ["a b", "a b zebra b"], keep_unknown=True)
+    assert kept == [[3, 4], [3, 4, built.unk_token_id, 4]]
     with pytest.raises(ValueError, match="more than once"):
         tokenizer.build_word(r"\w", ["a", "b", "a"])
     with pytest.raises(InputError, match="no token for"):
         tokenizer.encode(word, "<eos>")
+    glued = "    return anddef solution():\n"  # two pieces that the model wrote side by side
+    assert word.unk_token_id in tokenizer.encode_batch(word, [glued], keep_unknown=True)[0]
 
 
 def test_decode_leaves_out_pad_and_eos_wherever_they_are(bpe):

@@ -217,10 +217,13 @@ def encode(tokenizer, text: str) -> list[int]:
     return encode_batch(tokenizer, [text])[0]
 
 
-def encode_batch(tokenizer, texts: Sequence[str], *, after_newline: Sequence[bool] | None = None) -> list[list[int]]:
+def encode_batch(
+    tokenizer, texts: Sequence[str], *, after_newline: Sequence[bool] | None = None, keep_unknown: bool = False
+) -> list[list[int]]:
     """The ids of each text: no BOS, no EOS, no special tokens. `after_newline`: which texts go on after a line's end.
 
-    Raises InputError for text the vocabulary cannot spell.
+    Raises InputError for text the vocabulary cannot spell, or with `keep_unknown` puts the unknown token there: a model can write
+    pieces of a closed vocabulary side by side that read as one that it does not have.
     """
     pairs = list(zip(texts, after_newline or [False] * len(texts), strict=True))
     distinct = [pair for pair in dict.fromkeys(pairs) if pair[0]]
@@ -232,7 +235,7 @@ def encode_batch(tokenizer, texts: Sequence[str], *, after_newline: Sequence[boo
     special = _special_tokens(tokenizer)
     for (text, after), row in rows.items():
         if not special.keys().isdisjoint(row):
-            rows[text, after] = _spelt_out(tokenizer, text, after, row)
+            rows[text, after] = _spelt_out(tokenizer, text, after, row, keep_unknown)
     return [list(rows[pair]) for pair in pairs]
 
 
@@ -290,15 +293,18 @@ def _special_tokens(tokenizer) -> dict[int, str]:
     return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
-def _spelt_out(tokenizer, text: str, after: bool, row: list[int]) -> list[int]:
+def _spelt_out(tokenizer, text: str, after: bool, row: list[int], keep_unknown: bool) -> list[int]:
     """The ids of a text whose `row` holds special tokens. A vocabulary may hold "</s>" as a word (unigram models do):
     the text is cut inside such words and each part encoded. InputError where that is not why."""
     words = [word for word in _special_tokens(tokenizer).values() if len(word) > 1]
     cuts = [found.start() + 1 for found in re.finditer("|".join(map(re.escape, words)), text)] if words else []
     if cuts:
         parts = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        return sum(encode_batch(tokenizer, parts, after_newline=[after] + [True] * len(cuts)), [])
+        went_on = [after] + [True] * len(cuts)
+        return sum(encode_batch(tokenizer, parts, after_newline=went_on, keep_unknown=keep_unknown), [])
     if tokenizer.unk_token_id in row:
+        if keep_unknown:
+            return row
         raise InputError(_unknown_message(tokenizer, text))
     word = next(_special_tokens(tokenizer)[i] for i in row if i in _special_tokens(tokenizer))
     raise InputError(f"the tokenizer reads {text[:60]!r} as its special token {word!r}; give it another one")

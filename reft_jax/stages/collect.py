@@ -89,15 +89,19 @@ def kept(run: common.Run, name: str, make) -> list[dict]:
     return read_lines(path)
 
 
-def pieces(run: common.Run, records, texts, purpose: str) -> list[tuple[list[int], list[int], list[int]]]:
-    """Token ids of (prompt, program prefix, rest and end-of-sequence) of each graded response, cut where gold targets are."""
+def pieces(
+    run: common.Run, records, texts, purpose: str, *, keep_unknown: bool = False
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """Token ids of (prompt, program prefix, rest and end-of-sequence) of each graded response, cut where gold targets are.
+    `keep_unknown`: as in `tokenizer.encode_batch`."""
     parts = []
     for record, text in zip(records, texts, strict=True):
         whole = prompts.completed(record, text, run.config.data, purpose=purpose)
         prefix = prompts.program_prefix(record, docstring=run.config.data.docstring) if record.kind == "program" else ""
         prefix = prefix if whole.startswith(prefix) else ""
         parts += [prompts.prompt(record), prefix, whole[len(prefix) :]]
-    ids = tokenizers.encode_batch(run.tokenizer, parts, after_newline=[False, True, True] * len(records))
+    after = [False, True, True] * len(records)
+    ids = tokenizers.encode_batch(run.tokenizer, parts, after_newline=after, keep_unknown=keep_unknown)
     end = [run.tokenizer.eos_token_id]
     return [(ids[i], ids[i + 1], ids[i + 2] + end) for i in range(0, len(ids), 3)]
 

@@ -90,7 +90,7 @@ def sequences(run: common.Run, records, texts, purpose: str) -> list[list[int]]:
     """Prompt, response and end-of-sequence as token ids, at most config.data.max_prompt + max_response."""
     longest = run.config.data.max_prompt + run.config.data.max_response
     out = []
-    for ask, prefix, rest in collect.pieces(run, records, texts, purpose):
+    for ask, prefix, rest in collect.pieces(run, records, texts, purpose, keep_unknown=True):
         ids = ask + prefix + rest
         out.append(ids if len(ids) <= longest else ids[: longest - 1] + rest[-1:])
     return out
