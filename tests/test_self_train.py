@@ -5,13 +5,15 @@ import functools
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from reft_jax import config as config_lib
-from reft_jax import main, steps
+from reft_jax import data, main, models, steps
+from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
 from reft_jax.losses import self_train as losses
 from reft_jax.optim import make_optimizer
@@ -65,6 +67,22 @@ def test_the_cap_keeps_so_many_and_depends_on_seed_and_item_alone():
             kept[seed, item] = tuple(k for k, why in enumerate(out) if not why)
     assert len(set(kept.values())) >= 4
     assert self_train.capped(whys, 9, seed=0, item_id="a") == whys
+
+
+def test_what_the_vocabulary_cannot_spell_is_not_learnt(monkeypatch):
+    config, _ = config_lib.load(SPEC)
+    records = data.load(config.data).train[:2]
+    run = types.SimpleNamespace(config=config, tokenizer=tokenizers.load(models.SHIPPED / "arithmetic_base"))
+    responses = ["    return 1 + 1\n", "    return anddef solution():\n"]
+    drawn = [
+        [dict(item_id=record.item_id, k=k, response=text, extracted="2", status="correct", ended=True)
+         for k, text in enumerate(responses)]
+        for record in records
+    ]  # fmt: skip
+    asked = types.SimpleNamespace(fitted=types.SimpleNamespace(records=records), purpose="evaluate")
+    monkeypatch.setattr(self_train.collect, "collect", lambda *_: (asked, drawn))
+    lines = self_train.choose_all(run, "offline", dict(config.stages)["offline"])
+    assert [line["why"] for line in lines] == ["", "unknown_token"] * 2
 
 
 # ------------------------------------------------------------------ the online loss

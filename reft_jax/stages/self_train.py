@@ -5,7 +5,7 @@ max_per_question different ones join the gold CoTs, and SFT begins anew from `in
 says of every response whether it is learnt, and why not:
 
 - a status other than correct; unfinished: it ran to its limit without ending, so that an end would be made up; too_long: over the
-  limits of SFT with its prompt;
+  limits of SFT with its prompt; unknown_token: pieces of a closed vocabulary that stand side by side and read as one that it lacks;
 - duplicate: of a response with a lower k; gold: of the gold CoT. Texts are the same if they differ in white space alone; programs also
   if they are the same but for comments, blank lines and layout, that is, if their syntax trees are equal;
 - over_cap: what is left is ranked by a hash of (seed, item_id, k), and the first max_per_question are learnt.
@@ -61,8 +61,10 @@ def learn_offline(name: str, stage: SelfTrain, run: common.Run):
 
 
 def examples(run, records, texts, purpose: str) -> list[prompts.Encoded]:
-    """Responses as SFT learns them: all after the prompt, program prefix and end-of-sequence included."""
-    return [prompts.Encoded(ask, prefix + rest) for ask, prefix, rest in collect.pieces(run, records, texts, purpose)]
+    """Responses as SFT learns them: all after the prompt, program prefix and end-of-sequence included. What the vocabulary cannot spell is
+    the unknown token."""
+    pieces = collect.pieces(run, records, texts, purpose, keep_unknown=True)
+    return [prompts.Encoded(ask, prefix + rest) for ask, prefix, rest in pieces]
 
 
 def choose_all(run: common.Run, name: str, stage: SelfTrain) -> list[dict]:
@@ -82,6 +84,8 @@ def choose_all(run: common.Run, name: str, stage: SelfTrain) -> list[dict]:
     for (i, k), example in zip(left, encoded, strict=True):
         if len(example.prompt) > data.max_prompt or len(example.response) > data.max_response:
             whys[i][k] = "too_long"
+        elif run.tokenizer.unk_token_id in example.response[:-1]:  # but for the end, which is the same token for some
+            whys[i][k] = "unknown_token"
     out = []
     for record, row, why in zip(records, drawn, whys, strict=True):
         why = capped(why, stage.max_per_question, seed=run.config.seed, item_id=record.item_id)
