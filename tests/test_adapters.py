@@ -217,6 +217,7 @@ def test_reft_begins_as_the_warm_up_ended(workdir):
     assert reft_checks[0] == warmup_checks[-1]
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_goes_on_where_it_was(workdir, tmp_path):
     """The same command, killed by a full stop after the warm-up, ends with the same adapters."""
     spec = tmp_path / "first.py"

@@ -398,6 +398,7 @@ def fill(folder: pathlib.Path) -> pathlib.Path:
     return ballast
 
 
+@pytest.mark.slow
 def test_a_full_disk(mounted):
     """A clear error and exit code 1; with space again, the same command ends as if nothing had happened."""
     folder = mounted("size=200m")

@@ -81,9 +81,8 @@ def data_file(path):
     return path
 
 
-@pytest.mark.parametrize(
-    "family", ["opt", *(pytest.param(name, marks=pytest.mark.slow) for name in SHAPES if name != "opt")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SHAPES)
 def test_every_stage_runs_on_a_directory_and_transformers_loads_what_comes_out(family, tmp_path):
     model = make(tmp_path / "model", family)
     file = data_file(tmp_path / "train.json")
@@ -114,6 +113,7 @@ def test_every_stage_runs_on_a_directory_and_transformers_loads_what_comes_out(f
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_export_stage_merges_adapters_and_says_how_near_a_reload_is(tmp_path):
     spec = tmp_path / "spec.py"
     spec.write_text(

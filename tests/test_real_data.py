@@ -75,11 +75,8 @@ def check(workdir, config):
     assert "Traceback" not in runs.log(workdir)
 
 
-@pytest.mark.parametrize("data, cot", [
-    ("svamp", "program"),
-    pytest.param("svamp", "nl", marks=pytest.mark.slow),
-    pytest.param("gsm8k", "nl", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("data, cot", [("svamp", "program"), ("svamp", "nl"), ("gsm8k", "nl")])
 def test_a_short_run(tmp_path, data, cot):
     overrides = [tuple(flag.removeprefix("--config.").split("=")) for flag in SHORT]
     config, _ = load(str(runs.ROOT / spec(data, cot)), overrides)

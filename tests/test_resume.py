@@ -46,6 +46,7 @@ def steps(workdir, stage):
     return sorted(int(path.name) for path in (workdir / stage / "checkpoints").iterdir() if path.name.isdigit())
 
 
+@pytest.mark.slow
 def test_a_kill_and_a_stop_leave_no_trace(tmp_path):
     """kill -9 in the middle of a save, then SIGTERM in ReFT: the third start ends as an unbroken run."""
     workdir = tmp_path / "run"

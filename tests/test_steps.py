@@ -392,7 +392,7 @@ def everything(where, fetch=jax.device_get):
     return fetch(out), places
 
 
-@pytest.mark.parametrize("where", ["data", "fsdp", "mixed"])
+@pytest.mark.parametrize("where", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "fsdp")), "mixed"])
 @pytest.mark.parametrize("what", ["sft", "score", "ppo", "sample", "self_train", "reranker"])
 def test_eight_devices_equal_one(where, what):
     one, many = everything("one")[0][what], everything(where)[0][what]
@@ -403,7 +403,8 @@ def test_eight_devices_equal_one(where, what):
     tiny.assert_trees_close(one, many, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num", [2, 4])
 def test_processes_of_two_devices_equal_one(num, tmp_path):
     one, several = jax.tree.leaves(everything("one")[0]), together("steps", tmp_path, num=num)
     assert len(one) == len(several) > 50

@@ -199,6 +199,7 @@ def test_other_runs_have_the_same_shape(tmp_path, capsys):
     assert [f"{name}/reft vote@4", "-", "50.0"] in [line[:3] for line in lines]
 
 
+@pytest.mark.slow
 def test_a_real_run_is_listed(capsys):
     out, err = printed(capsys, runs.unbroken(), "--table=numeric")
     assert "arithmetic_base/arithmetic/program/reft " in out and not err
