@@ -56,6 +56,9 @@ EXTRAS = {
     ],
     # config.logging.wandb
     "wandb": ["wandb>=0.19"],
+    # Hugging Face directories and report.html need nothing beyond the core; who asks for these extras gets no warning.
+    "hf": [],
+    "report": [],
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }
