@@ -202,7 +202,17 @@ def test_every_requirement_is_pinned_and_torch_is_no_run_time_one(tmp_path):
     run_time = {re.split(r"[\[<>=;]", requirement)[0].strip() for requirement in arguments["install_requires"]}
     extras = {re.split(r"[\[<>=;]", r)[0].strip() for extra in arguments["extras_require"].values() for r in extra}
     assert not run_time & {"torch", "tensorflow"}
-    assert set(arguments["extras_require"]) == {"test", "parity", "qlora", "tfds", "wandb", "hf", "report", "gpu", "tpu"}
+    assert set(arguments["extras_require"]) == {
+        "test",
+        "parity",
+        "qlora",
+        "tfds",
+        "wandb",
+        "hf",
+        "report",
+        "gpu",
+        "tpu",
+    }
     pins = constraints()
     assert run_time | extras | {"setuptools"} <= set(pins)
     for requirement in [*arguments["install_requires"], *sum(arguments["extras_require"].values(), [])]:
