@@ -100,15 +100,19 @@ def test_a_report_that_fails_is_a_warning_at_the_end_of_a_run(tmp_path, monkeypa
 
 
 BUILD = """
-import resource, sys
+import sys
 from reft_jax import report
-print(report.build(sys.argv[1:])[0].stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+size = report.build(sys.argv[1:])[0].stat().st_size
+# of this process alone: getrusage() would begin with its parent's
+[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(size, peak)
 """
 
 
 @pytest.mark.slow
-def test_a_long_run_is_read_in_time_and_in_little_memory(tmp_path):
-    """100,000 logged steps and 1,000,000 samples: in a minute, with a gigabyte, into 5 MB."""
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's own peak of memory is read from /proc")
+def test_a_long_run_is_read_in_little_memory(tmp_path):
+    """100,000 logged steps and 1,000,000 samples (12 s on one x86 core): with less than a gigabyte, into less than 5 MB."""
     run = made_runs.write(tmp_path / "one")
     keys = [f"more/metric_{i}" for i in range(25)]
     with open(run / "reft" / "metrics.jsonl", "w") as file:
@@ -119,11 +123,8 @@ def test_a_long_run_is_read_in_time_and_in_little_memory(tmp_path):
         template = json.dumps(made_runs.sample(1, 1) | {"step": "STEP", "item_id": "ITEM"})
         for i in range(1_000_000):
             file.write(template.replace('"STEP"', str(1 + i // 10)).replace("ITEM", f"svamp_{i * 7919 % 3000}") + "\n")
-    begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", BUILD, str(run)], check=True, capture_output=True, text=True)
-    seconds = time.monotonic() - begun
     size, kilobytes = map(int, done.stdout.split())
-    assert seconds < 60 and kilobytes < 2**20 and size < 5e6, (seconds, kilobytes, size)
+    assert kilobytes < 2**20 and size < 5e6, (kilobytes, size)
     found = Page(run / "report.html").data["samples"][0]
     assert found["total"] == 1_000_000 and len(found["rows"]) > 500
-    print(f"{seconds:.1f} s, {kilobytes / 1024:.0f} MB, {size / 1e6:.2f} MB")
