@@ -3,13 +3,14 @@
     bash launch/demo.sh runs/demo
     python benchmarks/picture.py runs/demo benchmarks/results/reft.svg
 
-After figures 1 and 2 of the ReFT paper (arXiv 2401.08967). The question is the training question with the most logged responses among those whose
-first one is wrong and whose right ones are not all the same program.
+After figures 1 and 2 of the ReFT paper (arXiv 2401.08967). The question is the training question with the most logged
+responses among short ones whose first response is wrong and whose right ones are not all the same program.
 """
 
 import collections
 import html
 import json
+import math
 import pathlib
 import sys
 import textwrap
@@ -31,14 +32,11 @@ def choose(samples: list[dict]) -> list[dict]:
     by_item = collections.defaultdict(list)
     for sample in samples:
         by_item[sample["item_id"]].append(sample)
-    best = []
     for rows in sorted(by_item.values(), key=len, reverse=True):
         right = list({row["response"]: row for row in rows[::-1] if row["status"] == "correct"}.values())
         if rows[0]["status"] == "wrong" and len(right) > 1 and len(rows[0]["question"]) < 160:
-            best = best or [rows[0], *sorted(right, key=lambda row: row["step"])[:2]]
-    if not best:
-        raise SystemExit("error: no question of this run has a wrong response first and two different right ones later")
-    return best
+            return [rows[0], *sorted(right, key=lambda row: row["step"])[:2]]
+    raise SystemExit("error: no question of this run has a wrong response first and two different right ones later")
 
 
 def text(x, y, words, *, size=12, color=INK, font=SANS, weight=400, anchor="start") -> str:
@@ -59,16 +57,18 @@ def program(x, y, width, lines, stroke) -> tuple[str, int]:
     return box(x, y, width, height, stroke) + "".join(rows), y + height
 
 
-def chart(x, y, width, height, curves) -> str:
-    """curves: (name, colour, epochs, accuracies, where its name stands)."""
+def chart(x, y, width, height, curves, below) -> str:
+    """curves: (name, colour, epochs, accuracies, where its name stands); `below`: what the axis is."""
     most = max(max(epochs) for _, _, epochs, _, _ in curves)
-    low, high = 0.7, 0.95
+    every = [accuracy for _, _, _, accuracies, _ in curves for accuracy in accuracies]
+    first, last = math.floor(20 * min(every)), math.ceil(20 * max(every))  # in steps of 5 %
+    low, high = first / 20, max(last, first + 1) / 20
 
     def place(epoch, accuracy):
         return f"{x + width * epoch / most:.1f},{y + height * (high - accuracy) / (high - low):.1f}"
 
     out = []
-    for accuracy in (0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
+    for accuracy in (step / 20 for step in range(first, round(20 * high) + 1)):
         level = y + height * (high - accuracy) / (high - low)
         out.append(f"<line x1='{x}' y1='{level:.1f}' x2='{x + width}' y2='{level:.1f}' stroke='#E4E4E4'/>")
         out.append(text(x - 8, round(level + 4, 1), f"{accuracy:.0%}", size=11, color=FAINT, anchor="end"))
@@ -76,9 +76,7 @@ def chart(x, y, width, height, curves) -> str:
         out.append(
             text(round(x + width * epoch / most, 1), y + height + 18, str(epoch), size=11, color=FAINT, anchor="middle")
         )
-    out.append(
-        text(x + width / 2, y + height + 36, "epochs over the same 1,000 questions", color=FAINT, anchor="middle")
-    )
+    out.append(text(x + width / 2, y + height + 36, below, color=FAINT, anchor="middle"))
     for name, color, epochs, accuracies, (dx, dy) in curves:
         points = [place(*pair) for pair in zip(epochs, accuracies, strict=True)]
         out.append(f"<polyline points='{' '.join(points)}' fill='none' stroke='{color}' stroke-width='2.5'/>")
@@ -95,7 +93,8 @@ def curve(workdir: pathlib.Path, stage: str) -> tuple[list[float], list[float]]:
 def draw(workdir: pathlib.Path) -> str:
     config = config_lib.build(json.loads((workdir / "config.json").read_text())["config"])
     samples = choose(read_lines(workdir / "reft" / "samples.jsonl"))
-    [gold] = [record for record in data.load(config.data).train if record.item_id == samples[0]["item_id"]]
+    splits = data.load(config.data)
+    [gold] = [record for record in splits.train if record.item_id == samples[0]["item_id"]]
 
     out = [text(24, 36, "A question, and its annotation", size=14, weight=600)]
     question = textwrap.wrap(gold.question, 40)
@@ -115,7 +114,7 @@ def draw(workdir: pathlib.Path) -> str:
         verdict = f"step {sample['step']}: answer {sample['extracted']}, {'right' if right else 'wrong'}; reward {sample['score']:g}"
         out += [code, text(340, bottom + 17, verdict, color=color, weight=600)]
         top = bottom + 30
-    out.append(text(690, 36, "Greedy accuracy on 400 dev questions", size=14, weight=600))
+    out.append(text(690, 36, f"Greedy accuracy on {len(splits.dev):,} dev questions", size=14, weight=600))
     (warm, warm_y), (sft, sft_y), (reft, reft_y) = (curve(workdir, stage) for stage in ("warmup", "sft", "reft"))
     reft = [warm[-1] + epoch for epoch in reft]
     curves = [
@@ -123,7 +122,7 @@ def draw(workdir: pathlib.Path) -> str:
         ("SFT", ORANGE, [warm[-1], *sft], [warm_y[-1], *sft_y], (0, 24)),
         ("ReFT", BLUE, reft, reft_y, (0, -10)),
     ]
-    out.append(chart(690, 60, 310, 270, curves))
+    out.append(chart(690, 60, 310, 270, curves, f"epochs over the same {len(splits.train):,} questions"))
     about = (
         f"Left, one training question and what was drawn for it; right, the whole run: {gold.item_id}, {workdir.name}"
     )

@@ -435,13 +435,13 @@ def main(argv: list[str]) -> int:
         spec, topology, slices, overrides = parse(argv)
         config, _ = config_lib.load(spec, overrides, reads_data=False)
         devices, hbm = devices_of(topology, slices)
+        from reft_jax import checks, sharding
         from reft_jax import main as run
-        from reft_jax import sharding
 
         layout = sharding.make_layout(config.mesh, devices)
-        run.check_batches(config, layout)
+        checks.check_batches(config, layout)
         model = run.build_model(config, architecture(config), layout)
-        run.check_adapters(config, model)
+        checks.check_adapters(config, model)
         fits = True
         with as_the_run(config.model.compute_dtype):
             for program in programs(config, model):

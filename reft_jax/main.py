@@ -9,29 +9,22 @@ On several hosts start the same command on each. Under Slurm, MPI and on TPU sli
 --processes=N --process=I. --processes=N alone makes a missing host an error; --init_timeout=S, --watchdog=MINUTES: `distributed.py`.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import shlex
-import subprocess
 import sys
 import time
 
+from reft_jax import checks, distributed, profiler, progress, trackers, workdirs
 from reft_jax import config as config_lib
 from reft_jax import data as data_lib
-from reft_jax import distributed, profiler, progress, trackers
 from reft_jax.errors import InputError, Preempted, RunError, Stop
 
 USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]"
-
-# Settings that a started run may change: they say how it is watched and kept, or where it lies, not what it computes.
-CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor", "decode", "moments")
 
 
 def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]], dict]:
@@ -61,171 +54,6 @@ def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]], dict]:
     if not spec or not workdir:
         raise InputError(f"--{'config' if not spec else 'workdir'} is missing\n{USAGE}")
     return spec, workdir, overrides, distributed.read_flags(processes, os.environ)
-
-
-# ------------------------------------------------------------------ the workdir
-
-
-def flatten(tree, prefix="config"):
-    """{dotted path: value} of a nested dict."""
-    if not isinstance(tree, dict):
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    return {path: value for key, child in tree.items() for path, value in flatten(child, f"{prefix}.{key}").items()}
-
-
-def fingerprint(splits) -> str:
-    """SHA-256 of the records: a data file that changed under a run would change its data order without a word."""
-    digest = hashlib.sha256()
-    for records in (splits.train, splits.dev, splits.test):
-        digest.update(repr([(r.item_id, r.question, r.cot, r.answer, r.kind) for r in records]).encode())
-    return digest.hexdigest()
-
-
-def check_fingerprint(workdir: pathlib.Path, data_sha256: str):
-    """Refuses to go on with a run whose data is no longer what it was."""
-    path = workdir / "config.json"
-    before = json.loads(path.read_text()).get("data_sha256") if os.path.exists(path) else None
-    if before not in (None, data_sha256):
-        raise InputError(
-            f"--workdir={workdir}: its run was begun with other records (the data files have changed); restore them, or choose another folder"
-        )
-
-
-def identities(config: config_lib.Config) -> dict:
-    """{source: what it is now} of every directory that a stage reads from outside the workdir: a Hugging Face directory's files
-    (names, sizes, the first and last megabyte of each), a checkpoint's folder with its step."""
-    from reft_jax import checkpoint, models
-
-    names, out = {"random", *(name for name, _ in config.stages)}, {}
-    for _, stage in config.stages:
-        for _, source in config_lib.sources(stage):
-            if source in names:
-                continue
-            if (folder := models.resolve(source)) is None:
-                out[source] = str(checkpoint.locate(source).resolve())
-                continue
-            digest = hashlib.sha256()
-            for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-                size = path.stat().st_size
-                digest.update(f"{path.name} {size}\n".encode())
-                with open(path, "rb") as file:
-                    digest.update(file.read(2**20))
-                    file.seek(max(size - 2**20, 0))
-                    digest.update(file.read())
-            out[source] = digest.hexdigest()
-    return out
-
-
-def check_identities(workdir: pathlib.Path, now: dict):
-    """Refuses to go on with a run whose starting weights are no longer what they were: a resumed stage reads them again."""
-    path = workdir / "config.json"
-    before = json.loads(path.read_text()).get("sources", {}) if os.path.exists(path) else {}
-    for source, identity in before.items():
-        if now.get(source, identity) != identity:
-            raise InputError(
-                f"--workdir={workdir}: its run was begun with other weights in {source} (they have changed since: {identity} then, "
-                f"{now[source]} now); restore them, name a checkpoint by its step, or choose another folder"
-            )
-
-
-@contextlib.contextmanager
-def opened(workdir: pathlib.Path):
-    """Makes the folder, and keeps a second process out of it while the block runs; the lock goes with the process."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # where permissions tell nothing: /proc, a name that is too long
-        raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from error
-    if not distributed.is_primary():
-        yield
-        return
-    handle = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"--workdir={workdir}: another process is running in it; wait for it, or choose another folder"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
-
-
-def check_workdir(workdir: pathlib.Path, tree: dict):
-    """Refuses a folder that cannot be written, or that holds a run of another config; writes nothing."""
-    parent = workdir
-    while not os.path.exists(parent):  # unlike Path.exists, False also where one may not look
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"--workdir={workdir}: cannot be written ({parent} is {'not writable' if parent.is_dir() else 'a file'}); choose another folder"
-        )
-    path = workdir / "config.json"
-    if not os.path.exists(path):
-        if os.path.exists(workdir) and any(not name.name.endswith(".tmp") for name in workdir.iterdir()):
-            raise InputError(
-                f"--workdir={workdir}: holds other files and no config.json; choose an empty or a new folder"
-            )
-        return
-    try:
-        before = flatten(dict(json.loads(path.read_text())["config"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the config of a run ({error!r}); choose another --workdir") from error
-    now = flatten(json.loads(json.dumps(tree)))
-    changed = []
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key) or key.split(".")[-1] in CHANGEABLE and key in before and key in now:
-            continue
-        parts = key.split(".")
-        if parts[1] == "logging":
-            continue  # how it is watched
-        if parts[1] == "stages" and not (workdir / parts[2]).exists():
-            continue  # that stage has not begun
-        changed.append(f"{key}: there {before.get(key, '(absent)')!r}, now {now.get(key, '(absent)')!r}")
-    if changed:
-        shown = "\n  ".join(changed[:20])
-        raise InputError(
-            f"--workdir={workdir}: holds a run of another config:\n  {shown}\nchoose another folder, or give the config that it was begun with"
-        )
-
-
-def describe(tree: dict, layout) -> dict:
-    """What config.json holds: the frozen config, and what it ran on."""
-    import jax
-
-    root = pathlib.Path(__file__).resolve().parents[1]
-    git = (
-        subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        if (root / ".git").exists()
-        else None
-    )
-    packages = (
-        "reft_jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "transformers",
-        "tokenizers",
-        "sympy",
-        "numpy",
-    )
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "config": tree,
-        "git_commit": git.stdout.strip() if git is not None and git.returncode == 0 else None,
-        "packages": versions,
-        "python": platform.python_version(),
-        "devices": [str(d) for d in layout.mesh.devices.flat],
-        "device_kind": jax.devices()[0].device_kind,
-        "mesh": dict(layout.mesh.shape),
-    }
 
 
 # ------------------------------------------------------------------ model, tokenizer, data
@@ -272,56 +100,6 @@ def build_model(config: config_lib.Config, arch: config_lib.Arch, layout):
     return models.Model(arch, layout=layout, **{name: getattr(config.model, name) for name in names})
 
 
-def asks(config: config_lib.Config, stage) -> tuple[str, ...]:
-    """The purposes (`data.prompts`) for which a stage reads training questions."""
-    if stage.kind == "self_train":
-        return "sft", config.purpose(stage.sample_from) if stage.mode == "offline" else "reft"
-    if stage.kind == "reranker":
-        return (config.purpose(stage.sample_from),)
-    return (stage.kind,) if stage.kind in ("sft", "reft") else ()
-
-
-def check_data(config: config_lib.Config, tokenizer, splits) -> list[str]:
-    """Tokenizes what the stages will use and grades the gold answers; returns notes for the user, raises InputError."""
-    from reft_jax.data import batching, prompts
-    from reft_jax.rewards import program, score
-
-    data, verifier, notes = config.data, config.rewards, list(splits.notes)
-    kinds = {stage.kind for _, stage in config.stages}
-    purposes = {purpose for _, stage in config.stages for purpose in asks(config, stage)}
-    uses = [("train", splits.train, purpose) for purpose in ("sft", "reft", "evaluate") if purpose in purposes]
-    uses += [(name, records, "evaluate") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
-    for name, records, purpose in uses:
-        if note := batching.fit(tokenizer, records, data, purpose=purpose).note:
-            notes.append(f"{name} ({purpose}): {note}")
-    if data.cot == "program" and kinds != {"export"}:
-        program.use_sandbox(verifier.sandbox)
-    if kinds & {"reft", "self_train", "reranker"}:  # those that learn from grades
-        gold = [record for record in splits.train if record.cot and record.kind != "text"]
-        texts = [prompts.target(record, docstring=data.docstring) for record in gold]
-        failed = score.audit_gold(
-            data.name,
-            data.cot,
-            texts,
-            [r.answer for r in gold],
-            [r.item_id for r in gold],
-            matcher=data.matcher,
-            **verifier.limits,
-        )
-        named = ", ".join(f"{item} ({grade.status}, extracted {grade.extracted})" for item, grade in failed[:5])
-        if len(failed) > verifier.max_gold_failures * len(gold):
-            raise InputError(
-                f"{data.train_file or data.name}: {len(failed)} of {len(gold)} gold answers do not grade as correct ({named}); over "
-                f"config.rewards.max_gold_failures={verifier.max_gold_failures}. Look at data.matcher, data.cot, rewards.timeout_s, or mend the "
-                "records"
-            )
-        notes.append(
-            f"gold check: {len(gold) - len(failed)} of {len(gold)} training answers grade as correct"
-            + (f"; not: {named}" if failed else "")
-        )
-    return notes
-
-
 # ------------------------------------------------------------------ the run
 
 
@@ -331,7 +109,7 @@ def prepare(argv: list[str], stop):
     config, tree = config_lib.load(spec, overrides)
     trackers.check(config.logging)
     workdir = pathlib.Path(workdir).absolute()
-    check_workdir(workdir, tree)
+    workdirs.check(workdir, tree)
     distributed.initialize(processes)
     if distributed.several():
         stop.agree = distributed.asked_to_stop
@@ -345,26 +123,26 @@ def prepare(argv: list[str], stop):
         raise InputError(
             f"config.model.directory: {config.model.directory!r} is neither a directory with a config.json nor a shipped model"
         )
-    check_sources(config)
+    checks.check_sources(config)
     splits = data_lib.load(config.data)
-    check_fingerprint(workdir, data_sha256 := fingerprint(splits))
+    workdirs.check_fingerprint(workdir, data_sha256 := workdirs.fingerprint(splits))
     tokenizer = build_tokenizer(config, splits, directory)
     arch = resolve_arch(config, tokenizer, directory)
-    notes = check_data(config, tokenizer, splits)
+    notes = checks.check_data(config, tokenizer, splits)
 
     layout = sharding.make_layout(config.mesh)
-    check_batches(config, layout)
-    check_sizes(config, arch)
-    check_identities(workdir, sources := identities(config))
+    checks.check_batches(config, layout)
+    checks.check_sizes(config, arch)
+    workdirs.check_identities(workdir, sources := workdirs.identities(config))
     model = build_model(config, arch, layout)
-    check_adapters(config, model)
+    checks.check_adapters(config, model)
     ways = dict(training=models.attention_path(model), decoding=models.attention_path(model, slots=True))
     if config.model.attention == "kernel":
         notes += [
             f"config.model.attention=kernel, but {what} takes xla: {why}" for what, (_, why) in ways.items() if why
         ]
     more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
-    about = describe(tree, layout) | {
+    about = workdirs.describe(tree, layout) | {
         "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": more},
         "attention": {what: f"{way}: {why}" if why else way for what, (way, why) in ways.items()},
         "data_sha256": data_sha256,
@@ -372,104 +150,6 @@ def prepare(argv: list[str], stop):
         "notes": notes,
     }
     return common.Run(config, workdir, model, tokenizer, splits, stop, more), about
-
-
-def check_sources(config: config_lib.Config):
-    """Every source that is no stage must exist, before anything is trained."""
-    from reft_jax import checkpoint, models
-
-    names = {"random", *(name for name, _ in config.stages)}
-    for name, stage in config.stages:
-        for key, source in config_lib.sources(stage):
-            if source not in names and models.resolve(source) is None and checkpoint.locate(source) is None:
-                shipped = (
-                    ", ".join(sorted(p.name for p in models.SHIPPED.iterdir() if p.is_dir()))
-                    if models.SHIPPED.is_dir()
-                    else "none"
-                )
-                raise InputError(
-                    f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, "
-                    f"a checkpoint directory, or a shipped model ({shipped})"
-                )
-
-
-def check_sizes(config: config_lib.Config, arch):
-    """Every directory that a stage begins with must hold a whole model of the run's architecture, and what a model with learned
-    positions reads and writes must have positions."""
-    from reft_jax import checkpoint, models
-    from reft_jax.stages import common
-
-    shapes = models.shapes(models.Model(arch, vocab_multiple=config.model.vocab_multiple))
-
-    longest = config.data.max_prompt + config.data.max_response
-    if arch.positions == "learned" and longest > arch.max_positions:
-        raise InputError(
-            f"config.data.max_prompt + max_response: got {longest}; the model has {arch.max_positions} positions: lower one of them"
-        )
-    names, checked = {name for name, _ in config.stages}, set()
-    for name, stage in config.stages:
-        for token in () if stage.kind in ("sft", "export") else stage.sampling.forbidden:
-            if token >= arch.vocab_size:
-                raise InputError(
-                    f"config.stages.{name}.sampling.forbidden: got {token}; the model has tokens 0 to {arch.vocab_size - 1}"
-                )
-        for key, source in config_lib.sources(stage):
-            folder = None if source in names else models.resolve(source)
-            if folder is None and source not in names and source != "random":
-                common.check_stored(checkpoint.locate(source), f"config.stages.{name}.{key}={source}", shapes)
-            if folder is None or folder in checked:
-                continue
-            if (other := models.read_config(folder)) != arch:
-                raise InputError(
-                    f"config.stages.{name}.{key}={source}: {common.differing(other, arch)} between its config.json and config.model"
-                )
-            models.check_hf(folder)
-            checked.add(folder)
-
-
-def check_adapters(config: config_lib.Config, model):
-    """Adapters must adapt something, and a quantized base needs its library."""
-    from reft_jax import models
-
-    if config.model.lora is not None and not models.only_adapters(
-        models.shapes(dataclasses.replace(model, lora=config.model.lora))
-    ):
-        raise InputError(
-            f"config.model.lora.targets: got {config.model.lora.targets!r}; it matches no matrix of this model "
-            f"({', '.join(config_lib.MATRICES)}; mlp.gate only where the feed-forward is gated)"
-        )
-    if config.model.base != "full":
-        models.quantize.library()
-
-
-def check_batches(config: config_lib.Config, layout):
-    """Rows must divide over the mesh, or some devices would hold copies of the work."""
-    parts = layout.parts("batch")
-    for name, stage in config.stages:
-        sizes = {
-            "sft": lambda s: {"batch_size": s.batch_size // s.accumulate, "eval_batch_size": s.eval_batch_size},
-            "reft": lambda s: {
-                "batch_size": s.batch_size,
-                "ppo.minibatch_size": s.ppo.part_size,
-                "eval_batch_size": s.eval_batch_size,
-            },
-            "self_train": lambda s: {
-                "batch_size": s.batch_size * (1 if s.mode == "offline" else s.num_samples + 1) // s.accumulate,
-                "sample_batch_size": s.sample_batch_size,
-                "eval_batch_size": s.eval_batch_size,
-            },
-            "reranker": lambda s: {
-                "batch_size": s.batch_size // s.accumulate,
-                "sample_batch_size": s.sample_batch_size,
-            },
-            "evaluate": lambda s: {"batch_size": s.batch_size},
-            "export": lambda s: {},
-        }[stage.kind](stage)
-        for key, size in sizes.items():
-            if size % parts:
-                raise InputError(
-                    f"config.stages.{name}.{key}: {size} rows at a time do not divide over data x fsdp = {parts} of config.mesh; use a multiple"
-                )
 
 
 def multiply_in(compute_dtype: str):
@@ -580,7 +260,7 @@ def main(argv: list[str]) -> int:
     try:
         with stop.listening():
             run, about = prepare(argv, stop)
-            with opened(run.workdir):
+            with workdirs.opened(run.workdir):
                 keep_compiled(run.workdir)
                 execute(run, about)
     except InputError as error:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from configs import common as fragments
+from reft_jax import checks, main, masked, models, steps
 from reft_jax import config as config_lib
 from reft_jax import data as data_lib
-from reft_jax import main, masked, models, steps
 from reft_jax.errors import InputError, RunError
 from reft_jax.losses.advantages import gae
 from reft_jax.losses.ppo import ppo_loss, token_rewards
@@ -424,7 +424,7 @@ def test_a_forbidden_token_must_be_one(tmp_path):
     config = sampled_with("importance", forbidden=(10**6,))
     run = make_run(config, tmp_path)
     with pytest.raises(InputError, match="sampling.forbidden: got 1000000"):
-        main.check_sizes(config, run.model.arch)
+        checks.check_sizes(config, run.model.arch)
 
 
 # ------------------------------------------------------------------ "samples overwritten each step; resume that repeats data"

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from reft_jax import config as config_lib
-from reft_jax import distributed, profiler, progress, trackers
+from reft_jax import distributed, profiler, progress, trackers, workdirs
 from reft_jax import main as main_lib
 from reft_jax.errors import InputError, Preempted, Stop
 from tests import runs
@@ -283,12 +283,12 @@ def test_how_a_run_is_watched_may_change_and_may_be_new(tmp_path):
     for stage in tree["stages"]:
         (tmp_path / stage).mkdir()
     before.write_text(json.dumps({"config": config}))
-    main_lib.check_workdir(tmp_path, tree)
+    workdirs.check(tmp_path, tree)
     assert config_lib.build(config) == config_lib.build(tree)
     before.write_text(json.dumps({"config": tree | {"logging": {"wandb": "offline", "gone": 1}}}))
-    main_lib.check_workdir(tmp_path, tree)
+    workdirs.check(tmp_path, tree)
     with pytest.raises(InputError, match="config.seed: there 0, now 1"):
-        main_lib.check_workdir(tmp_path, tree | {"seed": 1})
+        workdirs.check(tmp_path, tree | {"seed": 1})
 
 
 # ------------------------------------------------------------------ traces

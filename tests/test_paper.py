@@ -15,7 +15,7 @@ import pytest
 
 from configs import common, paper
 from reft_jax import config as config_lib
-from reft_jax import main, models, steps
+from reft_jax import main, models, steps, workdirs
 from reft_jax.errors import InputError
 from reft_jax.models import init_classifier
 from reft_jax.optim import make_optimizer
@@ -163,7 +163,7 @@ def test_ablations_change_one_thing_each():
         ("separate_critic", lambda s: (s.ppo.critic, base.ppo.critic)),
     ):
         stage = stages(f"ablation/codellama_7b/gsm8k/program/{method}")["reft"]
-        flat, before = (main.flatten(config_lib.dataclasses.asdict(s)) for s in (stage, base))
+        flat, before = (workdirs.flatten(config_lib.dataclasses.asdict(s)) for s in (stage, base))
         assert sum(flat[key] != before[key] for key in flat) == 1 and len(set(change(stage))) == 2
     for k in range(1, 6):
         named = stages(f"ablation/codellama_7b/gsm8k/program/warmup_{k}")
@@ -263,7 +263,7 @@ def test_toy_size_with_files_is_from_scratch():
 
 def resolved(job: str, variant: str) -> dict:
     """Every setting of a job but its architecture, which tests/test_presets.py pins, and how it is watched."""
-    flat = main.flatten(json.loads(json.dumps(load(job, f",variant={variant}")[1])))
+    flat = workdirs.flatten(json.loads(json.dumps(load(job, f",variant={variant}")[1])))
     return {
         key.removeprefix("config."): v
         for key, v in flat.items()

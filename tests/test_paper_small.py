@@ -13,7 +13,7 @@ import pytest
 
 from configs import paper_small
 from reft_jax import config as config_lib
-from reft_jax import main, plots
+from reft_jax import main, plots, workdirs
 from reft_jax.errors import InputError
 from reft_jax.stages.common import num_steps
 from reft_jax.tables import curves, small
@@ -71,10 +71,10 @@ def test_settings_are_the_demos_but_for_the_length_of_reft():
 
 def test_each_variant_changes_what_its_name_says():
     stages = dict(load().stages)
-    base = main.flatten(config_lib.dataclasses.asdict(stages["reft"]))
+    base = workdirs.flatten(config_lib.dataclasses.asdict(stages["reft"]))
     changed = {}
     for name in paper_small.PPO:
-        flat = main.flatten(config_lib.dataclasses.asdict(stages[name]))
+        flat = workdirs.flatten(config_lib.dataclasses.asdict(stages[name]))
         changed[name] = {key.removeprefix("config."): flat[key] for key in flat if flat[key] != base[key]}
     group = {"epochs", "batch_size", "num_samples", "eval_every", "ppo.critic", "ppo.advantage"}
     assert changed.pop("reft") == {} and changed.pop("no_kl") == {"ppo.kl_coef": 0.0}

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from reft_jax import data, main, report
+from reft_jax import data, report, workdirs
 from reft_jax.errors import InputError
 from reft_jax.report import __main__ as command
 from reft_jax.report import choose, curves, page, pieces, read
@@ -269,7 +269,7 @@ def test_questions_come_from_the_runs_data_if_it_is_still_that(tmp_path, monkeyp
     splits = data.Splits((), (), (record,))
     monkeypatch.setattr(config_lib, "build", lambda tree: SimpleNamespace(data=SimpleNamespace(source="files")))
     monkeypatch.setattr(data, "load", lambda settings: splits)
-    run.about["data_sha256"] = main.fingerprint(splits)
+    run.about["data_sha256"] = workdirs.fingerprint(splits)
     assert report.questions(run) == {"test_3": ("How many?", "3")} and run.notes == []
     run.about["data_sha256"] = "other"
     assert report.questions(run) == {} and "not those of the run" in run.notes[-1]

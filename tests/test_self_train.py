@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from reft_jax import checks, data, models, steps, workdirs
 from reft_jax import config as config_lib
-from reft_jax import data, main, models, steps
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
 from reft_jax.losses import self_train as losses
@@ -205,16 +205,16 @@ def test_a_directory_to_sample_from_must_be_there_and_is_part_of_the_run(tmp_pat
     with pytest.raises(
         InputError, match="config.stages.offline.sample_from: got 'wramup'; legal are random, an earlier stage"
     ):
-        main.check_sources(config_lib.build(tree))
+        checks.check_sources(config_lib.build(tree))
     folder = tmp_path / "warmup" / "checkpoints" / "3"
     (folder / "params").mkdir(parents=True)
     tree["stages"]["offline"]["sample_from"] = tree["stages"]["reranker"]["sample_from"] = str(tmp_path / "warmup")
     config = config_lib.build(tree)
-    main.check_sources(config)
+    checks.check_sources(config)
     # which checkpoint it was is kept, so that a run that goes on samples from no other
-    assert main.identities(config)[str(tmp_path / "warmup")] == str(folder)
+    assert workdirs.identities(config)[str(tmp_path / "warmup")] == str(folder)
     tree["stages"]["offline"]["sample_from"] = "arithmetic_base"  # a shipped model
-    main.check_sources(config_lib.build(tree))
+    checks.check_sources(config_lib.build(tree))
 
 
 # ------------------------------------------------------------------ whole runs

@@ -8,7 +8,7 @@ import pytest
 
 from reft_jax import config as config_lib
 from reft_jax import data as datasets
-from reft_jax import main
+from reft_jax import workdirs
 from reft_jax.data import gsm8k, splits, svamp
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
@@ -98,7 +98,7 @@ def test_generated_records_are_what_they_were():
     """The demo's records, before there was any other source than files: its data must never change."""
     config, _ = config_lib.load(str(runs.ROOT / "configs" / "demo.py") + ":smoke")
     found = datasets.load(config.data)
-    assert main.fingerprint(found) == "4b0251178904275397e3cde0c7a5a5f5bed0c7fbddbf577f21df9350bfd10ced"
+    assert workdirs.fingerprint(found) == "4b0251178904275397e3cde0c7a5a5f5bed0c7fbddbf577f21df9350bfd10ced"
     assert found.notes == () and {r.place for part in (found.train, found.dev, found.test) for r in part} == {""}
 
 

@@ -95,7 +95,7 @@ def questions(run: read.Run) -> dict[str, tuple[str, str]]:
     """item_id -> (question, answer) of the run's dev and test data, which predictions.jsonl names by item_id alone; {} with a note
     where the data is not to be had any more, or is not what the run had."""
     from reft_jax import config as config_lib
-    from reft_jax import data, main
+    from reft_jax import data, workdirs
 
     if not any(run.workdir.glob("*/predictions.jsonl")) or not run.config:
         return {}
@@ -108,7 +108,7 @@ def questions(run: read.Run) -> dict[str, tuple[str, str]]:
     except (InputError, OSError) as error:
         run.notes.append(f"predictions are shown without their questions: {error}")
         return {}
-    if not generated and main.fingerprint(splits) != run.about.get("data_sha256"):
+    if not generated and workdirs.fingerprint(splits) != run.about.get("data_sha256"):
         run.notes.append(
             "predictions are shown without their questions: the data files are not those of the run any more"
         )

@@ -7,7 +7,8 @@ import re
 
 import numpy as np
 
-from reft_jax import plots
+from reft_jax import plots, workdirs
+from reft_jax.progress import clock
 from reft_jax.report.curves import plural, title_of
 from reft_jax.report.read import Run, as_dict, number
 
@@ -197,7 +198,7 @@ def stages(runs: list[Run]) -> str:
                 f'<tr>{"".join(first)}<th scope="row">{escape(title_of(stage.name))}</th>'
                 f"<td>{escape(stage.settings.get('kind', '-'))}</td><td>{state}</td>"
                 f'<td class="num">{"–" if step is None else f"{step:,.0f}"}</td><td class="num">{shown(last(columns, "epoch"))}</td>'
-                f'<td class="num">{best}</td><td class="num">{duration(spent)}</td></tr>'
+                f'<td class="num">{best}</td><td class="num">{"–" if spent is None else clock(spent)}</td></tr>'
             )
     if not rows:
         return '<p class="empty">No stage has written metrics yet.</p>'
@@ -252,24 +253,11 @@ def shown(value) -> str:
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def duration(seconds) -> str:
-    if not number(seconds):
-        return "\u2013"
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d} h" if hours else f"{rest // 60}:{rest % 60:02d} min"
-
-
-def flatten(tree, path: str = "config") -> dict[str, object]:
-    """{dotted path: value} of a nested dict."""
-    if not isinstance(tree, dict) or not tree:
-        return {path: tree}
-    return {where: leaf for key, child in tree.items() for where, leaf in flatten(child, f"{path}.{key}").items()}
-
-
 def config_difference(runs: list[Run]) -> str:
     """The settings in which the runs differ, a column for each run."""
     flat = [
-        flatten(run.config) | {"git_commit": run.about.get("git_commit"), "data_sha256": run.about.get("data_sha256")}
+        workdirs.flatten(run.config)
+        | {"git_commit": run.about.get("git_commit"), "data_sha256": run.about.get("data_sha256")}
         for run in runs
     ]
     missing = object()
@@ -298,7 +286,7 @@ def setting(value) -> str:
 def config(run: Run) -> str:
     rows = (
         f'<tr><th scope="row"><code>{escape(key)}</code></th><td>{setting(value)}</td></tr>'
-        for key, value in flatten(run.config).items()
+        for key, value in workdirs.flatten(run.config).items()
     )
     head = '<tr><th scope="col">Setting</th><th scope="col">Value</th></tr>'
     return table(f"Config: {run.name}", head, "".join(rows), "dense") if run.config else ""
