@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from reft_jax import main as main_lib
-from reft_jax import metrics, models
+from reft_jax import metrics, models, workdirs
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import Stop
 from tests import runs
@@ -372,7 +372,7 @@ def test_a_run_killed_while_it_began_is_no_stranger(tmp_path, monkeypatch, capfd
 
 
 def test_a_second_process_is_kept_out(refused, begun):
-    with main_lib.opened(begun):
+    with workdirs.opened(begun):
         assert "another process is running" in refused(DEMO, workdir=begun)
 
 
@@ -497,9 +497,9 @@ def test_weights_that_changed_under_a_run(refused, model_directory, tmp_path):
     spec, workdir = on(model_directory), tmp_path / "run"
     config, tree = config_lib.load(spec.removeprefix("--config="))
     workdir.mkdir()
-    before = main_lib.identities(config)
+    before = workdirs.identities(config)
     write(workdir / "config.json", dict(config=json.loads(json.dumps(tree)), sources=before))
-    main_lib.check_identities(workdir, before)
+    workdirs.check_identities(workdir, before)
     file = model_directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
     said = refused(spec)
