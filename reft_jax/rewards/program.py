@@ -137,7 +137,7 @@ class _Server:
             # in a resumed run. `-s -S -P` and an environment made here isolate as well.
             environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
             environment |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-            command = [sys.executable, "-s", "-S", "-P", str(SERVER), "launch", kind, ",".join(sorted(_OFF))]
+            command = [sys.executable, "-s", "-S", "-P", str(SERVER), kind, ",".join(sorted(_OFF))]
             try:
                 self.process = subprocess.Popen(
                     command + _import_folders(),

@@ -1,9 +1,10 @@
 """The process that runs generated programs: started by `program.py`, forks one child per program, kills it in time.
 
-Run as a script only (`python -s -S -P program_server.py launch KIND WITHOUT FOLDER ...`), with the caller's socket as
-standard input; the package never imports it. What starts is a launcher: it enters namespaces, makes the filters and then starts
-the server, whose memory is kept small because its size is what a fork costs. There are two kinds: "plain", and "full"
-for programs that need sympy or random. A child runs under the layers of `sandbox.py`, with standard streams on
+Run as a script only (`python -s -S -P program_server.py KIND WITHOUT FOLDER ...`), with the caller's socket as standard input;
+the package never imports it. What starts is a launcher: it enters namespaces, makes the filters and then starts the server,
+whose memory is kept small because its size is what a fork costs: .14 us for each of its pages, so it imports this file, as
+compiling it would leave 1.5 MB behind, and `_signal` for `signal`, which needs enum and all that stands behind it. There are
+two kinds: "plain", and "full" for programs that need sympy or random. A child runs under the layers of `sandbox.py`, with standard streams on
 /dev/null and an audit hook that names and refuses files, network and processes. Its result comes over a pipe behind a
 random token and is checked again here; whatever else it writes there, prints or exits with is not a result. At the
 deadline its process group gets SIGKILL, which no program can catch.
@@ -24,6 +25,12 @@ a length and UTF-8 text: number, status, value and detail, with a zero character
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import sandbox  # noqa: E402
+
+del sys.path[0]
+
+START = "import sys; sys.path.insert(0, sys.argv[1]); import program_server; program_server.serve(*sys.argv[2:])"
 RESULT_FD, CALLER_FD = 3, 4
 MAX_RESULT = 4000  # bytes; below PIPE_BUF, so that a result is written whole or not at all
 MAX_COMPILED, COMPILE_S = 4000, 0.002  # characters of a program that the server compiles; time for several in one go
@@ -44,7 +51,8 @@ REFUSED_EVENTS = frozenset(
 ALLOWED_EVENTS = frozenset({"os.putenv", "os.unsetenv"})
 # A new interpreter would start without the hook; the others fork, write, test or debug without an event.
 REFUSED_MODULES = frozenset(
-    "_xxsubinterpreters _interpreters readline _testcapi _testinternalcapi ctypes _ctypes faulthandler sandbox".split()
+    "_xxsubinterpreters _interpreters readline _testcapi _testinternalcapi ctypes _ctypes faulthandler sandbox "
+    "program_server".split()
 )
 # Calls that raise no event and reach beyond the child.
 REFUSED_CALLS = (
@@ -81,7 +89,8 @@ def launch(kind: str, without: str, folders: list[str]) -> None:
         notes = "\n".join(f"{name}={reason}" for name, reason in missing.items())
         pid_namespace = "" if "pid" in missing or "pid" in off else "pid"
         arguments = [kind, without, *filters, notes, pid_namespace, *folders]
-        os.execv(sys.executable, [sys.executable, "-s", "-S", "-P", "-W", "ignore", __file__, "serve", *arguments])
+        folder = os.path.dirname(os.path.abspath(__file__))
+        os.execv(sys.executable, [sys.executable, "-s", "-S", "-P", "-W", "ignore", "-c", START, folder, *arguments])
     os.dup2(2, 0)  # the caller's socket is the server's now
     while os.waitpid(pid, os.WNOHANG) == (0, 0):
         if os.getppid() != caller:
@@ -101,9 +110,9 @@ def refuse(refused: list[str], event: str, *args: object, **kwargs: object):
 
 def disarm(refused: list[str]) -> None:
     """Replaces what the audit hook would not see, and makes `sys.exit` harmless, as in the authors' runs."""
+    import _signal
     import builtins
     import posix
-    import signal
 
     def refusing(name: str):
         return lambda *args, **kwargs: refuse(refused, name)
@@ -112,7 +121,7 @@ def disarm(refused: list[str]) -> None:
         for name in REFUSED_CALLS:
             if hasattr(module, name):  # they differ between systems and Python versions
                 setattr(module, name, refusing(name))
-    signal.pidfd_send_signal = refusing("pidfd_send_signal")
+    _signal.pidfd_send_signal = refusing("pidfd_send_signal")
     forker = type(sys)("_posixsubprocess")
     forker.fork_exec = refusing("fork_exec")
     sys.modules["_posixsubprocess"] = forker
@@ -245,14 +254,14 @@ class Server:
     """What the server made once and every child inherits, and the children that run."""
 
     def __init__(self, kind: str, without: str, filters: list[str], notes: str, pid_namespace: str, folders: list[str]):
+        import _signal
         import gc
         import resource
         import select
-        import signal
         import time
 
         self.off = frozenset(without.split(","))
-        self.signal, self.resource, self.clock, self.gc = signal, resource, time.monotonic, gc
+        self.signal, self.resource, self.clock, self.gc = _signal, resource, time.monotonic, gc
         self.set_priority = os.setpriority  # which `disarm` replaces
         self.processor_time = time.clock_gettime
         self.pid, self.pid_namespace = os.getpid(), bool(pid_namespace)
@@ -525,8 +534,8 @@ class Server:
             return "timeout", None, "used up its processor time"
         if number == signal.SIGKILL:
             return "memory", None, "killed by the system"
-        names = {known.value: known.name for known in signal.Signals}  # the real-time signals have none
-        return "error", None, f"killed by {names.get(number, number)}"
+        names = {value: name for name, value in vars(signal).items() if name.startswith("SIG") and name[3] != "_"}
+        return "error", None, f"killed by {names.get(number, number)}"  # the real-time signals have no names
 
     def check_time(self) -> None:
         now = self.clock()
@@ -640,13 +649,7 @@ def serve(kind: str, without: str, base: str, more: str, notes: str, pid_namespa
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    import sandbox
-
-    del sys.path[0]
-    if sys.argv[1] == "launch" and sys.platform == "linux":
-        launch(sys.argv[2], sys.argv[3], sys.argv[4:])
-    elif sys.argv[1] == "launch":
-        serve(sys.argv[2], sys.argv[3], "", "", "", "", *sys.argv[4:])
+    if sys.platform == "linux":
+        launch(sys.argv[1], sys.argv[2], sys.argv[3:])
     else:
-        serve(*sys.argv[2:])
+        serve(sys.argv[1], sys.argv[2], "", "", "", "", *sys.argv[3:])
