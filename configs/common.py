@@ -102,7 +102,38 @@ def arithmetic(cot="program", annotations="diverse", *, seed=0, num_train=1000, 
         max_overlap=0.01,
         tfds_dir="",
         manual_dir="",
+        questions_file="",
     )
+
+
+def stories(
+    cot="both",
+    *,
+    seed=0,
+    num_train=300_000,
+    dev_size=200,
+    num_test=200,
+    questions_file="",
+    vocab_size=2000,
+    smoke=False,
+):
+    """Generated word problems in everyday wording, for pretraining; cot: program, nl or both (then the checks ask for programs).
+    questions_file: a training file whose questions are learnt as text, without their solutions."""
+    one_of("cot", cot, dict(program=None, nl=None, both=None))
+    out = files(
+        "stories", "program" if cot == "both" else cot, "", "", dev_size=dev_size, **text_lengths(cot, smoke=smoke)
+    )
+    changes = dict(
+        source="generated", seed=seed, num_train=num_train, num_test=num_test, vocab_size=vocab_size, docstring=False
+    )
+    return out | changes | dict(annotations="corpus" if cot == "both" else "diverse", questions_file=questions_file)
+
+
+def text_lengths(cot, *, smoke=False):
+    """Limits for short word problems (SVAMP's) with a tokenizer of `stories`, in tokens; programs have no docstring. smoke: for a
+    tokenizer that has seen little."""
+    prompts, responses = ((96, 144), (160,) if cot == "program" else (160, 256)) if not smoke else ((256,), (256,))
+    return dict(max_prompt=prompts[-1], max_response=responses[-1], prompt_buckets=prompts, response_buckets=responses)
 
 
 def files(
@@ -145,6 +176,7 @@ def files(
         max_overlap=0.01,
         tfds_dir="",
         manual_dir="",
+        questions_file="",
     )
 
 

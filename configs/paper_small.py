@@ -40,28 +40,54 @@ PPO = dict(
 )
 
 
+# Sizes of a run and at toy size: questions to train on and responses that decode together; steps of the online methods, of so many
+# responses, in minibatches and groups; epochs of SFT and of the warm-up; offline's; the re-ranker's; what is sampled in the end.
+SIZES = dict(num_train=1000, rows=200, steps=20, questions=256, minibatch=64, group=4, batch=32, epochs=20, warmup_epochs=4,
+             offline_epochs=3, offline_samples=16, offline_kept=4, rank_epochs=2, samples=8, num_sampled=250, checks=5, eval_every=2)  # fmt: skip
+SMOKE = dict(num_train=64, rows=8, steps=2, questions=32, minibatch=16, group=2, batch=16, epochs=4, warmup_epochs=2,
+             offline_epochs=1, offline_samples=4, offline_kept=4, rank_epochs=1, samples=2, num_sampled=16, checks=2, eval_every=1)  # fmt: skip
+
+
 def get_config(arg=""):
     arg = common.parse_arg(arg, **ARGS)
     common.one_of("style", arg.style, dict.fromkeys(STYLES))
+    base, sizes = "arithmetic_base", dict(num_train=64, dev_size=32, num_test=32) if arg.smoke else {}
+    return common.config(
+        seed=arg.seed,
+        model=common.model(base),
+        data=common.arithmetic(arg.cot, arg.style, seed=arg.seed, **sizes),
+        stages=stages_of(methods_of(arg), base, SMOKE if arg.smoke else SIZES, log_every=2 if arg.smoke else 10),
+    )
+
+
+def methods_of(arg):
+    """The methods that the argument `methods` names, all by default."""
     chosen = arg.methods.split("+") if arg.methods else list(METHODS)
     for method in chosen:
         common.one_of("methods (joined by +)", method, METHODS)
-    smoke, base = arg.smoke, "arithmetic_base"
-    num_train, sizes = (64, dict(num_train=64, dev_size=32, num_test=32)) if smoke else (1000, {})
-    rows, steps, samples = (8, 2, 2) if smoke else (200, 20, 8)
-    questions, minibatch, group = (32, 16, 2) if smoke else (256, 64, 4)
-    epochs, warmup_epochs = (4, 2) if smoke else (20, 4)
-    batch = 16 if smoke else 32
+    return chosen
+
+
+def stages_of(chosen, base, sizes, *, sft_lr=5e-4, online_lr=3e-4, log_every=10):
+    """The stages of the `chosen` methods from a pretrained `base`; `sizes` has the keys of SIZES."""
+    size = common.ConfigDict(sizes)
+    num_train, rows, steps, questions = size.num_train, size.rows, size.steps, size.questions
     check = dict(eval_batch_size=rows)
 
-    rate = common.optim(5e-4, hold=warmup_epochs / epochs, final=0.0, schedule_epochs=float(epochs), weight_decay=0.1)
-    sft = dict(batch_size=batch, dropout=0.1, eval_every=1 if smoke else 2, log_every=2 if smoke else 10, **check)
-    falling = common.optim(3e-4, final=0.1)
+    rate = common.optim(
+        sft_lr,
+        hold=size.warmup_epochs / size.epochs,
+        final=0.0,
+        schedule_epochs=float(size.epochs),
+        weight_decay=0.1,
+    )
+    sft = dict(batch_size=size.batch, dropout=0.1, eval_every=size.eval_every, log_every=log_every, **check)
+    falling = common.optim(online_lr, final=0.1)
 
     def reft(method):
         in_group = "advantage" in PPO[method]
-        asked, k = (questions // group, group) if in_group else (questions, 1)
-        ppo = dict(kl_coef=0.02, minibatch_size=minibatch, value_coef=1.0, value_init="zeros") | PPO[method]
+        asked, k = (questions // size.group, size.group) if in_group else (questions, 1)
+        ppo = dict(kl_coef=0.02, minibatch_size=size.minibatch, value_coef=1.0, value_init="zeros") | PPO[method]
         stage = common.reft(
             "warmup",
             steps * asked / num_train,
@@ -69,25 +95,25 @@ def get_config(arg=""):
             common.ppo(**ppo),
             batch_size=asked,
             num_samples=k,
-            eval_every=steps * asked / num_train / (2 if smoke else 5),
+            eval_every=steps * asked / num_train / size.checks,
             save_every=steps,
             **check,
         )
         return stage | (dict(partial_reward=0.0) if method == "no_partial_reward" else {})
 
     stages = dict(
-        warmup=common.sft(base, warmup_epochs, rate, select="last", **sft),
-        sft=common.sft("warmup", epochs, rate, continue_run=True, **sft),
+        warmup=common.sft(base, size.warmup_epochs, rate, select="last", **sft),
+        sft=common.sft("warmup", size.epochs, rate, continue_run=True, **sft),
     )
     if "offline" in chosen:
         stages["offline"] = common.self_train(
             base,
-            1 if smoke else 3,
-            common.optim(5e-4, hold=0.2, final=0.0, weight_decay=0.1),
-            batch_size=batch,
+            size.offline_epochs,
+            common.optim(sft_lr, hold=0.2, final=0.0, weight_decay=0.1),
+            batch_size=size.batch,
             sample_from="warmup",
-            num_samples=4 if smoke else 16,
-            max_per_question=4,
+            num_samples=size.offline_samples,
+            max_per_question=size.offline_kept,
             sample_batch_size=4 * rows,
             dropout=0.1,
             eval_every=0.5,
@@ -99,31 +125,26 @@ def get_config(arg=""):
             "warmup",
             num,
             falling,
-            batch_size=minibatch // 2,
+            batch_size=size.minibatch // 2,
             num_samples=1,
-            eval_every=num / (2 if smoke else 5),
+            eval_every=num / size.checks,
             **check,
         )
     stages |= {method: reft(method) for method in PPO if method in chosen}
     stages["reranker"] = common.reranker(
         "sft",
         "warmup",
-        epochs=1 if smoke else 2,
+        epochs=size.rank_epochs,
         lr=3e-4,
-        batch_size=2 * batch,
+        batch_size=2 * size.batch,
         num_samples=4,
         sample_batch_size=4 * rows,
     )
     stages["evaluate"] = common.evaluate(
         {method: base if method == "base" else method for method in METHODS if method in chosen},
-        num_samples=samples,
-        num_questions=16 if smoke else 250,
+        num_samples=size.samples,
+        num_questions=size.num_sampled,
         batch_size=4 * rows,
         rerankers=dict.fromkeys((method for method in METHODS if method in chosen), "reranker"),
     )
-    return common.config(
-        seed=arg.seed,
-        model=common.model(base),
-        data=common.arithmetic(arg.cot, arg.style, seed=arg.seed, **sizes),
-        stages=stages,
-    )
+    return stages

@@ -5,16 +5,17 @@
 #     DATA=~/mwp MODELS=~/models bash launch/table.sh main runs/paper
 #     bash launch/table.sh small runs/try --smoke
 #     bash launch/table.sh arithmetic runs/arithmetic
+#     DATA=~/mwp MODELS=~/models bash launch/table.sh svamp_small runs/svamp_small
 #
 # TABLE is one of those that `python -m reft_jax.tables ROOT` prints, for this folder too. DATA has the authors' data files, MODELS a
-# Hugging Face directory for each preset (MODELS/codellama_7b, ...); --smoke and the table arithmetic need neither. `launcher` is what
-# gets the arguments of reft_jax.main, for instance `srun python -m reft_jax.main` or
+# Hugging Face directory for each preset (MODELS/codellama_7b, ...; MODELS/words for svamp_small); --smoke and the table arithmetic
+# need neither. `launcher` is what gets the arguments of reft_jax.main, for instance `srun python -m reft_jax.main` or
 # `bash launch/local.sh --processes 2 --devices 4 --`; it starts in the project's folder. Exit codes: 0 all done, 2 bad arguments,
 # 75 stopped after a complete save (the same command goes on), else that of the run that failed.
 set -uo pipefail
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 case ${1:-} in -h | --help)
-    sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 0
     ;;
 esac

@@ -119,7 +119,7 @@ class Model:
 class Data:
     """The data set, the form of its prompts and targets, and its limits (lengths in tokens, sizes in records)."""
 
-    name: str = setting(one_of=("arithmetic", "gsm8k", "svamp", "mathqa", "mathqa-numeric"))
+    name: str = setting(one_of=("arithmetic", "gsm8k", "svamp", "mathqa", "mathqa-numeric", "stories"))
     cot: str = setting(one_of=("program", "nl"))
     source: str = setting(one_of=("generated", "files", "tfds"))  # tfds: TensorFlow Datasets, where no file is named
     train_file: str = setting()
@@ -146,6 +146,7 @@ class Data:
     max_overlap: float = setting(0, 1, default=0.01)
     tfds_dir: str = setting(default="")  # where TFDS keeps what it built; "" = its own default
     manual_dir: str = setting(default="")  # a folder with the original files, so that TFDS downloads nothing
+    questions_file: str = setting(default="")  # stories: a training file whose questions are read as text besides; "" = none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,9 +80,19 @@ def _check_model(model: Model):
 
 
 def _check_data(data: Data, reads_data: bool):
-    if (data.name == "arithmetic") != (data.source == "generated"):
+    if (data.name in ("arithmetic", "stories")) != (data.source == "generated"):
         raise InputError(
-            f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic is generated, the others come from files or tfds"
+            f"config.data.source: got {data.source!r} with name {data.name!r}; arithmetic and stories are generated, the others come from "
+            "files or tfds"
+        )
+    if data.questions_file and data.name != "stories":
+        raise InputError(
+            f"config.data.questions_file: got {data.questions_file!r} with name {data.name!r}; it is for stories"
+        )
+    if data.name == "stories" and data.annotations not in ("diverse", "corpus"):
+        raise InputError(
+            f"config.data.annotations: got {data.annotations!r} with name 'stories'; legal are diverse (all CoTs of the kind data.cot) and "
+            "corpus (programs and prose)"
         )
     if data.matcher not in (legal := matchers.names(TASKS[data.name])):
         raise InputError(

@@ -38,6 +38,27 @@ ARGUMENTS = {
             smoke=[False, True],
         )
     ],
+    "paper_text": [
+        dict(
+            cot=["program", "nl"],
+            base=["some/directory"],
+            seed=[2],
+            methods=["", "sft+grpo"],
+            smoke=[False, True],
+            train_file=["train.json"],
+            test_file=["test.json"],
+        ),
+        dict(cot=["program", "nl"], smoke=[True]),
+    ],
+    "pretrain_text": [
+        dict(
+            cot=["program", "nl"],
+            num_train=[1000, 300_000],
+            model=["words", "tiny"],
+            questions_file=["", "train.json"],
+            smoke=[False, True],
+        )
+    ],
     "pretrain": [dict(seed=[0, 1], num_train=[1000, 120_000], smoke=[False, True])],
     "sft": [REAL, GENERATED],
     "reft": [REAL, GENERATED],

@@ -151,7 +151,7 @@ def test_missing_seeds_say_which_command_makes_them(tmp_path, capsys):
     line = next(line for line in out.splitlines() if line.startswith("program/diverse/reft"))
     number = line.split("1: [")[1].split("]")[0]
     made = out.split(f"# [{number}]\n")[1].splitlines()[0]
-    assert made == small.command_of("program", "diverse", 1, str(tmp_path))
+    assert made == small.command_of("arithmetic", "program", "diverse", 1, str(tmp_path))
     assert (
         f'"--config={CONFIG}:cot=program,style=diverse,seed=1"' in made
         and f'--workdir={tmp_path}/program_diverse_1"' in made

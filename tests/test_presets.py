@@ -96,6 +96,7 @@ FORMULA = {
     "codegen_6b": codegen(51200, 4096, 33),
     "demo": llama(128, 2, 4, 4, 352),
     "tiny": llama(128, 2, 4, 2, 352),
+    "words": llama(256, 4, 8, 8, 704),
     "small": llama(512, 8, 8, 4, 1408),
 }
 

@@ -1,9 +1,11 @@
 """Data sets: `load(config.data)` gives the train, dev and test records. Host side, strings only; nothing here needs jax.
 
-One file per data set: `arithmetic` is generated, the others are read from files or built by TensorFlow Datasets
+One file per data set: `arithmetic` and `stories` are generated, the others are read from files or built by TensorFlow Datasets
 (`tfds_builders`). `splits` cuts the dev split from the training records, by a hash of the question: the best epoch is
 picked on it, never on test.
 """
+
+import dataclasses
 
 from reft_jax.data import files, gsm8k, mathqa, prompts, splits, svamp
 from reft_jax.data.records import Record, Splits
@@ -23,11 +25,13 @@ def load(data) -> Splits:
     """
     if data.name == "arithmetic" and data.source == "generated":
         return _generated(data)
+    if data.name == "stories" and data.source == "generated":
+        return _stories(data)
     if data.name in FILE_SETS and data.source in ("files", "tfds"):
         return _read_splits(data)
     raise InputError(
         f"config.data.name={data.name!r} with config.data.source={data.source!r}; legal are 'arithmetic' with 'generated', "
-        f"and {', '.join(map(repr, FILE_SETS))} with 'files' or 'tfds'"
+        f"'stories' with 'generated', and {', '.join(map(repr, FILE_SETS))} with 'files' or 'tfds'"
     )
 
 
@@ -44,6 +48,32 @@ def _generated(data) -> Splits:
         dev=make("dev", data.dev_size, clean),
         test=make("test", data.num_test, clean),
     )
+
+
+def _stories(data) -> Splits:
+    """Generated stories, and the questions of a training file as text without a solution, where the question is what is learnt: each
+    once, and at most as many as stories. What a run on that file takes as its dev split (seed 0) is left out, with as many again:
+    the files with P-CoT and with N-CoT do not hold quite the same questions. So is what differs from these in punctuation alone."""
+    from reft_jax.data import stories
+
+    def make(split, num, cot=data.cot):
+        return stories.generate(split, num, seed=data.seed, cot=cot)
+
+    train, notes = make("train", data.num_train, "both" if data.annotations == "corpus" else data.cot), ()
+    if data.questions_file:
+        texts = [
+            Record(f"question_{i}", files.text_field(place, row, "question"), "", "", "text", place=place)
+            for i, (place, row) in enumerate(files.read_objects(data.questions_file))
+        ]
+        held_out = {splits.question_words(record.question) for record in cut_dev(texts, 2 * data.dev_size, seed=0)[1]}
+        kept = [record for record in texts if splits.question_words(record.question) not in held_out]
+        train += tuple(
+            dataclasses.replace(record, question="", cot=record.question) for record in kept[: data.num_train]
+        )
+        notes = (
+            f"{len(kept)} of {len(texts)} questions of {data.questions_file} may be read as text, a dev split not",
+        )
+    return Splits(train, make("dev", data.dev_size), make("test", data.num_test), notes)
 
 
 def _read_splits(data) -> Splits:

@@ -26,6 +26,7 @@ TASKS = {
     "mathqa": "choice",
     "mathqa-numeric": "number",
     "math": "expression",
+    "stories": "number",
 }
 COTS = ("nl", "program")
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error", "blocked")

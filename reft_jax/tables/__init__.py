@@ -1,6 +1,6 @@
 """Which cells of the paper's tables a folder's finished runs fill; `python -m reft_jax.tables` prints them.
 
-A run fills a cell if what was trained is what configs/paper.py, or configs/paper_small.py, says of that row, setting by setting and
+A run fills a cell if what was trained is what configs/paper.py, or a config of SMALL, says of that row, setting by setting and
 back to the pretrained weights; how it was run (checks, logs, devices, precision) does not matter, and the seed may be any.
 """
 
@@ -18,7 +18,10 @@ from reft_jax import config as config_lib
 from reft_jax.errors import InputError
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
-CONFIG, SMALL_CONFIG = "configs/paper.py", "configs/paper_small.py"
+CONFIG = "configs/paper.py"
+# The tables of every method, small: what makes their runs.
+SMALL = {"arithmetic": "configs/paper_small.py", "svamp_small": "configs/paper_text.py"}
+SMALL_METRICS = ("maj", "rerank", "avg", "pass")  # their columns
 # Settings that say how a run is watched, checked and laid out, not what it computes.
 HOW = {
     "stage": (
@@ -31,10 +34,6 @@ HOW = {
     ),
 }
 METRIC_NAMES = {"maj": "vote", "avg": "average", "pass": "pass", "rerank": "re-ranked"}
-SMALL, SMALL_METRICS = (
-    "arithmetic",
-    ("maj", "rerank", "avg", "pass"),
-)  # the table of configs/paper_small.py, and its columns
 MOST_DIFFERENCES = 4  # that a note lists
 ALONE, SHARED = "", "@"  # a row that trains everything itself, and one that begins with what others left
 
@@ -206,9 +205,9 @@ def paper():
     return config_module(CONFIG)
 
 
-def paper_small():
-    """The module configs/paper_small.py."""
-    return config_module(SMALL_CONFIG)
+def paper_small(table: str):
+    """The module of a table of SMALL."""
+    return config_module(SMALL[table])
 
 
 @functools.cache
@@ -272,26 +271,30 @@ def expected(model: str, data: str, cot: str) -> list[tuple[str, str, str, dict]
 
 
 def expected_small(data: dict, label: str) -> list[tuple[str, str, str, dict]]:
-    """The same of the method `label` in the table arithmetic, which has one variant, ""; none of other questions than its own."""
-    if data["name"] != "arithmetic" or data["annotations"] not in paper_small().STYLES:
-        return []
-    planned, entries = small_entries(data["cot"], data["annotations"])
-    return [entry for entry in entries if entry[0].endswith(f"/{label}")] if kept(data, "data") == planned else []
+    """The same of the method `label` in the tables of SMALL, which have one variant, ""; none of other questions than theirs."""
+    style = data["annotations"] if data["name"] == "arithmetic" else data["name"]
+    entries = []
+    for table in SMALL:
+        if style in paper_small(table).STYLES:
+            planned, found = small_entries(table, data["cot"], style)
+            entries += (
+                [entry for entry in found if entry[0].endswith(f"/{label}")] if kept(data, "data") == planned else []
+            )
+    return entries
 
 
 @functools.cache
-def small_entries(cot: str, style: str):
-    """(settings of the data, `expected_small`) of one way of annotation."""
-    config = as_dict(paper_small().get_config(f"cot={cot},style={style}").to_dict())
+def small_entries(table: str, cot: str, style: str):
+    """(settings of the data, `expected_small`) of one cot and style (way of annotation, or data set) of a table of SMALL."""
+    base = "" if table == "arithmetic" else ",base=pretrained"
+    config = as_dict(paper_small(table).get_config(f"cot={cot},style={style}{base}").to_dict())
     evaluation = config["stages"]["evaluate"]
-    labels = {
-        label: dict(source=source, num_questions=config["data"]["num_test"])
-        for label, source in evaluation["checkpoints"]
-    }
+    num = config["data"]["num_test"] or paper().TEST_SIZES[config["data"]["name"]]
+    labels = {label: dict(source=source, num_questions=num) for label, source in evaluation["checkpoints"]}
     run = Run(pathlib.Path(SHARED, cot, style), config, labels, None)
     metrics = ("accuracy", *(f"{kind}@{evaluation['num_samples']}" for kind in SMALL_METRICS))
     entries = [
-        (f"{SMALL}/{cot}/{style}/{label}", "", metric, signature(run, label, metric, lambda source: None))
+        (f"{table}/{cot}/{style}/{label}", "", metric, signature(run, label, metric, lambda source: None))
         for label in labels
         for metric in metrics
     ]

@@ -5,8 +5,8 @@ that row, setting by setting and back to the pretrained weights; how it was run 
 other runs are in a table of their own, with what keeps them from a cell they are near to. Figures are means over seeds. The interval
 of one seed is Wilson's, over questions; of several, Student's t over the seeds, which is of training alone.
 
-The table arithmetic is of configs/paper_small.py, and nothing is published of it; a folder with no other runs shows it alone, one without
-such runs leaves it out. --curves also writes its learning curves to ROOT/curves.csv and ROOT/curves.png.
+The tables arithmetic and svamp_small are of configs/paper_small.py and configs/paper_text.py, and nothing is published of them; a folder with
+no other runs shows one alone, one without such runs leaves it out. --curves also writes its learning curves to ROOT/curves.csv and ROOT/curves.png.
 
 --plan prints the commands that make a table, each run once and after those that it begins with. --variant=paper|script, --seed=N and
 --smoke are arguments of those commands. Exit codes: 0, 2 bad arguments.
@@ -151,15 +151,15 @@ def legend(smoke: bool) -> str:
 def parse(argv: list[str]):
     parser = argparse.ArgumentParser(prog="reft_jax.tables", description=__doc__.split("\n\n")[0])
     parser.add_argument("root", help="a folder with workdirs in it")
-    parser.add_argument("--table", choices=[*paper().TABLES, SMALL], help="this one alone")
+    parser.add_argument("--table", choices=[*paper().TABLES, *SMALL], help="this one alone")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
     parser.add_argument("--plan", action="store_true", help="the commands of a table, in order")
     parser.add_argument("--variant", choices=paper().VARIANTS, default=paper().VARIANTS[0], help="of the commands")
     parser.add_argument(
-        "--seed", type=int, help=f"of the commands (else {paper().ARGS['seed']}; of {SMALL}, its three)"
+        "--seed", type=int, help=f"of the commands (else {paper().ARGS['seed']}; of {' and '.join(SMALL)}, three)"
     )
     parser.add_argument("--smoke", action="store_true", help="commands at toy size")
-    parser.add_argument("--curves", action="store_true", help=f"learning curves of {SMALL}")
+    parser.add_argument("--curves", action="store_true", help=f"learning curves of {' or '.join(SMALL)}")
     args = parser.parse_args(argv)
     if "," in args.root:
         raise InputError(
@@ -180,16 +180,19 @@ def main(argv: list[str]) -> int:
         runs, warnings = find_runs(root)
         find = finder(runs, root)
         found = [figure for run in runs for figure in figures_of(run, find)]
-        ours = [figure for figure in found if figure.job.startswith(f"{SMALL}/")]
-        others = [figure for figure in found if not figure.job.startswith(f"{SMALL}/")]
+        ours = {table: [figure for figure in found if figure.job.startswith(f"{table}/")] for table in SMALL}
+        others = [figure for figure in found if figure.job.partition("/")[0] not in SMALL]
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if args.curves:
-            print("\n".join(str(path) for path in curves.write(ours, root)))
+            table = args.table if args.table in SMALL else max(SMALL, key=lambda table: len(ours[table]))
+            print("\n".join(str(path) for path in curves.write(table, ours[table], root)))
             return 0
-        of_paper = not (args.table == SMALL or not args.table and ours and not others)
-        if not of_paper or ours and not args.table and args.format != "csv":
-            small.show(ours, root, args.format, seeds_of(args), args.smoke)
+        filled = [table for table in SMALL if ours[table]]
+        of_paper = not (args.table in SMALL or not args.table and filled and not others)
+        if not of_paper or filled and not args.table and args.format != "csv":
+            for table in [args.table] if args.table else filled:
+                small.show(table, ours[table], root, args.format, seeds_of(args, table), args.smoke)
         if of_paper or others and args.format != "csv":
             names = [args.table] if args.table else list(paper().TABLES)
             show(others, root, names if of_paper else [], args.format, about_of(args))
@@ -205,15 +208,19 @@ def about_of(args) -> dict:
     return dict(variant=args.variant, seed=seed, smoke=args.smoke)
 
 
-def seeds_of(args) -> tuple[int, ...]:
-    """The seeds that the table arithmetic is to have."""
-    return paper_small().SEEDS if args.seed is None else (args.seed,)
+def seeds_of(args, table: str) -> tuple[int, ...]:
+    """The seeds that a table of SMALL is to have."""
+    return paper_small(table).SEEDS if args.seed is None else (args.seed,)
 
 
 def plan(args) -> list[str]:
     """The commands of a table, in order, or of all of the paper's."""
-    if args.table == SMALL:
-        return [small.command_of(*cell, args.root, smoke=args.smoke) for cell in small.cells(seeds_of(args))]
+    if args.table in SMALL:
+        of_seeds = seeds_of(args, args.table)
+        return [
+            small.command_of(args.table, *cell, args.root, smoke=args.smoke)
+            for cell in small.cells(args.table, of_seeds)
+        ]
     rows = [row for row in paper().ROWS.values() if args.table in (None, row.table)]
     jobs = in_order([paper().job(row.name, args.variant) for row in rows], args.variant)
     return [legend(args.smoke), *(command_of(job, args.root, **about_of(args)) for job in jobs)]

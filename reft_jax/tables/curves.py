@@ -1,4 +1,4 @@
-"""Learning curves of the table arithmetic: dev accuracy over updates, the mean over seeds in a band from the lowest to the highest."""
+"""Learning curves of a table of every method, small: dev accuracy over updates, the mean over seeds in a band from the lowest to the highest."""
 
 import collections
 import csv
@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from reft_jax import plots
 from reft_jax.errors import InputError
-from reft_jax.tables import SMALL, Figure, by_seed
+from reft_jax.tables import Figure, by_seed
 
 # The picture's rows, and a colour for each method in them (Okabe and Ito's).
 ROWS = (
@@ -22,12 +22,12 @@ ROWS = (
 COLUMNS = ("cot", "style", "method", "seed", "update", "dev_accuracy")
 
 
-def write(found: list[Figure], root: pathlib.Path) -> list[pathlib.Path]:
+def write(table: str, found: list[Figure], root: pathlib.Path) -> list[pathlib.Path]:
     """Writes root/curves.csv and root/curves.png, and returns their paths; InputError if there is nothing to draw."""
     curves = gather(found)
     if not curves:
         raise InputError(
-            f"ROOT: {root} holds no run of the table {SMALL}; `bash launch/table.sh {SMALL} ROOT` makes them"
+            f"ROOT: {root} holds no run of the table {table}; `bash launch/table.sh {table} ROOT` makes them"
         )
     lines = [(*key, update, accuracy) for key, curve in curves.items() for update, accuracy in zip(*curve, strict=True)]
     with open(root / "curves.csv.tmp", "w", newline="") as file:

@@ -1,4 +1,4 @@
-"""The table arithmetic: every method of configs/paper_small.py, several seeds each, on the same questions from the same warm-up."""
+"""The tables of every method, small (`tables.SMALL`): several seeds each, on the same questions from the same warm-up."""
 
 import csv
 import io
@@ -9,41 +9,46 @@ import statistics
 import sys
 
 from reft_jax.metrics import table as text_table
-from reft_jax.tables import SMALL, SMALL_CONFIG, SMALL_METRICS, Figure, by_seed, paper_small, student
+from reft_jax.tables import SMALL, SMALL_METRICS, Figure, by_seed, paper_small, student
 
 COLUMNS = ("", "greedy", "over SFT", "vote", "re-ranked", "average", "pass", "each seed, greedy", "commit")
-TITLE = "Every method from the shipped base on generated problems, % (configs/paper_small.py)"
+TITLES = {
+    "arithmetic": "Every method from the shipped base on generated problems, %",
+    "svamp_small": "Every method from a small base of your own on SVAMP, %",
+}
 LEGEND = (
     "greedy, vote, re-ranked, average, pass: mean over seeds ± their standard deviation, the last four of {k} samples a question; "
     "over SFT: the mean difference to the same seed's SFT, with Student's 95 % interval over seeds; each seed: Wilson's 95 % interval over questions."
 )
 
 
-def cells(of_seeds) -> list[tuple[str, str, int]]:
+def cells(table: str, of_seeds) -> list[tuple[str, str, int]]:
     """(cot, style, seed) of every run of the table, in the order in which they are run."""
-    module = paper_small()
+    module = paper_small(table)
     return [(cot, style, seed) for cot in module.COTS for style in module.STYLES for seed in of_seeds]
 
 
-def command_of(cot: str, style: str, seed: int, root: str, *, smoke: bool = False) -> str:
-    """The shell command that makes a run of the table under root."""
+def command_of(table: str, cot: str, style: str, seed: int, root: str, *, smoke: bool = False) -> str:
+    """The shell command that makes a run of the table under root; $DATA and $MODELS are left to the shell."""
     home = re.sub(r'([\\"$`])', r"\\\1", f"{root}/{'smoke_' if smoke else ''}{cot}_{style}_{seed}")
     pairs = f"cot={cot},style={style},seed={seed}{',smoke' if smoke else ''}"
-    return f'python -m reft_jax.main "--config={SMALL_CONFIG}:{pairs}" "--workdir={home}"'
+    if not smoke and (files := getattr(paper_small(table), "FILES", None)):
+        pairs += f",base=$MODELS/words,train_file=$DATA/{files[cot]},test_file=$DATA/{files['test']}"
+    return f'python -m reft_jax.main "--config={SMALL[table]}:{pairs}" "--workdir={home}"'
 
 
-def show(found: list[Figure], root: os.PathLike, form: str, of_seeds, smoke: bool = False):
+def show(table: str, found: list[Figure], root: os.PathLike, form: str, of_seeds, smoke: bool = False):
     """Prints the table of `found`, and the commands of what `of_seeds` lack; warnings go to stderr."""
-    module, lines, missing, warnings = paper_small(), [], {}, []
+    module, lines, missing, warnings = paper_small(table), [], {}, []
     for cot, style, method in itertools.product(module.COTS, module.STYLES, module.METHODS):
         row = {}
         for metric in ("accuracy", *SMALL_METRICS):
-            job = (f"{SMALL}/{cot}/{style}/{method}", metric)
+            job = (f"{table}/{cot}/{style}/{method}", metric)
             row[metric], said = by_seed([f for f in found if (f.job, f.metric.partition("@")[0]) == job])
             warnings += said
         absent = {}
         for seed in sorted(set(of_seeds) - by_number(row["accuracy"]).keys()):
-            command = command_of(cot, style, seed, str(root), smoke=smoke)
+            command = command_of(table, cot, style, seed, str(root), smoke=smoke)
             absent[seed] = missing.setdefault(command, f"[{len(missing) + 1}]")
         lines.append((f"{cot}/{style}/{method}", row, absent))
     for warning in dict.fromkeys(warnings):
@@ -53,15 +58,16 @@ def show(found: list[Figure], root: os.PathLike, form: str, of_seeds, smoke: boo
         return
     rows = [cells_of(name, row, absent, baseline(lines, name)) for name, row, absent in lines]
     k = next((figure.metric.partition("@")[2] for figure in found if "@" in figure.metric), "k")
+    title = f"{table}: {TITLES[table]} ({SMALL[table]})"
     if form == "markdown":
         rule = ["---", *["---:"] * (len(COLUMNS) - 2), "---"]
         body = "\n".join("| " + " | ".join(row) + " |" for row in (COLUMNS, rule, *rows))
-        print(f"### {SMALL}: {TITLE}\n\n{body}\n\n{LEGEND.format(k=k)}\n")
+        print(f"### {title}\n\n{body}\n\n{LEGEND.format(k=k)}\n")
     else:
-        print(f"{SMALL}: {TITLE}\n\n{text_table(list(COLUMNS), rows)}\n\n{LEGEND.format(k=k)}\n")
+        print(f"{title}\n\n{text_table(list(COLUMNS), rows)}\n\n{LEGEND.format(k=k)}\n")
     if missing:
         body = "\n".join(f"# {number}\n{command}" for command, number in missing.items())
-        print(f"What makes the missing seeds (`bash launch/table.sh {SMALL} ROOT` runs them all):\n")
+        print(f"What makes the missing seeds (`bash launch/table.sh {table} ROOT` runs them all):\n")
         print(f"```bash\n{body}\n```" if form == "markdown" else body)
 
 

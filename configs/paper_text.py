@@ -1,0 +1,55 @@
+"""All methods of the paper and their variants on real SVAMP, small: every row of the table `svamp_small`, from a base of your own.
+
+python -m reft_jax.main --workdir=runs/svamp_small/program_svamp_0 \\
+    --config=configs/paper_text.py:cot=program,seed=0,base=runs/words/export/hf,train_file=svamp_python_sdp.json,test_file=svamp_test_set.json
+DATA=DIR MODELS=DIR bash launch/table.sh svamp_small runs/svamp_small   # all of them; MODELS/words is what configs/pretrain_text.py exported
+
+Stages and methods are those of configs/paper_small.py, with other sizes. The dev split is cut from the training file (200 questions, the
+same for all seeds), what is online learns from 1,280 own responses in 40 updates of 64 sequences, and programs have no docstring.
+"""
+
+from configs import common, paper_small
+
+METHODS, COTS, SEEDS = paper_small.METHODS, paper_small.COTS, paper_small.SEEDS
+STYLES = ("svamp",)  # the data set stands where the generated problems' annotations do
+FILES = dict(program="svamp_python_sdp.json", nl="svamp_nl.json", test="svamp_test_set.json")
+ARGS = dict(
+    cot="program",
+    style="svamp",
+    seed=0,
+    base="",
+    train_file="",
+    test_file="",
+    methods="",
+    steps=10,
+    epochs=6,
+    smoke=False,
+)
+
+# ReFT's steps and SFT's epochs are arguments; two thirds of them are after the warm-up.
+SIZES = paper_small.SIZES | dict(num_train=2800, rows=200, questions=128, offline_epochs=2, offline_samples=8, offline_kept=2,
+                                 rank_epochs=1, samples=8, num_sampled=250, checks=2, eval_every=1)  # fmt: skip
+
+
+def get_config(arg=""):
+    arg = common.parse_arg(arg, **ARGS)
+    common.one_of("style", arg.style, dict.fromkeys(STYLES))
+    common.one_of("cot", arg.cot, dict.fromkeys(COTS))
+    generated = arg.smoke and not arg.base  # at toy size nothing need be there
+    if not (arg.base or generated):
+        raise ValueError("argument base: got ''; it must be the Hugging Face directory that configs/pretrain_text.py exported")
+    sizes = SIZES | dict(steps=arg.steps, epochs=arg.epochs, warmup_epochs=max(arg.epochs // 3, 1))
+    sizes = paper_small.SMOKE if arg.smoke else sizes
+    records = dict(num_train=sizes["num_train"], **(dict(dev_size=16, num_test=32) if arg.smoke else dict(dev_size=200)))
+    if generated:
+        base, model, data = "random", "tiny", common.stories(arg.cot, smoke=True, vocab_size=600, **records)
+    else:
+        base = model = arg.base
+        lengths = common.text_lengths(arg.cot, smoke=arg.smoke)
+        data = common.files(arg.style, arg.cot, arg.train_file, arg.test_file, **records, **lengths) | dict(docstring=False)
+    return common.config(
+        seed=arg.seed,
+        model=common.model(model),
+        data=data,
+        stages=paper_small.stages_of(paper_small.methods_of(arg), base, sizes, log_every=2 if arg.smoke else 10),
+    )

@@ -1,0 +1,155 @@
+"""configs/pretrain_text.py and configs/paper_text.py, and the table svamp_small: legal, frozen, filled by its own runs, and run at toy size."""
+
+import json
+import pathlib
+
+import pytest
+
+from configs import paper_small, paper_text
+from reft_jax import config as config_lib
+from reft_jax import main
+from reft_jax.data import stories
+from reft_jax.errors import InputError
+from reft_jax.stages.common import num_steps
+from tests.test_tables import make_run, printed, script  # noqa: F401  (script is a fixture)
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TEXT, PRETRAIN = "configs/paper_text.py", "configs/pretrain_text.py"
+
+
+def load(arg: str, *overrides, config=TEXT, reads_data=False):
+    return config_lib.load(f"{ROOT}/{config}:{arg}", overrides, reads_data=reads_data)[0]
+
+
+# ------------------------------------------------------------------ the configs
+
+
+@pytest.mark.parametrize("arg", ["base=B", "smoke", "base=B,smoke"])
+@pytest.mark.parametrize("cot", paper_text.COTS)
+def test_every_run_is_legal_and_holds_all_methods(cot, arg):
+    config = load(f"cot={cot},seed=2,{arg}")
+    stages = dict(config.stages)
+    assert (config.data.cot, config.seed, config.data.docstring, hash(config)) == (cot, 2, False, hash(config))
+    assert [label for label, _ in stages["evaluate"].checkpoints] == list(paper_small.METHODS)
+    assert [name for name in stages if name not in ("reranker", "evaluate")] == list(paper_small.METHODS)[1:]
+    if arg == "smoke":
+        assert (config.data.name, stages["warmup"].init_from) == ("stories", "random")
+    else:
+        assert (config.data.name, config.model.directory, stages["warmup"].init_from) == ("svamp", "B", "B")
+
+
+def test_what_is_online_has_as_many_samples_updates_and_sequences_an_update():
+    config = load("base=B,steps=10")
+    stages, sizes = dict(config.stages), set()
+    for name in paper_small.PPO:
+        stage = stages[name]
+        steps = num_steps(stage.epochs, stage.batch_size, config.data.num_train)
+        sizes.add((steps, stage.batch_size * stage.num_samples, stage.ppo.minibatch_size, stage.ppo.epochs))
+    assert sizes == {(10, 128, 64, 2)}
+    online = stages["online"]
+    steps = num_steps(online.epochs, online.batch_size, config.data.num_train)
+    assert steps == 10 * 2 * 128 // 64 and steps * online.batch_size * online.num_samples == 10 * 128
+
+
+def test_steps_and_epochs_are_arguments():
+    stages = dict(load("base=B,steps=4,epochs=9").stages)
+    assert (stages["warmup"].epochs, stages["sft"].epochs) == (3.0, 9.0)
+    assert num_steps(stages["reft"].epochs, stages["reft"].batch_size, 2800) == 4
+
+
+@pytest.mark.parametrize("arg, said", [("", "argument base: got ''"), ("base=B,style=diverse", "got 'diverse'; legal are svamp"),
+                                       ("base=B,methods=ppo", "got 'ppo'"), ("base=B,cot=both", "argument cot: got 'both'")])  # fmt: skip
+def test_wrong_arguments(arg, said):
+    with pytest.raises(InputError, match=said):
+        load(arg)
+
+
+def test_files_must_be_named_to_run():
+    with pytest.raises(InputError, match="config.data.train_file: got ''"):
+        load("base=B", reads_data=True)
+
+
+@pytest.mark.parametrize("smoke", ["", ",smoke"])
+@pytest.mark.parametrize(
+    "cot, asks, annotations",
+    [("both", "program", "corpus"), ("program", "program", "diverse"), ("nl", "nl", "diverse")],
+)
+def test_pretraining_is_legal(cot, asks, annotations, smoke):
+    config = load(f"cot={cot},seed=1,questions_file=F{smoke}", config=PRETRAIN, reads_data=True)
+    assert (config.data.cot, config.data.annotations, config.data.questions_file) == (asks, annotations, "F")
+    assert [name for name, _ in config.stages] == ["pretrain", "export", "evaluate"] and not config.data.docstring
+
+
+@pytest.mark.parametrize(
+    "arg, said", [("model=codellama_7b", "got 'codellama_7b'"), ("cot=text", "argument cot: got 'text'")]
+)
+def test_wrong_arguments_of_pretraining(arg, said):
+    with pytest.raises(InputError, match=said):
+        load(arg, config=PRETRAIN)
+
+
+def test_a_file_of_questions_is_for_stories():
+    with pytest.raises(InputError, match="questions_file: got 'F' with name 'svamp'"):
+        load("base=B", ("data.questions_file", "F"))
+
+
+# ------------------------------------------------------------------ the table
+
+
+def test_its_runs_fill_the_table(tmp_path, capsys):
+    for seed in (0, 1):
+        spec = f"{TEXT}:seed={seed},base=/b/words,train_file=/d/t.json,test_file=/d/e.json"
+        make_run(tmp_path / f"r{seed}", spec, dict(base=50, sft=300, reft=330 + 10 * seed), num=1000, maj_8=0.4)
+    out, err = printed(capsys, tmp_path)
+    assert not err and out.startswith("svamp_small: ") and "arithmetic" not in out and "other runs" not in out
+    line = next(line for line in out.splitlines() if line.startswith("program/svamp/reft "))
+    assert "33.5 ± 0.7" in line and "+3.5" in line and "40.0 ± 0.0" in line
+    assert "base=$MODELS/words,train_file=$DATA/svamp_nl.json,test_file=$DATA/svamp_test_set.json" in out
+    out, _ = printed(capsys, tmp_path, "--table=arithmetic")
+    assert out.startswith("arithmetic: ") and "33.5" not in out
+
+
+def test_a_run_with_other_settings_is_told_apart(tmp_path, capsys):
+    make_run(
+        tmp_path / "r",
+        f"{TEXT}:base=/b/words",
+        dict(sft=300, reft=330),
+        num=1000,
+        overrides=[("stages.reft.ppo.kl_coef", "0.1")],
+    )
+    out, _ = printed(capsys, tmp_path, "--table=svamp_small")
+    assert "is not svamp_small/program/svamp/reft: policy.stage.ppo.kl_coef is 0.1, there 0.02" in out
+
+
+def test_the_plan_and_table_sh(script, tmp_path, capsys):  # noqa: F811
+    out, _ = printed(capsys, "R", "--table=svamp_small", "--plan")
+    assert len(out.splitlines()) == 6 and out.splitlines()[0].endswith('"--workdir=R/program_svamp_0"')
+    out, _ = printed(capsys, "R", "--table=svamp_small", "--plan", "--seed=5", "--smoke")
+    assert len(out.splitlines()) == 2 and "seed=5,smoke" in out and "$" not in out
+    process = script("svamp_small", "R", DATA="", MODELS="")
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+
+
+# ------------------------------------------------------------------ all of it
+
+
+@pytest.mark.slow
+def test_pretraining_and_a_row_run_at_toy_size(tmp_path):
+    rows = [dict(item_id=f"svamp_{r.item_id.split('_')[2]}", question=r.question, answer_cot=r.cot, answer_value=r.answer)
+            for r in stories.generate("train", 90, seed=7, cot="nl")]  # fmt: skip
+    for name, part in (("train", rows), ("test", [{**row, "question": row["question"] + " !"} for row in rows[:32]])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    sizes = ["--config.data.max_overlap=1.0"]
+    assert (
+        main.main(
+            [f"--config={ROOT}/{PRETRAIN}:smoke,questions_file={tmp_path}/train.json", f"--workdir={tmp_path}/words"]
+        )
+        == 0
+    )
+    base = tmp_path / "words" / "export" / "hf"
+    spec = f"{TEXT}:smoke,cot=nl,methods=base+sft+reft,base={base},train_file={tmp_path}/train.json,test_file={tmp_path}/test.json"
+    assert main.main([f"--config={ROOT}/{spec}", f"--workdir={tmp_path}/row", *sizes]) == 0
+    results = json.loads((tmp_path / "row" / "results.json").read_text())["stages"]
+    assert list(results) == ["base", "sft", "reft"]
+    assert all({"accuracy", "maj@2", "rerank@2"} <= result.keys() for result in results.values())
