@@ -126,13 +126,14 @@ def stories(
     changes = dict(
         source="generated", seed=seed, num_train=num_train, num_test=num_test, vocab_size=vocab_size, docstring=False
     )
+    changes |= dict(pack=not smoke)  # one program to compile
     return out | changes | dict(annotations="corpus" if cot == "both" else "diverse", questions_file=questions_file)
 
 
 def text_lengths(cot, *, smoke=False):
     """Limits for short word problems (SVAMP's) with a tokenizer of `stories`, in tokens; programs have no docstring. smoke: for a
     tokenizer that has seen little."""
-    prompts, responses = ((96, 144), (160,) if cot == "program" else (160, 256)) if not smoke else ((256,), (256,))
+    prompts, responses = ((96, 144), (160,) if cot == "program" else (160, 256)) if not smoke else ((160,), (160,))
     return dict(max_prompt=prompts[-1], max_response=responses[-1], prompt_buckets=prompts, response_buckets=responses)
 
 

@@ -35,21 +35,22 @@ def get_config(arg=""):
     arg = common.parse_arg(arg, **ARGS)
     common.one_of("style", arg.style, dict.fromkeys(STYLES))
     common.one_of("cot", arg.cot, dict.fromkeys(COTS))
-    generated = arg.smoke and not arg.base  # at toy size nothing need be there
-    if not (arg.base or generated):
-        raise ValueError("argument base: got ''; it must be the Hugging Face directory that configs/pretrain_text.py exported")
+    if arg.smoke and not arg.base:  # nothing need be there: the shipped base on its own problems
+        return paper_small.get_config(f"cot={arg.cot},seed={arg.seed},methods={arg.methods},smoke")
+    if not arg.base:
+        raise ValueError(
+            "argument base: got ''; it must be the Hugging Face directory that configs/pretrain_text.py exported"
+        )
     sizes = SIZES | dict(steps=arg.steps, epochs=arg.epochs, warmup_epochs=max(arg.epochs // 3, 1))
     sizes = paper_small.SMOKE if arg.smoke else sizes
-    records = dict(num_train=sizes["num_train"], **(dict(dev_size=16, num_test=32) if arg.smoke else dict(dev_size=200)))
-    if generated:
-        base, model, data = "random", "tiny", common.stories(arg.cot, smoke=True, vocab_size=600, **records)
-    else:
-        base = model = arg.base
-        lengths = common.text_lengths(arg.cot, smoke=arg.smoke)
-        data = common.files(arg.style, arg.cot, arg.train_file, arg.test_file, **records, **lengths) | dict(docstring=False)
+    records = dict(
+        num_train=sizes["num_train"], **(dict(dev_size=16, num_test=32) if arg.smoke else dict(dev_size=200))
+    )
+    lengths = common.text_lengths(arg.cot, smoke=arg.smoke)
+    data = common.files(arg.style, arg.cot, arg.train_file, arg.test_file, **records, **lengths)
     return common.config(
         seed=arg.seed,
-        model=common.model(model),
-        data=data,
-        stages=paper_small.stages_of(paper_small.methods_of(arg), base, sizes, log_every=2 if arg.smoke else 10),
+        model=common.model(arg.base),
+        data=data | dict(docstring=False, pack=not arg.smoke),
+        stages=paper_small.stages_of(paper_small.methods_of(arg), arg.base, sizes, log_every=2 if arg.smoke else 10),
     )

@@ -19,7 +19,7 @@ def get_config(arg=""):
         "model", arg.model, {name: None for name, preset in common.PRESETS.items() if not preset["vocab_size"]}
     )
     sizes = (
-        dict(num_train=512, dev_size=16, num_test=16, vocab_size=600, smoke=True)
+        dict(num_train=128, dev_size=16, num_test=16, vocab_size=800, smoke=True)
         if arg.smoke
         else dict(num_train=arg.num_train)
     )

@@ -29,11 +29,11 @@ def load(arg: str, *overrides, config=TEXT, reads_data=False):
 def test_every_run_is_legal_and_holds_all_methods(cot, arg):
     config = load(f"cot={cot},seed=2,{arg}")
     stages = dict(config.stages)
-    assert (config.data.cot, config.seed, config.data.docstring, hash(config)) == (cot, 2, False, hash(config))
+    assert (config.data.cot, config.seed, config.data.docstring) == (cot, 2, False) and isinstance(hash(config), int)
     assert [label for label, _ in stages["evaluate"].checkpoints] == list(paper_small.METHODS)
     assert [name for name in stages if name not in ("reranker", "evaluate")] == list(paper_small.METHODS)[1:]
     if arg == "smoke":
-        assert (config.data.name, stages["warmup"].init_from) == ("stories", "random")
+        assert (config.data.name, stages["warmup"].init_from) == ("arithmetic", "arithmetic_base")
     else:
         assert (config.data.name, config.model.directory, stages["warmup"].init_from) == ("svamp", "B", "B")
 
@@ -136,20 +136,25 @@ def test_the_plan_and_table_sh(script, tmp_path, capsys):  # noqa: F811
 
 @pytest.mark.slow
 def test_pretraining_and_a_row_run_at_toy_size(tmp_path):
-    rows = [dict(item_id=f"svamp_{r.item_id.split('_')[2]}", question=r.question, answer_cot=r.cot, answer_value=r.answer)
-            for r in stories.generate("train", 90, seed=7, cot="nl")]  # fmt: skip
-    for name, part in (("train", rows), ("test", [{**row, "question": row["question"] + " !"} for row in rows[:32]])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(part))
-    sizes = ["--config.data.max_overlap=1.0"]
-    assert (
-        main.main(
-            [f"--config={ROOT}/{PRETRAIN}:smoke,questions_file={tmp_path}/train.json", f"--workdir={tmp_path}/words"]
+    """A base this small solves nothing, so the answers are ones that can be guessed: 2 or 3."""
+    questions = [record.question for record in stories.generate("train", 128, seed=7, cot="nl")]
+    answers = ["3" if i % 4 == 0 else "2" for i in range(len(questions))]
+    rows = [
+        dict(
+            item_id=f"svamp_{i}",
+            question=question,
+            answer_cot=f"Therefore, the answer is <{answer}>.",
+            answer_value=answer,
         )
-        == 0
-    )
+        for i, (question, answer) in enumerate(zip(questions, answers, strict=True))
+    ]
+    for name, part in dict(train=rows[:96], test=rows[96:]).items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    pretrain = f"{PRETRAIN}:smoke,cot=nl,questions_file={tmp_path}/train.json"
+    assert main.main([f"--config={ROOT}/{pretrain}", f"--workdir={tmp_path}/words"]) == 0
     base = tmp_path / "words" / "export" / "hf"
-    spec = f"{TEXT}:smoke,cot=nl,methods=base+sft+reft,base={base},train_file={tmp_path}/train.json,test_file={tmp_path}/test.json"
-    assert main.main([f"--config={ROOT}/{spec}", f"--workdir={tmp_path}/row", *sizes]) == 0
+    spec = f"{TEXT}:smoke,cot=nl,methods=base+sft,base={base},train_file={tmp_path}/train.json,test_file={tmp_path}/test.json"
+    assert main.main([f"--config={ROOT}/{spec}", f"--workdir={tmp_path}/row"]) == 0
     results = json.loads((tmp_path / "row" / "results.json").read_text())["stages"]
-    assert list(results) == ["base", "sft", "reft"]
+    assert list(results) == ["base", "sft"] and results["sft"]["accuracy"] > results["base"]["accuracy"]
     assert all({"accuracy", "maj@2", "rerank@2"} <= result.keys() for result in results.values())
