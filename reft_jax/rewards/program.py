@@ -136,7 +136,8 @@ class _Server:
             # Not `-I`: it would ignore the hash seed, and a program that iterates over a set must give the same value
             # in a resumed run. `-s -S -P` and an environment made here isolate as well.
             environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-            environment |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+            # LD_BIND_NOW: what the server does not call itself, every child would look up anew.
+            environment |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LD_BIND_NOW": "1"}
             command = [sys.executable, "-s", "-S", "-P", str(SERVER), kind, ",".join(sorted(_OFF))]
             try:
                 self.process = subprocess.Popen(

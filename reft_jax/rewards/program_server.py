@@ -282,7 +282,9 @@ class Server:
         os.chdir("/")
         sys.dont_write_bytecode = True
         sys.path[:] = folders
-        self.names = warm_up(kind)
+        sys.modules["__main__"] = module = type(sys)("__main__")  # of which every child has its own copy
+        module.__dict__.update(warm_up(kind))
+        self.names = module.__dict__
         self.roots = tuple(os.path.join(f(p), "") for p in folders for f in (os.path.abspath, os.path.realpath))
         self.hook = make_hook(self.roots, self.refused)
         self.confine_all(filters)
@@ -369,11 +371,7 @@ class Server:
         # Taken now, because a program may replace them in their modules.
         write, leave, refused, token = os.write, os._exit, self.refused, keys[0]
         memory_result = token + b"memory\0\0MemoryError"
-
-        def finish(status: str, value: str | None = None, detail: str = ""):
-            write(RESULT_FD, token + f"{status}\0{value or ''}\0{detail}".encode())
-            leave(0)
-
+        names, status, value, detail = self.names, "error", None, "the program defines no solution()"
         try:
             try:
                 self.confine(limits)
@@ -381,24 +379,22 @@ class Server:
                 write(RESULT_FD, keys[1] + f"could not set limits: {error}".encode())
                 leave(0)
             keys.clear()
-            module = type(sys)("__main__")
-            sys.modules["__main__"] = module
-            module.__dict__.update(self.names)
             if "hook" not in self.off:
                 sys.addaudithook(self.hook)
             self.gc.enable()
-            exec(compile(source, FILENAME, "exec") if type(source) is str else source, module.__dict__)
-            if "solution" not in module.__dict__:
-                finish("error", detail="the program defines no solution()")
-            value = render(module.__dict__["solution"]())
+            exec(compile(source, FILENAME, "exec") if type(source) is str else source, names)
+            if "solution" in names:
+                value = render(names["solution"]())
+                status, detail = "no_answer" if value is None else "ok", ""
             if refused:
-                finish("blocked", detail=refused[0])
-            finish("ok" if value is not None else "no_answer", value)
+                status, value, detail = "blocked", None, refused[0]
+            write(RESULT_FD, token + f"{status}\0{value or ''}\0{detail}".encode())
         except MemoryError:
             write(RESULT_FD, memory_result)  # made beforehand: there may be no memory left to make one
         except BaseException as error:
             # SystemExit and KeyboardInterrupt too: whatever the program raises is its result
-            finish("blocked" if refused else "error", detail=refused[0] if refused else describe(error))
+            status, detail = ("blocked", refused[0]) if refused else ("error", describe(error))
+            write(RESULT_FD, token + f"{status}\0\0{detail}".encode())
         finally:
             leave(0)
 
