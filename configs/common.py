@@ -102,7 +102,6 @@ def arithmetic(cot="program", annotations="diverse", *, seed=0, num_train=1000, 
         max_overlap=0.01,
         tfds_dir="",
         manual_dir="",
-        questions_file="",
     )
 
 
@@ -177,7 +176,6 @@ def files(
         max_overlap=0.01,
         tfds_dir="",
         manual_dir="",
-        questions_file="",
     )
 
 

@@ -42,10 +42,46 @@ PPO = dict(
 
 # Sizes of a run and at toy size: questions to train on and responses that decode together; steps of the online methods, of so many
 # responses, in minibatches and groups; epochs of SFT and of the warm-up; offline's; the re-ranker's; what is sampled in the end.
-SIZES = dict(num_train=1000, rows=200, steps=20, questions=256, minibatch=64, group=4, batch=32, epochs=20, warmup_epochs=4,
-             offline_epochs=3, offline_samples=16, offline_kept=4, rank_epochs=2, samples=8, num_sampled=250, checks=5, eval_every=2)  # fmt: skip
-SMOKE = dict(num_train=64, rows=8, steps=2, questions=32, minibatch=16, group=2, batch=16, epochs=4, warmup_epochs=2,
-             offline_epochs=1, offline_samples=4, offline_kept=4, rank_epochs=1, samples=2, num_sampled=16, checks=2, eval_every=1)  # fmt: skip
+SIZES = dict(
+    num_train=1000,
+    rows=200,
+    steps=20,
+    questions=256,
+    minibatch=64,
+    group=4,
+    batch=32,
+    epochs=20,
+    warmup_epochs=4,
+    offline_epochs=3,
+    offline_samples=16,
+    offline_kept=4,
+    rank_epochs=2,
+    rank_samples=4,
+    samples=8,
+    num_sampled=250,
+    checks=5,
+    eval_every=2,
+)
+SMOKE = dict(
+    num_train=64,
+    rows=8,
+    steps=2,
+    questions=32,
+    minibatch=16,
+    group=2,
+    batch=16,
+    epochs=4,
+    warmup_epochs=2,
+    offline_epochs=1,
+    offline_samples=4,
+    offline_kept=4,
+    rank_epochs=1,
+    rank_samples=4,
+    samples=2,
+    num_sampled=16,
+    checks=2,
+    eval_every=1,
+)
 
 
 def get_config(arg=""):
@@ -137,7 +173,7 @@ def stages_of(chosen, base, sizes, *, sft_lr=5e-4, online_lr=3e-4, log_every=10)
         epochs=size.rank_epochs,
         lr=3e-4,
         batch_size=2 * size.batch,
-        num_samples=4,
+        num_samples=size.rank_samples,
         sample_batch_size=4 * rows,
     )
     stages["evaluate"] = common.evaluate(
