@@ -289,7 +289,7 @@ def problem(rng: random.Random) -> Problem:
     extra = _distractors(scene, target, steps, needed, rng)
     teller = _Teller(rng)
     decimal = ".0" if rng.random() < 0.04 else ""
-    shown = {letter: f"{value}{decimal}" for letter, value in values.items()}
+    shown = {x: f"{value}{decimal * (not scene.quantities[x].size.isdigit())}" for x, value in values.items()}
     told = [letter for letter in scene.quantities if letter in needed or letter in extra]
     clauses = []
     for letter, quantity in scene.quantities.items():
