@@ -87,7 +87,7 @@ SMOKE = dict(
 def get_config(arg=""):
     arg = common.parse_arg(arg, **ARGS)
     common.one_of("style", arg.style, dict.fromkeys(STYLES))
-    base, sizes = "arithmetic_base", dict(num_train=64, dev_size=32, num_test=32) if arg.smoke else {}
+    base, sizes = "arithmetic_base", dict(num_train=SMOKE["num_train"], dev_size=32, num_test=32) if arg.smoke else {}
     return common.config(
         seed=arg.seed,
         model=common.model(base),
@@ -104,21 +104,21 @@ def methods_of(arg):
     return chosen
 
 
-def stages_of(chosen, base, sizes, *, sft_lr=5e-4, online_lr=3e-4, log_every=10):
+def stages_of(chosen, base, sizes, *, log_every):
     """The stages of the `chosen` methods from a pretrained `base`; `sizes` has the keys of SIZES."""
     size = common.ConfigDict(sizes)
     num_train, rows, steps, questions = size.num_train, size.rows, size.steps, size.questions
     check = dict(eval_batch_size=rows)
 
     rate = common.optim(
-        sft_lr,
+        5e-4,
         hold=size.warmup_epochs / size.epochs,
         final=0.0,
         schedule_epochs=float(size.epochs),
         weight_decay=0.1,
     )
     sft = dict(batch_size=size.batch, dropout=0.1, eval_every=size.eval_every, log_every=log_every, **check)
-    falling = common.optim(online_lr, final=0.1)
+    falling = common.optim(3e-4, final=0.1)
 
     def reft(method):
         in_group = "advantage" in PPO[method]
@@ -145,7 +145,7 @@ def stages_of(chosen, base, sizes, *, sft_lr=5e-4, online_lr=3e-4, log_every=10)
         stages["offline"] = common.self_train(
             base,
             size.offline_epochs,
-            common.optim(sft_lr, hold=0.2, final=0.0, weight_decay=0.1),
+            common.optim(5e-4, hold=0.2, final=0.0, weight_decay=0.1),
             batch_size=size.batch,
             sample_from="warmup",
             num_samples=size.offline_samples,

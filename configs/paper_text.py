@@ -26,11 +26,10 @@ ARGS = dict(
     smoke=False,
 )
 
-# ReFT's steps and SFT's epochs are arguments; the warm-up is a third of the latter. With a base of 4M parameters nearly all of the time
-# goes where many responses are drawn or learnt, so these are few: about 70 minutes of one core by estimate.
+# ReFT's steps and SFT's epochs are arguments; the warm-up is a third of the latter. A base of 4M parameters takes its time to draw and
+# to learn responses, so these are few.
 SIZES = paper_small.SIZES | dict(
     num_train=2800,
-    rows=200,
     questions=64,
     minibatch=32,
     offline_epochs=1,

@@ -146,9 +146,7 @@ class Data:
     max_overlap: float = setting(0, 1, default=0.01)
     tfds_dir: str = setting(default="")  # where TFDS keeps what it built; "" = its own default
     manual_dir: str = setting(default="")  # a folder with the original files, so that TFDS downloads nothing
-    questions_file: str = setting(
-        default=""
-    )  # stories: a training file whose questions are read as text besides; "" = none
+    questions_file: str = setting(default="")  # stories: a training file whose questions are read as text too
 
 
 @dataclasses.dataclass(frozen=True)

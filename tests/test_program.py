@@ -251,6 +251,8 @@ def test_a_program_cannot_spoil_the_next_one():
         "import os\nos.pidfd_open(os.getppid())",
         "import signal\nsignal.pidfd_send_signal(0, 9)",
         "import readline",
+        "import program_server",
+        "import sandbox",
         "import os\ntry:\n    os.system('true')\nexcept OSError: pass\nreturn 42",
         "import gc\nreturn len(gc.get_objects())",
         "return len(open(sympy.__file__.replace('sympy/__init__.py', '../../../../../../../etc/passwd')).read())",

@@ -14,7 +14,7 @@ the number may be told as "some", without a `?` it is never asked. Equations are
 gives it one, one whose left side has splits it. {N} and {Ns} are the main person, by name or pronoun.
 
 Unusual:
-- Half of the questions, and all of SVAMP's test set, are lower-cased text with spaces before the punctuation.
+- 62 % of the questions, and all of SVAMP's test set, are lower-cased text with spaces before the punctuation.
 - Programs name their variables after the words of the story, in several styles, as the programs of SVAMP's authors do.
 - A hash of the question's words says which split may hold it, so no question is in two splits, whatever the seeds.
 - No solution is wrong on purpose (a quarter of arithmetic's corpus is): on real text the model errs often enough by itself.
