@@ -2,7 +2,7 @@
 
 Where the numbers come from: PUBLISHED are the totals that Hugging Face shows of a model's safetensors (tied embeddings count
 once; of Gemma 3 with images, the text decoder's). What has no such total is counted by a closed formula of its family, which
-must also give the published totals of the family's other models. The three presets to train from nothing have no vocabulary
+must also give the published totals of the family's other models. The presets to train from nothing have no vocabulary
 of their own: their number is without embeddings. CONFIG_JSON are published files, less the keys that say nothing of the
 architecture.
 """
@@ -96,6 +96,7 @@ FORMULA = {
     "codegen_6b": codegen(51200, 4096, 33),
     "demo": llama(128, 2, 4, 4, 352),
     "tiny": llama(128, 2, 4, 2, 352),
+    "words_1m": llama(128, 4, 4, 4, 352),
     "words": llama(256, 4, 8, 8, 704),
     "small": llama(512, 8, 8, 4, 1408),
 }
