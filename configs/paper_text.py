@@ -5,7 +5,7 @@ python -m reft_jax.main --workdir=runs/svamp_small/program_svamp_0 \\
 DATA=DIR MODELS=DIR bash launch/table.sh svamp_small runs/svamp_small   # all of them; MODELS/words is what configs/pretrain_text.py exported
 
 Stages and methods are those of configs/paper_small.py, with other sizes. The dev split is cut from the training file (200 questions, the
-same for all seeds), what is online learns from 640 own responses in 40 updates of 32 sequences, and programs have no docstring.
+same for all seeds), what is online learns from 1,280 own responses in 80 updates of 32 sequences, and programs have no docstring.
 """
 
 from configs import common, paper_small
@@ -21,13 +21,13 @@ ARGS = dict(
     train_file="",
     test_file="",
     methods="",
-    steps=10,
-    epochs=4,
+    steps=20,
+    epochs=9,
     smoke=False,
 )
 
-# ReFT's steps and SFT's epochs are arguments; the warm-up is a third of the latter. A base of 4M parameters takes its time to draw and
-# to learn responses, so these are few.
+# ReFT's steps and SFT's epochs are arguments; the warm-up is a third of the latter. One core draws and learns responses slowly, so
+# these are few.
 SIZES = paper_small.SIZES | dict(
     num_train=2800,
     questions=64,

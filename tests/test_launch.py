@@ -31,7 +31,7 @@ case "$*" in
     touch "$(dirname "$0")/installed" ;;
 "-m "*)
     trap 'exit 75' TERM
-    printf 'run %s\\n' "$*" "in $PWD" >>"$FAKE_LOG"
+    printf 'run %s\\n' "$*" "in $PWD" "with $GLIBC_TUNABLES" >>"$FAKE_LOG"
     if [ -n "$FAKE_WAITS" ]; then sleep 20 >/dev/null 2>&1 & wait; fi
     exit "${FAKE_EXIT:-0}" ;;
 "-I - "*) test -e "$(dirname "$0")/installed" ;;
@@ -85,6 +85,7 @@ def test_demo_installs_once_then_runs(project):
     assert all("-c launch/constraints.txt" in line for line in installs(log))
     assert f"run -m reft_jax.main --config=configs/demo.py --workdir={project.root}/runs/demo" in log
     assert f"run in {project.root}" in log
+    assert any(line.startswith("run with glibc.malloc.") for line in log)
 
     process, log = project("demo.sh")
     assert process.returncode == 0 and not installs(log) and "venv" not in log
@@ -96,8 +97,9 @@ def test_demo_passes_workdir_flags_and_exit_code(project, tmp_path):
     assert process.returncode == 75
     command = f"run -m reft_jax.main --config=configs/demo.py --workdir={tmp_path}/my runs/one --config.seed=3"
     assert command in log
-    process, log = project("demo.sh", "--config.seed=4", cwd="/")
+    process, log = project("demo.sh", "--config.seed=4", cwd="/", GLIBC_TUNABLES="glibc.malloc.check=1")
     assert any(line.endswith("runs/demo --config.seed=4") for line in log)
+    assert "run with glibc.malloc.check=1" in log
     process, log = project("demo.sh", "here", cwd="/")
     assert any(line.endswith("--workdir=/here") for line in log)
     process, log = project("demo.sh", "--help")
