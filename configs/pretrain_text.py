@@ -5,12 +5,15 @@ python -m reft_jax.main --config=configs/paper_text.py:base=runs/words/export/hf
 
 The tokenizer is byte-level BPE (digits one by one) trained on what the model reads. Of `questions_file` only the questions are
 read, as text: no CoT, no answer, none of the dev split; test questions nowhere. cot: program, nl or both (half and half); model: a
-preset of configs/models.py that is trained from nothing.
+preset of configs/models.py that is trained from nothing. base: an exported directory of such a run, which goes on with its own tokenizer;
+another seed gives it other problems:
+
+python -m reft_jax.main --config=configs/pretrain_text.py:base=runs/words/export/hf,seed=1,questions_file=DATA/svamp_python_sdp.json --workdir=runs/words_2
 """
 
 from configs import common
 
-ARGS = dict(cot="both", seed=0, num_train=300_000, model="words", questions_file="", smoke=False)
+ARGS = dict(cot="both", seed=0, num_train=300_000, model="words", base="", questions_file="", smoke=False)
 
 
 def get_config(arg=""):
@@ -26,11 +29,11 @@ def get_config(arg=""):
     rows = 16 if arg.smoke else 200
     return common.config(
         seed=arg.seed,
-        model=common.model("tiny" if arg.smoke else arg.model),
+        model=common.model(arg.base or ("tiny" if arg.smoke else arg.model)),
         data=common.stories(arg.cot, seed=arg.seed, questions_file=arg.questions_file, **sizes),
         stages=dict(
             pretrain=common.sft(
-                "random",
+                arg.base or "random",
                 1,
                 common.optim(2e-3, warmup=0.02, hold=0.5, final=0.03, weight_decay=0.05, b2=0.98),
                 batch_size=32,

@@ -80,6 +80,13 @@ def test_pretraining_is_legal(cot, asks, annotations, smoke):
     assert [name for name, _ in config.stages] == ["pretrain", "export", "evaluate"] and not config.data.docstring
 
 
+def test_pretraining_goes_on_from_what_was_exported():
+    config = load("base=B,seed=1", config=PRETRAIN)
+    assert (config.model.directory, config.model.arch, dict(config.stages)["pretrain"].init_from) == ("B", None, "B")
+    config = load("seed=1", config=PRETRAIN)
+    assert (config.model.directory, dict(config.stages)["pretrain"].init_from) == ("", "random")
+
+
 @pytest.mark.parametrize(
     "arg, said", [("model=codellama_7b", "got 'codellama_7b'"), ("cot=text", "argument cot: got 'text'")]
 )
