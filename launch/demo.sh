@@ -26,9 +26,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then
 fi
 
 setup_env "$root"
-# glibc gives a step's temporaries back to the system, which zeroes the same pages for the next one: about a fourth of an update on a CPU.
-# With these (2.35 and newer) they stay. A GLIBC_TUNABLES of your own, also an empty one, takes their place.
-export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592}
+keep_temporaries
 say "Running configs/demo.py in $workdir. Ctrl-C saves and stops; the same command goes on from there."
 # exec: signals reach the run itself, and its exit code is this script's.
 exec .venv/bin/python -m reft_jax.main --config=configs/demo.py --workdir="$workdir" "$@"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Makes .venv in the project's root; sourced by demo.sh and test.sh, which call `setup_env ROOT [EXTRA]`.
+# Makes .venv in the project's root; sourced by demo.sh and test.sh, which call `setup_env ROOT [EXTRA]`, and by table.sh.
 #
 # .venv/stamp names what has been installed, so a second call takes a moment and needs no network.  A changed setup.py,
 # pyproject.toml or constraints.txt, or a moved project, is installed again.  .venv/unfinished exists while pip works:
@@ -74,6 +74,12 @@ try_torch() {
     if quiet_pip "$venv" --retries 1 "$torch"; then return; fi
     say "pip finds no $torch for this Python: tests that compare with PyTorch will skip themselves" \
         "(to have them run all the same: .venv/bin/python -m pip install torch==2.13.0)."
+}
+
+# For small models on a CPU. glibc gives a step's temporaries back to the system, which zeroes the same pages for the next one: about a
+# fourth of an update. With these (2.35 and newer) they stay. A GLIBC_TUNABLES of your own, also an empty one, takes their place.
+keep_temporaries() {
+    export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592}
 }
 
 setup_env() {

@@ -20,6 +20,9 @@ case ${1:-} in -h | --help)
     ;;
 esac
 
+# shellcheck source-path=SCRIPTDIR source=setup_env.sh
+source "$root/launch/setup_env.sh"
+
 misuse() {
     echo "error: $*" >&2
     echo "usage: bash launch/table.sh TABLE ROOT [--dry-run] [--variant=V] [--seed=N] [--smoke] [launcher ...]" >&2
@@ -58,6 +61,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 [[ -x $python ]] || python=$(command -v python3)
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 launcher=("$python" -m reft_jax.main)
+if [[ $smoke || $table == arithmetic || $table == svamp_small ]]; then keep_temporaries; fi
 if (($#)); then launcher=("$@"); fi
 
 cd -- "$root" || exit 1

@@ -198,6 +198,7 @@ def test_the_plan_and_table_sh(script, tmp_path, capsys):  # noqa: F811
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert len(script.log()) == 12 and (tmp_path / "R" / "nl_diverse_2" / "evaluate" / "DONE").exists()
+    assert script.glibc().startswith("glibc.malloc.")
 
 
 # ------------------------------------------------------------------ curves

@@ -321,6 +321,7 @@ FAKE = """\
 trap 'exit 75' TERM
 for word; do case $word in --workdir=*) workdir=${word#--workdir=} ;; esac; done
 printf '%s\\n' "$*" >>"$FAKE_LOG"
+printf '%s\\n' "$GLIBC_TUNABLES" >"$FAKE_LOG.glibc"
 if [ -n "$FAKE_WAITS" ]; then sleep 20 >/dev/null 2>&1 & wait; fi
 [ "$FAKE_EXIT" = 0 ] && mkdir -p "$workdir/evaluate" && touch "$workdir/evaluate/DONE"
 exit "$FAKE_EXIT"
@@ -343,6 +344,7 @@ def script(tmp_path):
         return subprocess.Popen(words, env=known | env, cwd=tmp_path, start_new_session=True, **pipes)
 
     begin.log = lambda: log.read_text().splitlines() if log.exists() else []
+    begin.glibc = lambda: log.with_name("log.glibc").read_text().strip()
     return begin
 
 
@@ -363,7 +365,7 @@ def test_table_sh_runs_what_is_missing(script, tmp_path):
     assert (pathlib.Path(first) / "evaluate" / "DONE").exists()
     shutil.rmtree(first)
     out, _ = ended(script("numeric", "my $runs"))
-    assert len(script.log()) == 5 and out.count("# done: ") == 3
+    assert len(script.log()) == 5 and out.count("# done: ") == 3 and not script.glibc()
 
 
 def test_table_sh_stops_at_a_failure_and_when_a_run_was_stopped(script):
