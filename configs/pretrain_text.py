@@ -8,7 +8,8 @@ read, as text: no CoT, no answer, none of the dev split; test questions nowhere.
 preset of configs/models.py that is trained from nothing. base: an exported directory of such a run, which goes on with its own tokenizer;
 another seed gives it other problems:
 
-python -m reft_jax.main --config=configs/pretrain_text.py:base=runs/words/export/hf,seed=1,questions_file=DATA/svamp_python_sdp.json --workdir=runs/words_2
+python -m reft_jax.main --workdir=runs/words_2 \\
+    --config=configs/pretrain_text.py:base=runs/words/export/hf,seed=1,questions_file=DATA/svamp_python_sdp.json
 """
 
 from configs import common
