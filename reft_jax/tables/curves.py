@@ -92,7 +92,7 @@ def draw(curves: dict) -> Picture:
                     axes.fill_between(x, least, most, color=color, alpha=0.15, linewidth=0)
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
             axes.set_title(f"{cot}, {style}: {title}", loc="left", fontsize=9, color=plots.INK)
-            axes.legend(frameon=False, fontsize=7, loc="lower right")
+            axes.legend(frameon=False, fontsize=7, loc="best")
     for axes in grid[-1]:
         axes.set_xlabel("updates since the base", fontsize=9)
     picture.suptitle("Greedy dev accuracy, mean and range over seeds", x=0.01, ha="left", fontsize=10)
