@@ -5,8 +5,8 @@ python -m reft_jax.main --config=configs/paper_text.py:base=runs/words/export/hf
 
 The tokenizer is byte-level BPE (digits one by one) trained on what the model reads. Of `questions_file` only the questions are
 read, as text: no CoT, no answer, none of the dev split; test questions nowhere. cot: program, nl or both (half and half); model: a
-preset of configs/models.py that is trained from nothing. base: an exported directory of such a run, which goes on with its own tokenizer;
-another seed gives it other problems:
+preset of configs/models.py that is trained from nothing. base: an exported directory of such a run, which goes on in its
+own size, with its own tokenizer (`model` is not read then); another seed gives it other problems:
 
 python -m reft_jax.main --workdir=runs/words_2 \\
     --config=configs/pretrain_text.py:base=runs/words/export/hf,seed=1,questions_file=DATA/svamp_python_sdp.json
