@@ -289,7 +289,7 @@ PRESETS = {
     "demo": arch(128, 2, 4, 352, rope_theta=1000.0),  # 0.4M parameters: the base model that the demo starts from
     "tiny": arch(128, 2, 4, 352, num_kv_heads=2),  # 0.5M with a vocabulary of 1,000: real text in minutes on two cores
     "words": arch(256, 4, 8, 704, rope_theta=1000.0),  # 3.7M with a vocabulary of 2,000: word problems on a laptop
-    "words_1m": arch(128, 4, 4, 352, rope_theta=1000.0),  # 1.1M, likewise: 130,000 problems an hour on one core
+    "words_1m": arch(128, 4, 4, 352, rope_theta=1000.0),  # 1.1M: 130,000 problems an hour on one core
     "small": arch(512, 8, 8, 1408, num_kv_heads=4),
     # vocabulary, dim, layers, heads (, feed-forward 4 dim)
     "galactica_125m": opt(50000, 768, 12, 12, activation="gelu"),
