@@ -258,7 +258,7 @@ def test_each_layer_holds_and_does_not_when_it_is_off(layer, fresh_pool, monkeyp
     off, body, held = ALONE[layer]
     for broken in (False, True):
         program.close()
-        monkeypatch.setattr(program, "GRACE_S", 3.0 if broken else 30.0)  # a busy machine takes long to spend a second of CPU
+        monkeypatch.setattr(program, "GRACE_S", 3.0 if broken else 30.0)  # to spend a second of CPU may take long
         program._OFF.clear()
         program._OFF.update(off.split() + ["clock"] * (layer == "cpu") + [layer] * broken)
         try:
