@@ -187,6 +187,7 @@ def workdir(tmp_path_factory):
     return runs.run(tmp_path_factory.mktemp("lora") / "run", *FLAGS)
 
 
+@pytest.mark.slow
 def test_a_run_trains_adapters_and_reports_like_any_other(workdir):
     results = json.loads((workdir / "results.json").read_text())["stages"]
     assert set(results) == {"base", "warmup", "sft", "reft"}
@@ -198,6 +199,7 @@ def test_a_run_trains_adapters_and_reports_like_any_other(workdir):
     assert abs(lines[1]["kl/mean"]) < 1e-4 and lines[1]["ppo/first_ratio_error"] < 1e-4
 
 
+@pytest.mark.slow
 def test_reft_begins_as_the_warm_up_ended(workdir):
     """Over a base in few bits the warm-up's adapters are trained on; merged and quantized again they would be lost."""
     reft, warmup = (checkpoint.load_params(workdir / folder)["blocks"]["attention"] for folder in ("reft", "warmup"))

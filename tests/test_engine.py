@@ -108,7 +108,8 @@ def test_samples_are_the_same_on_eight_devices(where, layout, capfd):
         assert "rematerialization" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("layout", [pytest.param("replicated", marks=pytest.mark.slow), "tensor"])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["replicated", "tensor"])
 def test_samples_are_the_same_with_two_processes_of_two_devices(layout, tmp_path):
     same(together(layout, tmp_path), expected(3))
 

@@ -117,7 +117,9 @@ def test_scores_of_some_rows_at_a_time_are_those_of_all(where, most, together):
 
 
 @pytest.mark.parametrize("reduce", ["token", "sequence"])
-@pytest.mark.parametrize("where, parts", [("one", 1), ("one", 2), ("one", 4), ("mixed", 1)])
+@pytest.mark.parametrize(
+    "where, parts", [("one", 1), ("one", 2), pytest.param("one", 4, marks=pytest.mark.slow), ("mixed", 1)]
+)
 def test_updates_are_the_unpacked_ones(where, parts, reduce):
     model = tiny.model(where)
     params, (sft, ppo) = tiny.params(model, value_head=True), batches()

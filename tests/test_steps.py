@@ -439,7 +439,7 @@ def test_the_first_moment_has_the_dtype_asked_for():
     assert kinds == {"mu": {"bfloat16"}, "nu": {"float32"}}
 
 
-@pytest.mark.parametrize("where", ["fsdp", "mixed"])
+@pytest.mark.parametrize("where", [pytest.param("fsdp", marks=pytest.mark.slow), "mixed"])
 def test_moments_lie_where_their_parameters_do(where):
     params, opt_state = everything(where)[1]
     found = [s for s in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, dict)) if isinstance(s, dict)]
