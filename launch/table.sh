@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs of one of the paper's tables, one after the other: what is done is skipped, what was stopped goes on.
+# The runs of one of the paper's tables, one after the other: what is done is skipped, what was stopped goes on. Then the table.
 #
 #     bash launch/table.sh TABLE ROOT [--dry-run] [--variant=script] [--seed=N] [--smoke] [launcher ...]
 #     DATA=~/mwp MODELS=~/models bash launch/table.sh main runs/paper
@@ -107,3 +107,5 @@ while read -r line <&3; do
         exit "$code"
     fi
 done 3<<<"$plan"
+
+[[ $dry_run ]] || exec "$python" -m reft_jax.tables "$folder" "--table=$table" ${flags[@]+"${flags[@]}"}

@@ -366,6 +366,13 @@ def test_table_sh_runs_what_is_missing(script, tmp_path):
     shutil.rmtree(first)
     out, _ = ended(script("numeric", "my $runs"))
     assert len(script.log()) == 5 and out.count("# done: ") == 3 and not script.glibc()
+    table = subprocess.run(
+        [sys.executable, "-m", "reft_jax.tables", tmp_path / "my $runs", "--table=numeric"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert table.stdout.startswith("numeric: ") and out.endswith(table.stdout)
 
 
 def test_table_sh_stops_at_a_failure_and_when_a_run_was_stopped(script):
