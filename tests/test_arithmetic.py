@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from reft_jax.data import arithmetic
+from reft_jax.data import arithmetic, expressions
 from reft_jax.errors import InputError
 
 NAMES = set(arithmetic.MEN + arithmetic.WOMEN)
@@ -160,8 +160,8 @@ def test_numbers_and_intermediate_results_stay_in_range():
     for split in ("pretrain", "test"):
         for _ in range(300):
             question, expr, tags = arithmetic.problem(rng, split=split)
-            assert len(arithmetic.steps(expr)) == tags["num_ops"]
-            assert all(1 <= arithmetic.value(node) <= 199 for node in arithmetic.steps(expr))
+            assert len(expressions.steps(expr)) == tags["num_ops"]
+            assert all(1 <= expressions.value(node) <= 199 for node in expressions.steps(expr))
             assert all(2 <= int(number) <= 30 for number in re.findall(r"[0-9]+", question))
 
 
@@ -170,19 +170,19 @@ def test_rewriting_keeps_the_value_and_finds_several_paths():
     num_paths = []
     for _ in range(60):
         _, expr, _ = arithmetic.problem(rng, split="train")
-        paths = {arithmetic.rewrite(expr, rng) for _ in range(40)}
-        assert {arithmetic.value(path) for path in paths} == {arithmetic.value(expr)}
+        paths = {expressions.rewrite(expr, rng) for _ in range(40)}
+        assert {expressions.value(path) for path in paths} == {expressions.value(expr)}
         num_paths.append(len(paths))
     assert sum(num_paths) / 60 > 8
-    assert ("+", 5, ("-", 9, 4)) in arithmetic.alternatives(("-", ("+", 5, 9), 4))
-    assert ("-", 20, ("+", 3, 4)) in arithmetic.alternatives(("-", ("-", 20, 3), 4))
-    assert ("+", ("-", 20, 7), 3) in arithmetic.alternatives(("-", 20, ("-", 7, 3)))
-    assert ("-", 20, ("-", 7, 3)) not in arithmetic.alternatives(("-", 20, ("+", 7, 3)))
+    assert ("+", 5, ("-", 9, 4)) in expressions.alternatives(("-", ("+", 5, 9), 4))
+    assert ("-", 20, ("+", 3, 4)) in expressions.alternatives(("-", ("-", 20, 3), 4))
+    assert ("+", ("-", 20, 7), 3) in expressions.alternatives(("-", 20, ("-", 7, 3)))
+    assert ("-", 20, ("-", 7, 3)) not in expressions.alternatives(("-", 20, ("+", 7, 3)))
 
 
 def test_orders_are_topological_and_vary():
     expr = ("-", ("*", ("+", 2, 3), ("+", 4, 5)), ("*", 6, 7))
-    orders = {tuple(arithmetic.shuffled(arithmetic.steps(expr), random.Random(i))) for i in range(200)}
+    orders = {tuple(expressions.shuffled(expressions.steps(expr), random.Random(i))) for i in range(200)}
     assert len(orders) == 8  # 5 operations, root last: the 8 linear extensions
     for order in orders:
         for index, node in enumerate(order):
@@ -202,7 +202,7 @@ def test_canonical_is_one_deterministic_way():
 
 def test_surface_of_each_style():
     expr = ("/", ("-", 20, 5), 3)
-    order = arithmetic.steps(expr)
+    order = expressions.steps(expr)
     shown = {
         style: arithmetic.reasoning(style, expr, order)
         for style in ("steps_abc", "expression", "answer", "equations", "nl_lines", "nl_words", "nl_expression")
