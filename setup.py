@@ -81,7 +81,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["reft_jax", "reft_jax.*"]),
-    package_data={"reft_jax": ["assets/**/*", "data/tfds_builders/checksums.tsv"]},
+    package_data={"reft_jax": ["assets/**/*", "tasks/tfds/checksums.tsv"]},
     install_requires=RUN_TIME,
     extras_require=EXTRAS,
 )

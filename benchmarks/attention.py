@@ -33,18 +33,19 @@ TOY = dict(rows=2, length=40, slots=4, width=48, heads=2, head_dim=32, tokens=2,
 
 def a_preset(name, **changes):
     from configs.models import PRESETS, spelled_out
-    from reft_jax import config
+    from reft_jax.config import settings
 
     keys = spelled_out(PRESETS[name])
-    return config.Arch(**keys | {"rope_scaling": config.RopeScaling(**keys["rope_scaling"])} | changes)
+    return settings.Arch(**keys | {"rope_scaling": settings.RopeScaling(**keys["rope_scaling"])} | changes)
 
 
 def a_layout(devices, fsdp, tensor):
     from configs import common
-    from reft_jax import config, sharding
+    from reft_jax.config import settings
+    from reft_jax.mesh import sharding
 
     return sharding.make_layout(
-        config.Mesh(-1, fsdp, tensor, tuple(common.mesh(dict(name=""))["rules"].items())), devices
+        settings.Mesh(-1, fsdp, tensor, tuple(common.mesh(dict(name=""))["rules"].items())), devices
     )
 
 
@@ -173,7 +174,9 @@ def training_program(what, model, rows, length):
     import jax.numpy as jnp
 
     from configs import common
-    from reft_jax import config, models, optim, steps
+    from reft_jax import models
+    from reft_jax.config import settings
+    from reft_jax.training import optim, steps
     from reft_jax.types import PPOBatch, Prompts, TrainState
 
     def table(width, dtype):
@@ -187,12 +190,12 @@ def training_program(what, model, rows, length):
     head = jax.eval_shape(lambda: models.init_value_head(model, jax.random.key(0), how="zeros", bias=True))
     params = models.shapes(model) | {"value_head": head}
     if what == "score":
-        params = placed(params, steps.param_shardings(model, params))
+        params = placed(params, models.param_shardings(model, params))
         return steps.make_score(model).lower(params, params, prompts, tokens, mask)
-    tx = optim.make_optimizer(config.Optim(**common.optim(1e-5)), 100)
+    tx = optim.make_optimizer(settings.Optim(**common.optim(1e-5)), 100)
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), number), params, tx.init(params)), params)
     state = placed(state, steps.state_shardings(model, tx, params))
-    ppo = config.PPO(**common.ppo(kl_coef=0.05, minibatch_size=rows))
+    ppo = settings.PPO(**common.ppo(kl_coef=0.05, minibatch_size=rows))
     batch = PPOBatch(prompts, tokens, mask, *(reals,) * 4)
     return steps.make_ppo_step(model, tx, params, ppo).lower(state, batch, jax.ShapeDtypeStruct((rows,), number))
 
@@ -203,10 +206,10 @@ def decoding_program(model, num_slots, width):
     import jax.numpy as jnp
 
     from reft_jax import models
-    from reft_jax.config import WHOLE
+    from reft_jax.config.settings import WHOLE
+    from reft_jax.mesh.sharding import drop_leading
+    from reft_jax.models.placement import param_shardings
     from reft_jax.sampling import engine
-    from reft_jax.sharding import drop_leading
-    from reft_jax.steps import param_shardings
 
     shapes = models.shapes(model)
     places = param_shardings(model, shapes)

@@ -120,24 +120,25 @@ def twice(work):
 
 def make_arch(given):
     from configs.models import PRESETS, spelled_out
-    from reft_jax import config
+    from reft_jax.config import settings as settings_lib
 
     if not given.size:
-        return config.Arch(**TOY_SIZES if given.toy else SIZES)
+        return settings_lib.Arch(**TOY_SIZES if given.toy else SIZES)
     if given.size not in PRESETS:
         raise SystemExit(f"--size={given.size} is no preset of configs/models.py: {', '.join(PRESETS)}")
     keys = spelled_out(PRESETS[given.size])
-    keys |= dict(rope_scaling=config.RopeScaling(**keys["rope_scaling"]))
-    return config.Arch(**keys | dict(vocab_size=keys["vocab_size"] or SIZES["vocab_size"]))
+    keys |= dict(rope_scaling=settings_lib.RopeScaling(**keys["rope_scaling"]))
+    return settings_lib.Arch(**keys | dict(vocab_size=keys["vocab_size"] or SIZES["vocab_size"]))
 
 
 def make_model(given, *, layout=None, remat="none"):
     """(model, random parameters), born on the device in the dtype asked for."""
     import jax
 
-    from reft_jax import main, models
+    from reft_jax import models
+    from reft_jax.run import jax_settings
 
-    main.multiply_in(given.dtype)
+    jax_settings.multiply_in(given.dtype)
     model = models.Model(make_arch(given), given.dtype, given.dtype, remat=remat, layout=layout)
     return model, models.init(model, jax.random.key(0))
 
@@ -249,7 +250,7 @@ def decode_bytes(model, prompt_lengths, lengths, steps: int) -> float:
 
 def update_flops(model, prompt_lengths, lengths, epochs: int) -> float:
     """Floating-point operations of one PPO update; `update.py` says how they are counted."""
-    from reft_jax.compile import forward_flops
+    from reft_jax.compile.programs import forward_flops
 
     rows = zip(np.asarray(prompt_lengths).tolist(), np.asarray(lengths).tolist(), strict=True)
     forward = sum(forward_flops(model.arch, p + n, (p + n + 1) / 2, logits=n) for p, n in rows)

@@ -20,9 +20,10 @@ def make(folder: pathlib.Path):
     import jax
     import jax.numpy as jnp
 
-    from reft_jax import config, models
+    from reft_jax import models
+    from reft_jax.config import settings
 
-    arch = config.Arch(**SIZES, rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=True, init_std=0.02)
+    arch = settings.Arch(**SIZES, rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=True, init_std=0.02)
     model = models.Model(arch, "bfloat16", "bfloat16")
     params = models.init(model, jax.random.key(0))
     models.save_hf(folder, model, params, max_shard_bytes=3 * 10**8)
@@ -36,10 +37,12 @@ def load(folder: pathlib.Path):
     import jax
     import jax.numpy as jnp
 
-    from reft_jax import config, models, sharding, steps
+    from reft_jax import models
+    from reft_jax.config import settings
+    from reft_jax.mesh import sharding
 
     rules = (("embed", ("fsdp",)),)
-    layout = sharding.make_layout(config.Mesh(1, 8, 1, rules))
+    layout = sharding.make_layout(settings.Mesh(1, 8, 1, rules))
     model = models.Model(models.read_config(folder), "bfloat16", "bfloat16", layout=layout)
     jnp.zeros(8).block_until_ready()
 
@@ -50,7 +53,7 @@ def load(folder: pathlib.Path):
     _, params = models.load_hf(
         folder,
         param_dtype="bfloat16",
-        shardings=steps.param_shardings(model, models.shapes(model)),
+        shardings=models.param_shardings(model, models.shapes(model)),
         layout=layout,
     )
     jax.block_until_ready(params)

@@ -15,8 +15,7 @@ import pathlib
 import sys
 import textwrap
 
-from reft_jax import config as config_lib
-from reft_jax import data
+from reft_jax import recipe, tasks
 
 WIDTH, HEIGHT, LINE = 1024, 396, 15
 BLUE, ORANGE, GREEN, RED, INK, FAINT = "#0072B2", "#B87700", "#007A5A", "#B84A00", "#222222", "#6A6A6A"
@@ -91,9 +90,9 @@ def curve(workdir: pathlib.Path, stage: str) -> tuple[list[float], list[float]]:
 
 
 def draw(workdir: pathlib.Path) -> str:
-    config = config_lib.build(json.loads((workdir / "config.json").read_text())["config"])
+    config = recipe.build(json.loads((workdir / "config.json").read_text())["config"])
     samples = choose(read_lines(workdir / "reft" / "samples.jsonl"))
-    splits = data.load(config.data)
+    splits = tasks.load(config.data)
     [gold] = [record for record in splits.train if record.item_id == samples[0]["item_id"]]
 
     out = [text(24, 36, "A question, and its annotation", size=14, weight=600)]

@@ -69,7 +69,7 @@ def slots(given, load, folder):
 def batch(given, load, folder):
     import jax
 
-    from reft_jax.config import WHOLE
+    from reft_jax.config.settings import WHOLE
     from reft_jax.sampling import decode
 
     model, params = common.make_model(given)

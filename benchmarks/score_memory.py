@@ -21,12 +21,13 @@ def main(preset="qwen2_5_0_5b", length=1024):
     from jax.experimental import topologies
 
     from configs.models import PRESETS, spelled_out
-    from reft_jax import config, models
+    from reft_jax import models
+    from reft_jax.config import settings
 
     chip = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
     place = jax.sharding.SingleDeviceSharding(chip)
     keys = spelled_out(PRESETS[preset])
-    arch = config.Arch(**keys | {"rope_scaling": config.RopeScaling(**keys["rope_scaling"])})
+    arch = settings.Arch(**keys | {"rope_scaling": settings.RopeScaling(**keys["rope_scaling"])})
     for chunk in (64, 128, 256, length):
         model = models.Model(arch, "bfloat16", "bfloat16", logits_chunk=chunk)
 

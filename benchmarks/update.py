@@ -55,9 +55,9 @@ NAMES = ("whole", "ours", "torch")
 def settings(rows: int, minibatch: int):
     """The paper's (PPO, Optim)."""
     from configs import common as configs
-    from reft_jax import config
+    from reft_jax.config import settings
 
-    return config.PPO(**configs.ppo(kl_coef=0.01, minibatch_size=minibatch)), config.Optim(**configs.optim(3e-7))
+    return settings.PPO(**configs.ppo(kl_coef=0.01, minibatch_size=minibatch)), settings.Optim(**configs.optim(3e-7))
 
 
 def orders(rows: int, ppo):
@@ -74,11 +74,14 @@ class Ours:
         import jax
 
         from configs import common as configs
-        from reft_jax import config, models, sharding, steps
-        from reft_jax.optim import make_optimizer
+        from reft_jax import models
+        from reft_jax.config import settings
+        from reft_jax.mesh import sharding
+        from reft_jax.training import steps
+        from reft_jax.training.optim import make_optimizer
 
         rules = tuple(configs.mesh(dict(name=""))["rules"].items())
-        layout = sharding.make_layout(config.Mesh(1, 1, 1, rules), jax.devices()[:1])
+        layout = sharding.make_layout(settings.Mesh(1, 1, 1, rules), jax.devices()[:1])
         self.model, params = common.make_model(given, layout=layout, remat="block" if given.remat else "dots")
         tx = make_optimizer(optim, 1000)
         self.reference, self.ppo = params, ppo

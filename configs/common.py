@@ -1,4 +1,4 @@
-"""Fragments that the experiments share. Every key is spelled out here or in the experiment; `reft_jax/config.py` says what is legal."""
+"""Fragments that the experiments share. Every key is spelled out here or in the experiment; `reft_jax/config/settings.py` says what is legal."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""A small base model for real word problems: one pass over generated stories (reft_jax/data/stories.py), exported for Hugging Face.
+"""A small base model for real word problems: one pass over generated stories (reft_jax/tasks/stories.py), exported for Hugging Face.
 
 python -m reft_jax.main --config=configs/pretrain_text.py:questions_file=DATA/svamp_python_sdp.json --workdir=runs/words
 python -m reft_jax.main --config=configs/paper_text.py:base=runs/words/export/hf,... --workdir=runs/svamp_small/program_svamp_0

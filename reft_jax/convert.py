@@ -39,9 +39,10 @@ def parse(argv: list[str]) -> tuple[pathlib.Path, pathlib.Path, str]:
 
 def from_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
     """HF_DIR -> TO/checkpoints/0 and TO/tokenizer."""
-    from reft_jax import checkpoint, models
+    from reft_jax import models
     from reft_jax.data import tokenizer as tokenizers
-    from reft_jax.metrics import write_json
+    from reft_jax.run import checkpoint
+    from reft_jax.run.metrics import write_json
     from reft_jax.stages import export
 
     tokenizer = tokenizers.load(source)
@@ -57,8 +58,9 @@ def from_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
 
 def to_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
     """A checkpoint -> a Hugging Face directory, read again and compared."""
-    from reft_jax import checkpoint, models
+    from reft_jax import models
     from reft_jax.data import tokenizer as tokenizers
+    from reft_jax.run import checkpoint
     from reft_jax.stages import export
 
     chosen = (source / "DONE").is_file() and "selected_step" in json.loads((source / "DONE").read_text())

@@ -9,20 +9,17 @@ On several hosts start the same command on each. Under Slurm, MPI and on TPU sli
 --processes=N --process=I. --processes=N alone makes a missing host an error; --init_timeout=S, --watchdog=MINUTES: `distributed.py`.
 """
 
-import dataclasses
-import hashlib
 import json
 import os
 import pathlib
-import platform
 import shlex
 import sys
 import time
 
-from reft_jax import checks, distributed, profiler, progress, trackers, workdirs
-from reft_jax import config as config_lib
-from reft_jax import data as data_lib
+from reft_jax import prepare
 from reft_jax.errors import InputError, Preempted, RunError, Stop
+from reft_jax.mesh import distributed
+from reft_jax.run import jax_settings, profiler, progress, trackers, workdirs
 
 USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]"
 
@@ -56,140 +53,15 @@ def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]], dict]:
     return spec, workdir, overrides, distributed.read_flags(processes, os.environ)
 
 
-# ------------------------------------------------------------------ model, tokenizer, data
-
-
-def build_tokenizer(config: config_lib.Config, splits, directory):
-    """The model directory's tokenizer, or one built from the data (word level for generated problems, BPE for text)."""
-    from reft_jax.data import arithmetic, prompts
-    from reft_jax.data import tokenizer as tokenizers
-
-    if directory is not None:
-        return tokenizers.load(directory)
-    if config.data.tokenizer == "word":
-        if config.data.name != "arithmetic":
-            raise InputError(
-                f"config.data.tokenizer: 'word' is for the closed vocabulary of arithmetic; {config.data.name} needs 'bpe'"
-            )
-        return tokenizers.build_word(arithmetic.PIECE, arithmetic.vocabulary())
-    texts = (
-        text
-        for record in splits.train
-        for text in (prompts.prompt(record), prompts.target(record, docstring=config.data.docstring))
-    )
-    return tokenizers.build_bpe(texts, config.data.vocab_size)
-
-
-def resolve_arch(config: config_lib.Config, tokenizer, directory) -> config_lib.Arch:
-    """The architecture with its vocabulary size filled in; InputError if the tokenizer has more ids than the model."""
-    from reft_jax import models
-    from reft_jax.data import tokenizer as tokenizers
-
-    arch = models.read_config(directory) if directory is not None else config.model.arch
-    if arch.vocab_size == 0:
-        arch = dataclasses.replace(arch, vocab_size=len(tokenizer))
-    tokenizers.check_fits(tokenizer, arch.vocab_size, "config.model")
-    return arch
-
-
-def build_model(config: config_lib.Config, arch: config_lib.Arch, layout):
-    """The config's model, without adapters, on that layout."""
-    from reft_jax import models
-
-    names = "param_dtype", "compute_dtype", "remat", "logits_chunk", "vocab_multiple", "attention"
-    return models.Model(arch, layout=layout, **{name: getattr(config.model, name) for name in names})
-
-
-# ------------------------------------------------------------------ the run
-
-
-def prepare(argv: list[str], stop):
-    """Everything up to the first write: (Run, what config.json is to say of it). Raises InputError."""
-    spec, workdir, overrides, processes = parse(argv)
-    config, tree = config_lib.load(spec, overrides)
-    trackers.check(config.logging)
-    workdir = pathlib.Path(workdir).absolute()
-    workdirs.check(workdir, tree)
-    distributed.initialize(processes)
-    if distributed.several():
-        stop.agree = distributed.asked_to_stop
-
-    from reft_jax import models, sharding
-    from reft_jax.data import tokenizer as tokenizers
-    from reft_jax.stages import common
-
-    directory = None
-    if config.model.directory and (directory := models.resolve(config.model.directory)) is None:
-        raise InputError(
-            f"config.model.directory: {config.model.directory!r} is neither a directory with a config.json nor a shipped model"
-        )
-    checks.check_sources(config)
-    splits = data_lib.load(config.data)
-    workdirs.check_fingerprint(workdir, data_sha256 := workdirs.fingerprint(splits))
-    tokenizer = build_tokenizer(config, splits, directory)
-    arch = resolve_arch(config, tokenizer, directory)
-    notes = checks.check_data(config, tokenizer, splits)
-
-    layout = sharding.make_layout(config.mesh)
-    checks.check_batches(config, layout)
-    checks.check_sizes(config, arch)
-    workdirs.check_identities(workdir, sources := workdirs.identities(config))
-    model = build_model(config, arch, layout)
-    checks.check_adapters(config, model)
-    ways = dict(training=models.attention_path(model), decoding=models.attention_path(model, slots=True))
-    if config.model.attention == "kernel":
-        notes += [
-            f"config.model.attention=kernel, but {what} takes xla: {why}" for what, (_, why) in ways.items() if why
-        ]
-    more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
-    about = workdirs.describe(tree, layout) | {
-        "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": more},
-        "attention": {what: f"{way}: {why}" if why else way for what, (way, why) in ways.items()},
-        "data_sha256": data_sha256,
-        "sources": sources,
-        "notes": notes,
-    }
-    return common.Run(config, workdir, model, tokenizer, splits, stop, more), about
-
-
-def multiply_in(compute_dtype: str):
-    """Makes float32 mean float32: left alone, GPUs multiply it in TF32 (10 bits) and TPUs in bfloat16 (7 bits), and the
-    sampler's log-probabilities are then not the scorer's."""
-    import jax
-
-    if compute_dtype == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")
-
-
-def keep_compiled(workdir: pathlib.Path):
-    """Compiled programs stay in .jax_cache beside the workdir, for the runs that follow, unless JAX_COMPILATION_CACHE_DIR names another
-    place (a bucket, say). A CPU's are for processors with the same instructions alone."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    folder = workdir.parent / ".jax_cache"
-    if jax.default_backend() == "cpu":
-        folder /= instruction_set()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def instruction_set() -> str:
-    """A name for what this processor can execute."""
-    path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    words = [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    return hashlib.sha256(f"{platform.machine()} {words}".encode()).hexdigest()[:16]
-
-
 def execute(run, about: dict):
     """Writes the run's first files and runs what is not done yet."""
-    from reft_jax import models, overview
+    from reft_jax import models
     from reft_jax.data import tokenizer as tokenizers
-    from reft_jax.metrics import write_json
+    from reft_jax.run import overview
+    from reft_jax.run.metrics import write_json
     from reft_jax.stages import evaluate, export, reft, reranker, self_train, sft
 
-    multiply_in(run.model.compute_dtype)
+    jax_settings.multiply_in(run.model.compute_dtype)
     workdir = run.workdir
     write_json(workdir / "config.json", about)  # first: it says whose folder this is
     if distributed.is_primary():
@@ -239,8 +111,8 @@ def show(workdir: pathlib.Path):
 
 def run_stage(stage_run, name: str, stage, run):
     """One stage; the programs that the verifier failed on, if that ends it, go to verifier_failures.jsonl in its folder."""
-    from reft_jax.metrics import write_text
     from reft_jax.rewards.program import VerifierError
+    from reft_jax.run.metrics import write_text
 
     try:
         stage_run(name, stage, run)
@@ -259,9 +131,9 @@ def main(argv: list[str]) -> int:
     stop = Stop()
     try:
         with stop.listening():
-            run, about = prepare(argv, stop)
+            run, about = prepare.prepare(*parse(argv), stop)
             with workdirs.opened(run.workdir):
-                keep_compiled(run.workdir)
+                jax_settings.keep_compiled(run.workdir)
                 execute(run, about)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -130,7 +130,7 @@ def params(folder) -> dict:
     """{path: array} of the parameters that `load_params` reads."""
     import jax
 
-    from reft_jax import checkpoint
+    from reft_jax.run import checkpoint
 
     tree = jax.tree_util.tree_leaves_with_path(checkpoint.load_params(folder))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in tree}

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import checkpoint, config, models, optim, steps
+from reft_jax import models
+from reft_jax.config import settings
+from reft_jax.run import checkpoint
+from reft_jax.training import optim, steps
 from tests import runs, tiny
 
-LORA = config.Lora(rank=3, alpha=6.0, targets=r"attention\.[qvo]|mlp\.down")
+LORA = settings.Lora(rank=3, alpha=6.0, targets=r"attention\.[qvo]|mlp\.down")
 TX = optim.make_optimizer(tiny.optim(), 10)
 TOKENS = np.random.default_rng(0).integers(0, tiny.VOCAB, (8, 9)).astype(np.int32)
 
@@ -147,7 +150,7 @@ def test_a_quantized_base_lies_where_the_mesh_wants_it(base):
     pytest.importorskip("qwix")
     model = dataclasses.replace(tiny.model("mixed"), base=base, lora=LORA)
     frozen = models.quantize_base(model, tiny.params(tiny.model("mixed")))
-    places = steps.param_shardings(model, frozen)
+    places = models.param_shardings(model, frozen)
     assert all(
         x.sharding.is_equivalent_to(place, x.ndim)
         for x, place in zip(jax.tree.leaves(frozen), jax.tree.leaves(places), strict=True)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from reft_jax.data import arithmetic, expressions
 from reft_jax.errors import InputError
+from reft_jax.tasks import arithmetic, expressions
 
 NAMES = set(arithmetic.MEN + arithmetic.WOMEN)
 

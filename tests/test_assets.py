@@ -5,8 +5,8 @@ import pathlib
 import re
 
 from reft_jax import models
-from reft_jax.data import arithmetic
 from reft_jax.data import tokenizer as tokenizers
+from reft_jax.tasks import arithmetic
 
 BASE = pathlib.Path(models.SHIPPED) / "arithmetic_base"
 

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
-from reft_jax import config, models, sharding
+from reft_jax import models
+from reft_jax.config import settings as settings_lib
+from reft_jax.mesh import sharding
 from reft_jax.models import attention
 from reft_jax.sampling import engine
 from tests import tiny
@@ -294,18 +296,20 @@ def chips():
 
 
 def on(chips, fsdp, tensor) -> sharding.Layout:
-    return sharding.make_layout(config.Mesh(1, fsdp, tensor, tiny.RULES), chips)
+    return sharding.make_layout(settings_lib.Mesh(1, fsdp, tensor, tiny.RULES), chips)
 
 
 def decoding(model, num_slots, width):
     """The compiled program that takes the slots on."""
     params = jax.eval_shape(functools.partial(models.for_decoding, model), models.shapes(model))
-    slots = jax.eval_shape(lambda: engine._empty(model, config.WHOLE, num=num_slots, width=width, max_new=64, pad_id=0))
+    slots = jax.eval_shape(
+        lambda: engine._empty(model, settings_lib.WHOLE, num=num_slots, width=width, max_new=64, pad_id=0)
+    )
     slots = jax.tree.map(
         lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p), slots, engine._places(model)[0]
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    return engine._decoding(model, (1,), config.WHOLE).lower(params, slots, number, number).compile()
+    return engine._decoding(model, (1,), settings_lib.WHOLE).lower(params, slots, number, number).compile()
 
 
 def moves(compiled, *shape):

@@ -10,9 +10,10 @@ import subprocess
 import pytest
 
 from reft_jax import main as main_lib
-from reft_jax import metrics, models, workdirs
+from reft_jax import models, prepare
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import Stop
+from reft_jax.run import metrics, workdirs
 from tests import runs
 
 DEMO = f"--config={runs.ROOT / 'configs/demo.py'}:smoke"
@@ -347,7 +348,7 @@ def test_a_stage_that_has_not_begun_may_change(refused, begun, capfd):
     for label in runs.LABELS:
         (begun / label / "predictions.jsonl").unlink()
     (begun / "results.json").unlink()
-    main_lib.prepare([DEMO, f"--workdir={begun}", "--config.stages.evaluate.num_samples=2"], Stop())  # not refused
+    prepare.prepare([DEMO, f"--workdir={begun}", "--config.stages.evaluate.num_samples=2"], Stop())  # not refused
     capfd.readouterr()
     assert "config.stages.sft.dropout" in refused(DEMO, "--config.stages.sft.dropout=0.2", workdir=begun)
 
@@ -367,7 +368,7 @@ def test_a_run_killed_while_it_began_is_no_stranger(tmp_path, monkeypatch, capfd
             patch.setattr(module, name, kill)
             with pytest.raises(Killed):
                 main_lib.main(argv)
-        main_lib.prepare(argv, Stop())  # not refused
+        prepare.prepare(argv, Stop())  # not refused
     capfd.readouterr()
 
 
@@ -492,10 +493,10 @@ def test_more_tokens_than_learned_positions(refused):
 
 
 def test_weights_that_changed_under_a_run(refused, model_directory, tmp_path):
-    from reft_jax import config as config_lib
+    from reft_jax import recipe
 
     spec, workdir = on(model_directory), tmp_path / "run"
-    config, tree = config_lib.load(spec.removeprefix("--config="))
+    config, tree = recipe.load(spec.removeprefix("--config="))
     workdir.mkdir()
     before = workdirs.identities(config)
     write(workdir / "config.json", dict(config=json.loads(json.dumps(tree)), sources=before))

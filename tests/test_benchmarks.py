@@ -150,11 +150,10 @@ def test_the_gpu_script_s_toy_run_prints_a_row_for_every_part(tmp_path):
 
 def test_the_picture_shows_one_question_of_the_run_and_its_curves(tmp_path):
     from configs import demo
-    from reft_jax import config as config_lib
-    from reft_jax import data
+    from reft_jax import recipe, tasks
 
     tree = json.loads(demo.get_config("smoke").to_json())
-    record = data.load(config_lib.build(tree).data).train[3]
+    record = tasks.load(recipe.build(tree).data).train[3]
     (tmp_path / "config.json").write_text(json.dumps({"config": tree}))
     responses = [("wrong", "    return 1 < 2"), ("correct", "    a = 3\n    return a"), ("correct", "    return 3")]
     samples = [

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import checkpoint, steps
-from reft_jax.checkpoint import Checkpoints
+from reft_jax import models
 from reft_jax.errors import InputError, RunError
-from reft_jax.optim import make_optimizer
+from reft_jax.run import checkpoint
+from reft_jax.run.checkpoint import Checkpoints
+from reft_jax.training import steps
+from reft_jax.training.optim import make_optimizer
 from tests import runs, tiny
 
 TX = make_optimizer(tiny.optim(weight_decay=0.1), 10)
@@ -117,7 +119,7 @@ def test_read_params_places_what_it_reads(state, open_checkpoints):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state.params
     )
-    places = steps.param_shardings(model, shapes)
+    places = models.param_shardings(model, shapes)
     read = checkpoint.read_params(checkpoints.folder / "1", places)
     tiny.assert_trees_equal(read, state.params)
     assert jax.tree.map(lambda x: x.sharding, read) == places

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import compile as compiler
-from reft_jax import config as config_lib
-from reft_jax import hlo, models, sharding
+from reft_jax import models
+from reft_jax.compile import __main__ as compiler
+from reft_jax.compile import hlo, measure, programs
+from reft_jax.config import settings
+from reft_jax.errors import InputError
+from reft_jax.mesh import sharding
 from reft_jax.sampling.engine import Engine
 from tests import families, tiny
 
@@ -72,7 +75,7 @@ def test_adapters_have_a_small_state_and_no_second_copy_of_the_base(capsys):
 
 def test_what_lies_beside_a_function_is_counted_once():
     """While sampling a device holds the trained parameters, those laid out for decoding, the slots and the prompts read last."""
-    layout = sharding.make_layout(config_lib.Mesh(1, 1, 1, tiny.RULES), jax.devices()[:1])
+    layout = sharding.make_layout(settings.Mesh(1, 1, 1, tiny.RULES), jax.devices()[:1])
     model = models.Model(tiny.ARCH, layout=layout)
     places = layout.tree(models.shapes(model), models.axes(model))
     params = jax.tree.map(
@@ -82,7 +85,7 @@ def test_what_lies_beside_a_function_is_counted_once():
     found = engine.programs(params)
     laid, slots, _ = found["decode"][1][:3]
     store = found["admit"][1][1]
-    size = compiler.device_bytes
+    size = measure.device_bytes
     weights, layer = size(params), size(params["blocks"]) // tiny.ARCH.num_layers
     assert size(laid) == weights and size(slots) > size(store) > 0
     held = {name: size(arguments) + size(beside) for name, (_, arguments, beside) in found.items()}
@@ -143,7 +146,7 @@ def test_flops_are_those_that_the_compiler_counts_for_one_layer(case, tmp_path):
 
     tokens = jax.ShapeDtypeStruct((4, 32), jnp.int32)
     counted = jax.jit(run).lower(models.shapes(model), tokens).compile().cost_analysis()["flops"]
-    ours = compiler.forward_flops(arch, 4 * 32, 32)
+    ours = programs.forward_flops(arch, 4 * 32, 32)
     assert ours == pytest.approx(counted, rel=0.1)  # the compiler also counts norms, rotations and softmax
 
 
@@ -184,13 +187,13 @@ ENTRY %main (x: f32[1,2]) -> f32[4] {
 def test_a_matrix_that_no_rule_splits_is_the_largest_replicated_buffer():
     rules = tuple((name, axes) for name, axes in tiny.RULES if name not in ("mlp", "embed"))
     for given, expected in ((tiny.RULES, None), (rules, "blocks/mlp")):
-        layout = sharding.make_layout(config_lib.Mesh(1, 4, 2, given), jax.devices())
+        layout = sharding.make_layout(settings.Mesh(1, 4, 2, given), jax.devices())
         model = models.Model(dataclasses.replace(tiny.ARCH, ffn_dim=64), layout=layout)
         places = layout.tree(models.shapes(model), models.axes(model))
         params = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), models.shapes(model), places
         )
-        found = compiler.largest_replicated((params,), 8)
+        found = measure.largest_replicated((params,), 8)
         if expected is None:
             assert found["bytes"] <= 2 * 16 * 4 * 6  # norms, or a small matrix's
         else:
@@ -235,8 +238,8 @@ def test_the_demo_compiles_for_eight_tpus(mesh, capsys):
 def test_two_slices_lie_along_data():
     tpu()
     devices, _ = compiler.devices_of("v5e:2x2", 2)
-    layout = sharding.make_layout(config_lib.Mesh(4, 2, 1, tiny.RULES), devices)
+    layout = sharding.make_layout(settings.Mesh(4, 2, 1, tiny.RULES), devices)
     slices = np.vectorize(lambda device: device.slice_index)(layout.mesh.devices)
     assert (slices == np.array([0, 0, 1, 1])[:, None, None]).all()
-    with pytest.raises(config_lib.InputError, match="the 2 slices here must divide it"):
-        sharding.make_layout(config_lib.Mesh(1, 4, 2, tiny.RULES), devices)
+    with pytest.raises(InputError, match="the 2 slices here must divide it"):
+        sharding.make_layout(settings.Mesh(1, 4, 2, tiny.RULES), devices)

@@ -10,7 +10,8 @@ import typing
 import ml_collections
 import pytest
 
-from reft_jax import config as config_lib
+from reft_jax import recipe
+from reft_jax.config import settings as settings_lib
 from reft_jax.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -80,16 +81,16 @@ def spec(name, **arguments):
 
 
 def demo_tree():
-    return config_lib.load(spec("demo", smoke=True))[1]
+    return recipe.load(spec("demo", smoke=True))[1]
 
 
 def real_tree():
-    return config_lib.load(spec("reft", train_file="train.json", test_file="test.json"))[1]
+    return recipe.load(spec("reft", train_file="train.json", test_file="test.json"))[1]
 
 
 def refused(tree) -> str:
     with pytest.raises(InputError) as caught:
-        config_lib.build(tree)
+        recipe.build(tree)
     return str(caught.value)
 
 
@@ -101,22 +102,22 @@ def test_every_legal_combination_of_arguments_builds(name):
     for grid in ARGUMENTS[name]:
         for values in itertools.product(*grid.values()):
             arguments = dict(zip(grid, values, strict=True))
-            config, tree = config_lib.load(spec(name, **arguments))
-            assert hash(config) == hash(config_lib.build(tree))  # frozen all the way down, and a function of the tree
+            config, tree = recipe.load(spec(name, **arguments))
+            assert hash(config) == hash(recipe.build(tree))  # frozen all the way down, and a function of the tree
             assert config.data.cot == arguments.get("cot", config.data.cot)
             assert config.data.train_file == arguments.get("train_file", "")
 
 
 def test_recipe_has_the_stages_that_users_rely_on():
     for name in ("demo", "reft"):
-        config, _ = config_lib.load(spec(name, train_file="t.json") if name == "reft" else spec(name))
+        config, _ = recipe.load(spec(name, train_file="t.json") if name == "reft" else spec(name))
         assert [stage for stage, _ in config.stages] == ["warmup", "sft", "reft", "evaluate"]
         assert dict(config.stages)["sft"].init_from == dict(config.stages)["reft"].init_from == "warmup"
 
 
 def test_smoke_alone_means_true():
-    assert config_lib.load(f"{CONFIGS / 'demo.py'}:smoke") == config_lib.load(f"{CONFIGS / 'demo.py'}:smoke=True")
-    assert config_lib.load(f"{CONFIGS / 'demo.py'}:smoke")[0] != config_lib.load(f"{CONFIGS / 'demo.py'}")[0]
+    assert recipe.load(f"{CONFIGS / 'demo.py'}:smoke") == recipe.load(f"{CONFIGS / 'demo.py'}:smoke=True")
+    assert recipe.load(f"{CONFIGS / 'demo.py'}:smoke")[0] != recipe.load(f"{CONFIGS / 'demo.py'}")[0]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_smoke_alone_means_true():
 )
 def test_wrong_arguments_say_what_is_legal(name, argument, parts):
     with pytest.raises(InputError) as caught:
-        config_lib.load(f"{CONFIGS / name}.py:{argument}")
+        recipe.load(f"{CONFIGS / name}.py:{argument}")
     for part in parts:
         assert part in str(caught.value)
 
@@ -166,7 +167,7 @@ def test_config_files_that_cannot_be_used(tmp_path, text, parts):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError) as caught:
-        config_lib.load(str(path))
+        recipe.load(str(path))
     for part in ["--config", *parts]:
         assert part in str(caught.value)
 
@@ -178,7 +179,7 @@ def test_a_users_config_with_sorted_keys_is_told_why(tmp_path):
         "    return ml_collections.ConfigDict(demo.get_config('smoke').to_dict())\n"
     )
     with pytest.raises(InputError) as caught:
-        config_lib.load(str(path))
+        recipe.load(str(path))
     message = str(caught.value)
     assert "config.stages.evaluate" in message and "stages run in order" in message and "sort_keys=False" in message
 
@@ -194,7 +195,7 @@ def groups(cls, value, path="config"):
         here = f"{path}.{name}"
         if name == "stages":
             for stage, settings in value[name].items():
-                yield from groups(config_lib.KINDS[settings["kind"]], settings, f"{here}.{stage}")
+                yield from groups(settings_lib.KINDS[settings["kind"]], settings, f"{here}.{stage}")
         elif type(None) in typing.get_args(kind):
             if value[name] is not None:
                 yield from groups(typing.get_args(kind)[0], value[name], here)
@@ -208,7 +209,7 @@ def at(tree, path):
     return tree
 
 
-GROUPS = [path for path, _, _ in groups(config_lib.Config, real_tree())]
+GROUPS = [path for path, _, _ in groups(settings_lib.Config, real_tree())]
 
 
 @pytest.mark.parametrize("path", GROUPS)
@@ -225,13 +226,13 @@ def test_unknown_key_at_any_depth_names_the_nearest(path):
 
 @pytest.mark.parametrize("path", GROUPS)
 def test_missing_keys_are_named(path):
-    (cls,) = [cls for here, _, cls in groups(config_lib.Config, real_tree()) if here == path]
+    (cls,) = [cls for here, _, cls in groups(settings_lib.Config, real_tree()) if here == path]
     optional = {f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
     for key in list(at(real_tree(), path)):
         if key in optional:  # an Arch is a Llama, a model without adapters, unless it says otherwise
             tree = real_tree()
             del at(tree, path)[key]
-            config_lib.build(tree)
+            recipe.build(tree)
             continue
         tree = real_tree()
         del at(tree, path)[key]
@@ -251,7 +252,7 @@ def test_unknown_logical_axis_names_the_nearest():
 
 def leaves(tree):
     """(path of the group, key, type, metadata) of every setting with a plain type."""
-    for path, _, cls in groups(config_lib.Config, tree):
+    for path, _, cls in groups(settings_lib.Config, tree):
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             if hints[field.name] in (int, float, str, bool, tuple[int, ...], tuple[str, ...]) and field.metadata:
@@ -312,7 +313,7 @@ def test_ranges_tell_the_limit_and_choices_the_nearest():
 def test_integers_serve_as_floats():
     tree = demo_tree()
     tree["stages"]["reft"]["epochs"] = 2
-    epochs = dict(config_lib.build(tree).stages)["reft"].epochs
+    epochs = dict(recipe.build(tree).stages)["reft"].epochs
     assert epochs == 2.0 and isinstance(epochs, float)
 
 
@@ -428,7 +429,7 @@ LONGEST = demo_tree()["data"]["max_prompt"]
 
 
 def overridden(path, text):
-    return config_lib.load(spec("demo", smoke=True), [(path, text)])
+    return recipe.load(spec("demo", smoke=True), [(path, text)])
 
 
 @pytest.mark.parametrize(
@@ -465,10 +466,10 @@ def test_overrides_take_the_type_of_the_key(path, text, expected):
 
 
 def test_a_key_that_is_none_takes_none():
-    record, _ = config_lib.load(spec("demo"), [("model.arch", "None")])
+    record, _ = recipe.load(spec("demo"), [("model.arch", "None")])
     assert record.model.arch is None
     with pytest.raises(InputError, match=r"config\.model\.arch: got 5"):
-        config_lib.load(spec("demo"), [("model.arch", "5")])
+        recipe.load(spec("demo"), [("model.arch", "5")])
 
 
 @pytest.mark.parametrize(
@@ -504,23 +505,23 @@ def test_wrong_overrides(path, text, parts):
 
 
 def test_later_overrides_win_and_the_file_is_left_alone():
-    record, _ = config_lib.load(spec("demo"), [("seed", "1"), ("seed", "2")])
-    assert record.seed == 2 and config_lib.load(spec("demo"))[0].seed == 0
+    record, _ = recipe.load(spec("demo"), [("seed", "1"), ("seed", "2")])
+    assert record.seed == 2 and recipe.load(spec("demo"))[0].seed == 0
 
 
 def test_override_works_on_a_locked_config():
     config = ml_collections.ConfigDict({"a": {"b": 1}}).lock()
-    config_lib.override(config, "a.b", "2")
+    recipe.override(config, "a.b", "2")
     assert config.a.b == 2 and config.is_locked
 
 
 def test_a_preset_spells_out_what_an_arch_takes_for_granted():
-    """configs/models.py and reft_jax/config.py each have the defaults: they must be the same ones."""
-    record, tree = config_lib.load(spec("sft", data="arithmetic", model="tiny"))
+    """configs/models.py and reft_jax/config/settings.py each have the defaults: they must be the same ones."""
+    record, tree = recipe.load(spec("sft", data="arithmetic", model="tiny"))
     arch = tree["model"]["arch"]
-    assert set(arch) == {field.name for field in dataclasses.fields(config_lib.Arch)}
-    required = {f.name: arch[f.name] for f in dataclasses.fields(config_lib.Arch) if f.default is dataclasses.MISSING}
-    assert config_lib.Arch(**required) == record.model.arch
+    assert set(arch) == {field.name for field in dataclasses.fields(settings_lib.Arch)}
+    required = {f.name: arch[f.name] for f in dataclasses.fields(settings_lib.Arch) if f.default is dataclasses.MISSING}
+    assert settings_lib.Arch(**required) == record.model.arch
 
 
 @pytest.mark.parametrize(
@@ -535,5 +536,5 @@ def test_a_preset_spells_out_what_an_arch_takes_for_granted():
 )
 def test_adapters_that_make_no_sense_are_refused(lora, base, said):
     with pytest.raises(InputError) as caught:
-        config_lib.load(spec("demo"), [("model.lora", lora), ("model.base", base)])
+        recipe.load(spec("demo"), [("model.lora", lora), ("model.base", base)])
     assert said in str(caught.value)

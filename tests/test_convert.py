@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from reft_jax import checkpoint, convert, models
+from reft_jax import convert, models
 from reft_jax.data import tokenizer as tokenizers
+from reft_jax.run import checkpoint
 from tests import tiny
 
 BASE = models.SHIPPED / "arithmetic_base"

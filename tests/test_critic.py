@@ -9,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from reft_jax import checkpoint, masked, models, optim, steps
-from reft_jax import config as config_lib
+from reft_jax import masked, models
+from reft_jax.config import settings as settings_lib
 from reft_jax.data import packing
 from reft_jax.losses import ppo
+from reft_jax.run import checkpoint
+from reft_jax.training import optim, steps
 from reft_jax.types import Prompts, Rollout
 from tests import tiny
 
@@ -151,7 +153,7 @@ def test_a_separate_critic_learns_returns_that_its_trunk_has_to_tell_apart():
 
 
 def test_adapters_give_a_critic_adapters_of_its_own_over_the_same_base():
-    lora = config_lib.Lora(rank=3, alpha=6.0, targets=r"attention\.[qv]")
+    lora = settings_lib.Lora(rank=3, alpha=6.0, targets=r"attention\.[qv]")
     model, base = dataclasses.replace(tiny.model(), lora=lora), tiny.params(tiny.model())
     adapters = models.init_adapters(model, jax.random.key(1))
     settings = dict(critic="separate", how="normal", bias=True)
@@ -222,7 +224,7 @@ def test_every_method_raises_the_chance_of_the_rewarded_token(name):
     model, params = make(ppo_settings.critic)
     tx = optim.make_optimizer(tiny.optim(0.02), 100)
     state = steps.init_state(model, tx, params)
-    whole = config_lib.Sampling(1.0, 0, 1.0)
+    whole = settings_lib.Sampling(1.0, 0, 1.0)
     sampler = tiny.sampler(model, whole, max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=4)
     score_fn, advantages = steps.make_score(model), steps.make_advantages(ppo_settings)
     ppo_step = steps.make_ppo_step(model, tx, params, ppo_settings, max_response=2)

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from reft_jax import data as datasets
-from reft_jax.data import arithmetic, files, gsm8k, mathqa, prompts, svamp
+from reft_jax import tasks
+from reft_jax.data import files, prompts
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
+from reft_jax.tasks import arithmetic, gsm8k, mathqa, svamp
 from tests.tiny import shared_data
 
 PROGRAM = 'def solution():\n    """How many?"""\n    return 3'
@@ -217,7 +218,7 @@ def test_mathqa_letters_and_numbers_are_told_apart(tmp_path):
 def test_mathqa_of_all_four_forms_comes_through_load(tmp_path, name, value, cot):
     texts = dict(nl="So it is that.", program="def solution():\n    return 'd'")
     rows = [row(i, item_id=f"{name}_{i}", answer_value=value, answer_cot=texts[cot]) for i in range(6)]
-    splits = datasets.load(Data(name=name, cot=cot, train_file=str(write(tmp_path / "a.json", rows)), dev_size=2))
+    splits = tasks.load(Data(name=name, cot=cot, train_file=str(write(tmp_path / "a.json", rows)), dev_size=2))
     assert (len(splits.train), len(splits.dev)) == (4, 2)
     assert {(r.answer, r.cot, r.kind) for r in splits.train} == {(value.lower(), texts[cot], cot)}
 
@@ -268,52 +269,52 @@ def test_gsm8k_reads_the_authors_form_too(tmp_path):
 def test_dev_cut_is_stable_and_keeps_equal_questions_together():
     records = [Record(f"r_{i}", f"How  many {i // 2 if i < 40 else i}?", "c", "1", "nl") for i in range(200)]
     records[1] = dataclasses.replace(records[1], question="how many 0?")  # equal but for case and spacing
-    train, dev = datasets.cut_dev(records, 50, seed=1)
+    train, dev = tasks.cut_dev(records, 50, seed=1)
     assert len(dev) == 50 and sorted(train + dev, key=records.index) == records
     assert not {" ".join(r.question.lower().split()) for r in train} & {
         " ".join(r.question.lower().split()) for r in dev
     }
     shuffled = random.Random(0).sample(records, len(records))
-    again_train, again_dev = datasets.cut_dev(shuffled, 50, seed=1)
+    again_train, again_dev = tasks.cut_dev(shuffled, 50, seed=1)
     assert set(again_dev) == set(dev) and list(again_dev) == [r for r in shuffled if r in set(dev)]
     assert set(again_train) == set(train)
-    assert set(datasets.cut_dev(records, 50, seed=2)[1]) != set(dev)
+    assert set(tasks.cut_dev(records, 50, seed=2)[1]) != set(dev)
     grown = [*records, Record("r_new", "Something else?", "c", "1", "nl")]
-    assert len(set(datasets.cut_dev(grown, 50, seed=1)[1]) & set(dev)) >= 48
-    assert datasets.cut_dev(records, 0, seed=1) == (tuple(records), ())
+    assert len(set(tasks.cut_dev(grown, 50, seed=1)[1]) & set(dev)) >= 48
+    assert tasks.cut_dev(records, 0, seed=1) == (tuple(records), ())
     for size in (200, 201, -1):
-        assert "legal are 0 to 199" in message(datasets.cut_dev, records, size, seed=1)
+        assert "legal are 0 to 199" in message(tasks.cut_dev, records, size, seed=1)
 
 
 def test_load_cuts_caps_and_says_so(tmp_path):
     train = write(tmp_path / "train.json", [row(i) for i in range(50)])
     test = write(tmp_path / "test.json", [row(100 + i) for i in range(10)] + [row(200, question="how MANY  3?")])
     data = Data(train_file=str(train), test_file=str(test), dev_size=8, max_overlap=0.1)
-    full = datasets.load(data)
+    full = tasks.load(data)
     assert (len(full.train), len(full.dev), len(full.test)) == (42, 8, 11)
     (note,) = full.notes
     assert note.startswith("1 of 11 test questions stand in the training data too") and note.endswith("max_overlap=0.1")
-    assert datasets.load(data) == full
-    capped = datasets.load(dataclasses.replace(data, num_train=5, num_test=4))
+    assert tasks.load(data) == full
+    capped = tasks.load(dataclasses.replace(data, num_train=5, num_test=4))
     assert capped.dev == full.dev and len(capped.train) == 5 and len(capped.test) == 4
     assert set(capped.train) < set(full.train) and set(capped.test) < set(full.test)
     assert "config.data.num_train=5: 5 of 42 records are used" in capped.notes
     assert "config.data.num_test=4: 4 of 11 records are used" in capped.notes
-    larger = datasets.load(dataclasses.replace(data, num_train=20))
+    larger = tasks.load(dataclasses.replace(data, num_train=20))
     assert set(capped.train) < set(larger.train)
-    assert datasets.load(dataclasses.replace(data, test_file="")).test == ()
+    assert tasks.load(dataclasses.replace(data, test_file="")).test == ()
 
 
 def test_what_is_cut_and_capped_depends_on_neither_order_nor_process(tmp_path):
     rows = [row(i) for i in range(12)]
     data = Data(train_file=str(write(tmp_path / "a.json", rows)), dev_size=3, num_train=4)
-    splits = datasets.load(data)
+    splits = tasks.load(data)
     # Fixed values: a run that resumes, or a result to compare with, needs the same dev split for ever.
     assert [r.item_id for r in splits.dev] == ["svamp_0", "svamp_1", "svamp_2"] and [
         r.item_id for r in splits.train
     ] == ["svamp_5", "svamp_7", "svamp_8", "svamp_9"]
     write(tmp_path / "a.json", rows[::-1])
-    again = datasets.load(data)
+    again = tasks.load(data)
     assert again.dev == splits.dev[::-1] and again.train == splits.train[::-1]
 
 
@@ -324,34 +325,34 @@ def test_load_says_which_programs_get_another_docstring(tmp_path):
         row(2, answer_cot="def solution():\n    return 2"),
     ]
     data = Data(cot="program", train_file=str(write(tmp_path / "a.json", rows)))
-    assert datasets.load(data).notes == ("1 of 3 gold programs have their docstring replaced by the question: svamp_1",)
-    without = datasets.load(dataclasses.replace(data, docstring=False)).notes
+    assert tasks.load(data).notes == ("1 of 3 gold programs have their docstring replaced by the question: svamp_1",)
+    without = tasks.load(dataclasses.replace(data, docstring=False)).notes
     assert without == (
         "2 of 3 gold programs have their docstring left out (config.data.docstring=False): svamp_0, svamp_1",
     )
 
 
 def test_load_refuses_what_does_not_go_together(tmp_path):
-    assert "config.data.train_file is empty" in message(datasets.load, Data())
+    assert "config.data.train_file is empty" in message(tasks.load, Data())
     assert "config.data.name='svamp' with config.data.source='generated'" in message(
-        datasets.load, Data(source="generated")
+        tasks.load, Data(source="generated")
     )
-    assert "legal are 'arithmetic' with 'generated'" in message(datasets.load, Data(name="arithmetic"))
-    assert "config.data.name='gsm'" in message(datasets.load, Data(name="gsm"))
-    assert "no such file" in message(datasets.load, Data(train_file=str(tmp_path / "no.json"))).lower()
+    assert "legal are 'arithmetic' with 'generated'" in message(tasks.load, Data(name="arithmetic"))
+    assert "config.data.name='gsm'" in message(tasks.load, Data(name="gsm"))
+    assert "no such file" in message(tasks.load, Data(train_file=str(tmp_path / "no.json"))).lower()
 
 
 @pytest.mark.parametrize("cot", ["program", "nl"])
 def test_generated_splits_do_not_meet(cot):
     data = Data(name="arithmetic", source="generated", cot=cot, num_train=60, num_test=40, dev_size=20, docstring=False)
-    splits = datasets.load(data)
+    splits = tasks.load(data)
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (60, 20, 40)
     assert len({r.question for r in splits.train + splits.dev + splits.test}) == 120
     assert {r.kind for r in splits.train} == {cot} and splits.notes == ()
     assert splits.train == arithmetic.generate("train", 60, seed=42, cot=cot, annotations="diverse")
-    corpus = datasets.load(dataclasses.replace(data, annotations="corpus"))
+    corpus = tasks.load(dataclasses.replace(data, annotations="corpus"))
     assert {r.kind for r in corpus.train} == {"text"} and corpus.test == splits.test
-    assert datasets.load(dataclasses.replace(data, num_test=0)).test == ()
+    assert tasks.load(dataclasses.replace(data, num_test=0)).test == ()
 
 
 # The real files
@@ -388,7 +389,7 @@ def test_real_file_as_it_comes_through_load():
         test_file=str(root / "svamp_test_set.json"),
         dev_size=200,
     )
-    splits = datasets.load(data)
+    splits = tasks.load(data)
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (2843, 200, 1000)
     replaced = prompts.replaced_docstrings(splits.train + splits.dev, docstring=True)
     assert len(replaced) == 37 and "docstring replaced by the question" in splits.notes[1]
@@ -407,7 +408,7 @@ def test_a_broken_real_file_is_named_by_line(tmp_path):
 
 def test_dev_smaller_than_asked_is_said(tmp_path):
     rows = [row(i, question=f"How many {i % 2}?") for i in range(6)]
-    splits = datasets.load(Data(train_file=str(write(tmp_path / "a.json", rows)), dev_size=4))
+    splits = tasks.load(Data(train_file=str(write(tmp_path / "a.json", rows)), dev_size=4))
     assert (len(splits.train), len(splits.dev)) == (3, 3)
     assert splits.notes == ("config.data.dev_size=4: only 3 cut, since equal questions stay together",)
 

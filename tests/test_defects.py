@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from configs import common as fragments
-from reft_jax import checks, main, masked, models, steps
-from reft_jax import config as config_lib
-from reft_jax import data as data_lib
-from reft_jax.errors import InputError, RunError
+from reft_jax import main, masked, models, prepare, recipe, tasks
+from reft_jax.errors import InputError, RunError, Stop
 from reft_jax.losses.advantages import gae
 from reft_jax.losses.ppo import ppo_loss, token_rewards
-from reft_jax.metrics import Lines
 from reft_jax.rewards import answer, estimates
 from reft_jax.rewards import score as rewards
 from reft_jax.rewards.program import ProgramResult, VerifierError
 from reft_jax.rewards.score import Grade
-from reft_jax.stages import common, evaluate, online, reft, sft
+from reft_jax.run.metrics import Lines
+from reft_jax.run.run import DROPOUT, INIT, PERMUTE, SAMPLE, Run, key_of
+from reft_jax.stages import evaluate, reft
+from reft_jax.training import loop, online, steps
 from tests import reference, tiny
 
 SOURCES = sorted(pathlib.Path(main.__file__).parent.rglob("*.py"))
@@ -52,15 +52,15 @@ def small_config(select_on="dev", **changes):
     )
     data = fragments.arithmetic(num_train=8, dev_size=2, num_test=2)
     model = fragments.model("demo") | dict(arch=fragments.arch(8, 1, 2, 8))
-    return config_lib.build(fragments.config(seed=0, model=model, data=data, stages=stages).to_dict())
+    return recipe.build(fragments.config(seed=0, model=model, data=data, stages=stages).to_dict())
 
 
 def make_run(config, workdir):
     """What main makes of a config, on one device."""
-    splits = data_lib.load(config.data)
-    tokenizer = main.build_tokenizer(config, splits, None)
-    model = models.Model(main.resolve_arch(config, tokenizer, None), layout=tiny.layout("one"))
-    return common.Run(config, workdir, model, tokenizer, splits, common.Stop())
+    splits = tasks.load(config.data)
+    tokenizer = prepare.build_tokenizer(config, splits, None)
+    model = models.Model(prepare.resolve_arch(config, tokenizer, None), layout=tiny.layout("one"))
+    return Run(config, workdir, model, tokenizer, splits, Stop())
 
 
 def run_stage(run, name, module=reft):
@@ -195,15 +195,13 @@ def test_every_pass_over_a_batch_has_a_permutation_of_its_own(watched):
 
 
 def test_permutation_keys_differ_by_step_and_epoch_and_are_a_function_of_seed_and_step():
-    def order(seed, step, epoch, stream=common.PERMUTE):
-        return tuple(
-            jax.random.permutation(jax.random.fold_in(common.key_of(seed, "reft", step, stream), epoch), 64).tolist()
-        )
+    def order(seed, step, epoch, stream=PERMUTE):
+        return tuple(jax.random.permutation(jax.random.fold_in(key_of(seed, "reft", step, stream), epoch), 64).tolist())
 
     orders = {(seed, step, epoch): order(seed, step, epoch) for seed in (0, 1) for step in (1, 2) for epoch in (0, 1)}
     assert len(set(orders.values())) == 8
-    assert orders[1, 2, 1] == order(1, 2, 1) != order(1, 2, 1, common.SAMPLE)
-    assert len({common.SAMPLE, common.PERMUTE, common.DROPOUT, common.INIT}) == 4
+    assert orders[1, 2, 1] == order(1, 2, 1) != order(1, 2, 1, SAMPLE)
+    assert len({SAMPLE, PERMUTE, DROPOUT, INIT}) == 4
 
 
 # ------------------------------------------------------------------ "try: jax.distributed.initialize() except: pass"
@@ -424,7 +422,7 @@ def test_a_forbidden_token_must_be_one(tmp_path):
     config = sampled_with("importance", forbidden=(10**6,))
     run = make_run(config, tmp_path)
     with pytest.raises(InputError, match="sampling.forbidden: got 1000000"):
-        checks.check_sizes(config, run.model.arch)
+        prepare.check_sizes(config, run.model.arch)
 
 
 # ------------------------------------------------------------------ "samples overwritten each step; resume that repeats data"
@@ -488,14 +486,14 @@ def test_results_say_what_the_checkpoint_was_selected_on(watched):
 )
 def test_a_stage_writes_down_how_it_chose(tmp_path, select, select_on, said, step):
     config = small_config(select_on=select_on, select=select)
-    run = common.Run(config, tmp_path, None, None, None, common.Stop())
+    run = Run(config, tmp_path, None, None, None, Stop())
     stage = dict(config.stages)["reft"]
     run.folder("reft").mkdir()
     progress = {"best_step": None, "best_accuracy": -1.0}
     other = {"dev": "test", "test": "dev"}[select_on]
     for at, accuracy in [(0, 0.1), (2, 0.5), (4, 0.5), (6, 0.3)]:
-        sft.select(progress, at, {f"eval/{select_on}_accuracy": accuracy, f"eval/{other}_accuracy": at}, stage)
-    sft.finish(run, "reft", stage, progress, 6, 3.0)
+        loop.select(progress, at, {f"eval/{select_on}_accuracy": accuracy, f"eval/{other}_accuracy": at}, stage)
+    loop.finish(run, "reft", stage, progress, 6, 3.0)
     facts = run.facts("reft")
     assert (facts["selected_on"], facts["selected_step"], facts["last_step"]) == (said, step, 6)
     assert facts["selected_epoch"] == step / 2

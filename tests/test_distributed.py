@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from reft_jax import distributed
 from reft_jax.errors import InputError, RunError
+from reft_jax.mesh import distributed
 from tests import runs
 
 LOCAL = runs.ROOT / "launch" / "local.sh"

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from reft_jax.data import doctor, files
+from reft_jax import doctor
+from reft_jax.data import files
 from reft_jax.errors import InputError
 from tests import runs
 from tests.tiny import shared_data
@@ -215,7 +216,7 @@ def test_what_cannot_be_told_must_be_said(tmp_path, capsys):
 
 def test_ctrl_c_is_one_line(tmp_path):
     path = write(tmp_path / "a.json", [row(i, answer_cot="def solution():\n    while True: pass") for i in range(200)])
-    command = [sys.executable, "-m", "reft_jax.data.doctor", path]
+    command = [sys.executable, "-m", "reft_jax.doctor", path]
     process = subprocess.Popen(
         command, cwd=runs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

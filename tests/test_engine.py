@@ -12,7 +12,7 @@ import transformers
 from hypothesis import strategies as st
 
 from reft_jax import models
-from reft_jax.config import WHOLE
+from reft_jax.config.settings import WHOLE
 from reft_jax.sampling import decode
 from reft_jax.sampling.engine import Engine
 from reft_jax.sampling.schedule import Schedule

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import models, sampling, steps
+from reft_jax import models, sampling
 from reft_jax.errors import InputError
 from reft_jax.losses.sft import sft_loss
+from reft_jax.training import steps
 from reft_jax.types import Prompts
 from tests import families, tiny
 
@@ -295,7 +296,7 @@ def test_a_vocabulary_padded_for_sharding_is_never_likely_and_never_written(mesh
     alone, params = models.load_hf(folder("codegen"))
     model = models.Model(alone.arch, layout=layout, vocab_multiple=8)
     assert model.num_rows == 32
-    shardings = steps.param_shardings(model, models.shapes(model))
+    shardings = models.param_shardings(model, models.shapes(model))
     _, spread = models.load_hf(folder("codegen"), shardings=shardings, layout=layout, vocab_multiple=8)
     assert spread["embed"]["kernel"].shape[0] == spread["unembed"]["kernel"].shape[1] == 32
     rows_here = spread["embed"]["kernel"].addressable_shards[0].data.shape[0]

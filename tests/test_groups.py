@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import config as config_lib
-from reft_jax import steps
+from reft_jax import recipe
 from reft_jax.errors import InputError
 from reft_jax.losses import groups, ppo
+from reft_jax.training import steps
 from reft_jax.types import Rollout, Sample
 from tests import reference, tiny
 from tests.test_config import demo_tree
@@ -242,7 +242,7 @@ def test_what_does_not_go_together_is_one_clear_error(num_samples, changes, part
     tree["stages"]["reft"]["num_samples"] = num_samples
     tree["stages"]["reft"]["ppo"] |= changes
     with pytest.raises(InputError) as caught:
-        config_lib.build(tree)
+        recipe.build(tree)
     for part in parts:
         assert part in str(caught.value)
 
@@ -252,11 +252,11 @@ def test_what_goes_together_builds(name):
     tree = demo_tree()
     tree["stages"]["reft"]["num_samples"] = 1 if name == "reinforce_pp" else 2
     tree["stages"]["reft"]["ppo"] |= dict(advantage=name, critic="none", kl_in="loss", reduce="constant")
-    assert dict(config_lib.build(tree).stages)["reft"].ppo.advantage == name
+    assert dict(recipe.build(tree).stages)["reft"].ppo.advantage == name
 
 
 def test_settings_that_are_left_out_are_what_runs_were():
     tree = demo_tree()
     for key, usual in dict(critic="shared", advantage="gae", clip_high=0.0, kl_in="reward").items():
         assert tree["stages"]["reft"]["ppo"].pop(key) == usual
-    assert config_lib.build(tree) == config_lib.build(demo_tree())
+    assert recipe.build(tree) == recipe.build(demo_tree())

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from reft_jax import config, convert, models
+from reft_jax import convert, models
+from reft_jax.config import settings
 from reft_jax.data import tokenizer as tokenizers
 from tests import runs, tiny
 
@@ -67,7 +68,7 @@ def make(folder, family):
     (folder / "generation_config.json").write_text(json.dumps(ends))
     sizes = dict(dim=32, num_layers=2, num_heads=4, head_dim=8, ffn_dim=24, rope_theta=100.0, norm_eps=1e-5)
     sizes |= dict(vocab_size=len(tokenizer) + 3, tie_embeddings=True, init_std=0.1, family=family)
-    model = models.Model(config.Arch(**(sizes | SHAPES[family])))
+    model = models.Model(settings.Arch(**(sizes | SHAPES[family])))
     models.save_hf(folder, model, models.init(model, jax.random.key(0)))
     return folder
 

@@ -19,10 +19,12 @@ import jax
 import numpy as np
 import pytest
 
-from reft_jax import config as config_lib
-from reft_jax import distributed, profiler, progress, trackers, workdirs
 from reft_jax import main as main_lib
+from reft_jax import recipe
+from reft_jax.config import settings as settings_lib
 from reft_jax.errors import InputError, Preempted, Stop
+from reft_jax.mesh import distributed
+from reft_jax.run import profiler, progress, trackers, workdirs
 from tests import runs
 
 DEMO = f"--config={runs.ROOT / 'configs/demo.py'}:smoke"
@@ -38,7 +40,7 @@ def stand_in(workdir, **logging):
     (workdir / "reft").mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text('{"config": {"seed": 0}}')
     stages = (("reft", types.SimpleNamespace(kind="reft")),)
-    config = types.SimpleNamespace(logging=config_lib.Logging(**logging), stages=stages)
+    config = types.SimpleNamespace(logging=settings_lib.Logging(**logging), stages=stages)
     return types.SimpleNamespace(workdir=workdir, config=config, folder=lambda name: workdir / name)
 
 
@@ -273,18 +275,18 @@ def test_wandb_online_needs_a_key(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(login=lambda prompt: False))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(InputError, match="config.logging.wandb: got 'online'.*WANDB_API_KEY.*offline"):
-        trackers.check(config_lib.Logging(wandb="online"))
+        trackers.check(settings_lib.Logging(wandb="online"))
 
 
 def test_how_a_run_is_watched_may_change_and_may_be_new(tmp_path):
     """A workdir from before config.logging goes on, and so does one with other settings of it; nothing else may change."""
-    _, tree = config_lib.load(DEMO.removeprefix("--config="))
+    _, tree = recipe.load(DEMO.removeprefix("--config="))
     config, before = {key: value for key, value in tree.items() if key != "logging"}, tmp_path / "config.json"
     for stage in tree["stages"]:
         (tmp_path / stage).mkdir()
     before.write_text(json.dumps({"config": config}))
     workdirs.check(tmp_path, tree)
-    assert config_lib.build(config) == config_lib.build(tree)
+    assert recipe.build(config) == recipe.build(tree)
     before.write_text(json.dumps({"config": tree | {"logging": {"wandb": "offline", "gone": 1}}}))
     workdirs.check(tmp_path, tree)
     with pytest.raises(InputError, match="config.seed: there 0, now 1"):

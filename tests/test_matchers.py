@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from reft_jax import config
+from reft_jax import recipe
 from reft_jax.errors import InputError
 from reft_jax.rewards import answer, matchers
 from reft_jax.rewards.matchers import algebra, boxed, gsm8k
@@ -99,7 +99,7 @@ def test_a_config_names_a_matcher_that_reads_its_answers():
 
     def load(data, matcher):
         asked = f"{file}:data={data},cot=nl,model=tiny"
-        return config.load(asked, [("data.matcher", matcher)], reads_data=False)[0].data.matcher
+        return recipe.load(asked, [("data.matcher", matcher)], reads_data=False)[0].data.matcher
 
     for name in matchers.MATCHERS:
         assert load("gsm8k", name) == name

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from configs import common as fragments
-from reft_jax import checkpoint, main
-from reft_jax import compile as compiler
-from reft_jax import config as config_lib
+from reft_jax import prepare, recipe
+from reft_jax.compile import __main__ as compiler
+from reft_jax.compile import measure
+from reft_jax.compile import programs as programs_lib
 from reft_jax.errors import Preempted
 from reft_jax.rewards import score as rewards
+from reft_jax.run import checkpoint
 from reft_jax.stages import evaluate, export, reft
 from tests import runs, tiny
 from tests.test_defects import GRADES, make_run, run_stage
@@ -44,7 +46,7 @@ def config_of(kind):
     )
     data = fragments.arithmetic(num_train=8, dev_size=2, num_test=2) | dict(pack=True)
     model = fragments.model("demo", lora=lora) | dict(arch=fragments.arch(8, 1, 2, 8))
-    return config_lib.build(fragments.config(seed=0, model=model, data=data, stages=stages).to_dict())
+    return recipe.build(fragments.config(seed=0, model=model, data=data, stages=stages).to_dict())
 
 
 @pytest.fixture(autouse=True)
@@ -108,14 +110,14 @@ def test_compiling_ahead_covers_every_critic():
     for kind in ("none", "separate"):
         tree = config_of(kind)
         config = dataclasses.replace(tree, stages=tree.stages[:1], model=dataclasses.replace(tree.model, lora=None))
-        model = main.build_model(config, compiler.architecture(config), layout)
-        programs = {program.name: program for program in compiler.programs(config, model)}
+        model = prepare.build_model(config, compiler.architecture(config), layout)
+        programs = {program.name: program for program in programs_lib.programs(config, model)}
         found[kind] = programs["reft/score"], programs["reft/advantages"], programs["reft/ppo_step"]
     params = [programs[2].arguments[0].params for programs in found.values()]
     assert "critic" not in params[0] and set(params[1]) == set(params[0]) | {"critic"}
     for none, separate, forwards in zip(found["none"], found["separate"], (2, None, 1), strict=True):
-        assert compiler.device_bytes(separate.resident) >= compiler.device_bytes(none.resident)
+        assert measure.device_bytes(separate.resident) >= measure.device_bytes(none.resident)
         if forwards:  # the critic reads as many tokens as the policy, and has no logits
             assert none.flops < separate.flops < none.flops * (forwards + 1) / forwards
-    arguments = [compiler.device_bytes(programs[2].arguments) for programs in found.values()]
-    assert arguments[1] > 1.9 * arguments[0] - compiler.device_bytes(found["none"][2].arguments[1:])
+    arguments = [measure.device_bytes(programs[2].arguments) for programs in found.values()]
+    assert arguments[1] > 1.9 * arguments[0] - measure.device_bytes(found["none"][2].arguments[1:])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import models, steps
+from reft_jax import models
 from reft_jax.errors import InputError
 from reft_jax.models.products import product
 from tests import reference, tiny
@@ -376,7 +376,7 @@ def test_load_places_weights_where_it_is_told(tmp_path):
     model = tiny.model("mixed")
     params = tiny.params(model)
     models.save_hf(tmp_path, model, params)
-    shardings = steps.param_shardings(model, models.shapes(model))
+    shardings = models.param_shardings(model, models.shapes(model))
     _, loaded = models.load_hf(tmp_path, shardings=shardings)
     assert jax.tree.map(lambda x: x.sharding, loaded) == shardings
     tiny.assert_trees_equal(loaded, params)

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from reft_jax import steps
 from reft_jax.data import packing
+from reft_jax.training import steps
 from tests import tiny
 
 PROMPTS = [6, 1, 3, 2, 5, 1, 4, 2]

@@ -6,6 +6,7 @@ is meant, write it anew and read the difference:
     python -m tests.test_paper
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -14,11 +15,12 @@ import jax
 import pytest
 
 from configs import common, paper
-from reft_jax import config as config_lib
-from reft_jax import main, models, steps, workdirs
+from reft_jax import models, prepare, recipe
 from reft_jax.errors import InputError
 from reft_jax.models import init_classifier
-from reft_jax.optim import make_optimizer
+from reft_jax.run import workdirs
+from reft_jax.training import steps
+from reft_jax.training.optim import make_optimizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "paper.json"
@@ -30,7 +32,7 @@ REFT = "main/codellama_7b/gsm8k/program/reft"
 @functools.cache
 def load(row: str, extra: str = ""):
     """(checked config, plain dict) of a row; extra: ",argument=value"."""
-    return config_lib.load(f"{ROOT}/configs/paper.py:row={row}{extra}", reads_data=False)
+    return recipe.load(f"{ROOT}/configs/paper.py:row={row}{extra}", reads_data=False)
 
 
 def stages(row: str, extra: str = "") -> dict:
@@ -67,7 +69,7 @@ def test_every_row_of_a_model_is_built(model):
         if paper.ROWS[job].model != model:
             continue
         config, _ = load(job, f",variant={variant}")
-        whole = main.build_model(config, config.model.arch, None)
+        whole = prepare.build_model(config, config.model.arch, None)
         for name, stage in config.stages:
             if stage.kind == "evaluate":
                 continue
@@ -163,7 +165,7 @@ def test_ablations_change_one_thing_each():
         ("separate_critic", lambda s: (s.ppo.critic, base.ppo.critic)),
     ):
         stage = stages(f"ablation/codellama_7b/gsm8k/program/{method}")["reft"]
-        flat, before = (workdirs.flatten(config_lib.dataclasses.asdict(s)) for s in (stage, base))
+        flat, before = (workdirs.flatten(dataclasses.asdict(s)) for s in (stage, base))
         assert sum(flat[key] != before[key] for key in flat) == 1 and len(set(change(stage))) == 2
     for k in range(1, 6):
         named = stages(f"ablation/codellama_7b/gsm8k/program/warmup_{k}")

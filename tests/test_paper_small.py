@@ -1,6 +1,7 @@
 """configs/paper_small.py and its table: what every run holds, how seeds are summed up, and which commands make what is missing."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 
 from configs import paper_small
-from reft_jax import config as config_lib
-from reft_jax import main, plots, workdirs
+from reft_jax import main, recipe
 from reft_jax.errors import InputError
-from reft_jax.stages.common import num_steps
+from reft_jax.report import plots
+from reft_jax.run import workdirs
 from reft_jax.tables import curves, small
+from reft_jax.training.loop import num_steps
 from tests.test_tables import make_run, printed, script  # noqa: F401  (script is a fixture)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -25,7 +27,7 @@ CELLS = [(cot, style) for cot in paper_small.COTS for style in paper_small.STYLE
 
 
 def load(arg: str = ""):
-    return config_lib.load(f"{ROOT}/{CONFIG}:{arg}")[0]
+    return recipe.load(f"{ROOT}/{CONFIG}:{arg}")[0]
 
 
 # ------------------------------------------------------------------ the config
@@ -58,23 +60,21 @@ def test_what_is_online_has_as_many_samples_updates_and_sequences_an_update():
 
 
 def test_settings_are_the_demos_but_for_the_length_of_reft():
-    ours, demo = dict(load().stages), dict(config_lib.load(f"{ROOT}/configs/demo.py")[0].stages)
+    ours, demo = dict(load().stages), dict(recipe.load(f"{ROOT}/configs/demo.py")[0].stages)
     watched = dict(eval_every=0.0, save_every=1)
     for name in ("warmup", "sft"):
-        assert config_lib.dataclasses.replace(ours[name], **watched) == config_lib.dataclasses.replace(
-            demo[name], **watched
-        )
+        assert dataclasses.replace(ours[name], **watched) == dataclasses.replace(demo[name], **watched)
     assert ours["reft"].ppo == demo["reft"].ppo and ours["reft"].optim == demo["reft"].optim
     assert ours["reft"].batch_size == demo["reft"].batch_size
-    assert load().data == config_lib.load(f"{ROOT}/configs/demo.py")[0].data
+    assert load().data == recipe.load(f"{ROOT}/configs/demo.py")[0].data
 
 
 def test_each_variant_changes_what_its_name_says():
     stages = dict(load().stages)
-    base = workdirs.flatten(config_lib.dataclasses.asdict(stages["reft"]))
+    base = workdirs.flatten(dataclasses.asdict(stages["reft"]))
     changed = {}
     for name in paper_small.PPO:
-        flat = workdirs.flatten(config_lib.dataclasses.asdict(stages[name]))
+        flat = workdirs.flatten(dataclasses.asdict(stages[name]))
         changed[name] = {key.removeprefix("config."): flat[key] for key in flat if flat[key] != base[key]}
     group = {"epochs", "batch_size", "num_samples", "eval_every", "ppo.critic", "ppo.advantage"}
     assert changed.pop("reft") == {} and changed.pop("no_kl") == {"ppo.kl_coef": 0.0}

@@ -6,11 +6,10 @@ import pathlib
 import pytest
 
 from configs import paper_small, paper_text
-from reft_jax import config as config_lib
-from reft_jax import main
-from reft_jax.data import stories
+from reft_jax import main, recipe
 from reft_jax.errors import InputError
-from reft_jax.stages.common import num_steps
+from reft_jax.tasks import stories
+from reft_jax.training.loop import num_steps
 from tests.test_tables import make_run, printed, script  # noqa: F401  (script is a fixture)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -18,7 +17,7 @@ TEXT, PRETRAIN = "configs/paper_text.py", "configs/pretrain_text.py"
 
 
 def load(arg: str, *overrides, config=TEXT, reads_data=False):
-    return config_lib.load(f"{ROOT}/{config}:{arg}", overrides, reads_data=reads_data)[0]
+    return recipe.load(f"{ROOT}/{config}:{arg}", overrides, reads_data=reads_data)[0]
 
 
 # ------------------------------------------------------------------ the configs
@@ -96,10 +95,10 @@ def test_wrong_arguments_of_pretraining(arg, said):
 
 
 def test_a_file_of_questions_is_for_stories():
-    tree = config_lib.load(f"{ROOT}/{TEXT}:base=B", reads_data=False)[1]
+    tree = recipe.load(f"{ROOT}/{TEXT}:base=B", reads_data=False)[1]
     tree["data"]["questions_file"] = "F"
     with pytest.raises(InputError, match="questions_file: got 'F' with name 'svamp'"):
-        config_lib.build(tree, reads_data=False)
+        recipe.build(tree, reads_data=False)
 
 
 # ------------------------------------------------------------------ the table

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from reft_jax import plots
 from reft_jax.errors import InputError
+from reft_jax.report import plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -15,8 +15,8 @@ import jax
 import pytest
 
 from configs.models import PRESETS
-from reft_jax import config as config_lib
-from reft_jax import models
+from reft_jax import models, recipe
+from reft_jax.config import settings
 from reft_jax.models.hf import FAMILIES
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -297,9 +297,9 @@ CONFIG_JSON = {
 }
 
 
-def preset(name) -> config_lib.Arch:
+def preset(name) -> settings.Arch:
     """The preset as a config that names it holds it."""
-    config, _ = config_lib.load(f"{CONFIGS / 'sft.py'}:data=svamp,model={name},train_file=t.json")
+    config, _ = recipe.load(f"{CONFIGS / 'sft.py'}:data=svamp,model={name},train_file=t.json")
     assert config.model.name == name and config.model.directory == ""
     return config.model.arch
 

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import tokenizers
 
-from reft_jax.data import gsm8k, mathqa, prompts, svamp, tokenizer
+from reft_jax.data import prompts, tokenizer
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
+from reft_jax.tasks import gsm8k, mathqa, svamp
 from tests.test_tokenizer import FORMS, write
 from tests.tiny import shared_data
 

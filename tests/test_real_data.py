@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from reft_jax.config import load
-from reft_jax.data import load as load_data
 from reft_jax.data import prompts
+from reft_jax.recipe import load
 from reft_jax.rewards import score
+from reft_jax.tasks import load as load_data
 from tests import runs
 from tests.tiny import shared_data
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from reft_jax import config as config_lib
+from reft_jax import recipe
 from reft_jax.errors import InputError
 from tests import runs
 
@@ -22,13 +22,13 @@ GRID = dict(
 
 def load(**arguments):
     text = ",".join(f"{key}={value}" for key, value in arguments.items())
-    return config_lib.load(f"{runs.ROOT}/configs/reft.py:{text},train_file=train.json")
+    return recipe.load(f"{runs.ROOT}/configs/reft.py:{text},train_file=train.json")
 
 
 def test_every_method_builds():
     for values in itertools.product(*GRID.values()):
         config, tree = load(**dict(zip(GRID, values, strict=True)))
-        assert config == config_lib.build(tree)
+        assert config == recipe.build(tree)
         assert [name for name, _ in config.stages] == ["warmup", "sft", values[-1], "evaluate"]
         assert [label for label, _ in config.stages[-1][1].checkpoints] == ["warmup", "sft", values[-1]]
 

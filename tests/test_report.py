@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from reft_jax import data, report, workdirs
+from reft_jax import recipe, report, tasks
 from reft_jax.errors import InputError
 from reft_jax.report import __main__ as command
 from reft_jax.report import choose, curves, page, pieces, read
+from reft_jax.run import workdirs
 from tests import made_runs
 from tests.made_runs import Page
 
@@ -262,13 +263,11 @@ def test_predictions_are_counted_over_all_lines(tmp_path):
 def test_questions_come_from_the_runs_data_if_it_is_still_that(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from reft_jax import config as config_lib
-
     run = read.run(made_runs.write(tmp_path / "one"))
-    record = data.Record("test_3", "How many?", "3", "3", "number")
-    splits = data.Splits((), (), (record,))
-    monkeypatch.setattr(config_lib, "build", lambda tree: SimpleNamespace(data=SimpleNamespace(source="files")))
-    monkeypatch.setattr(data, "load", lambda settings: splits)
+    record = tasks.Record("test_3", "How many?", "3", "3", "number")
+    splits = tasks.Splits((), (), (record,))
+    monkeypatch.setattr(recipe, "build", lambda tree: SimpleNamespace(data=SimpleNamespace(source="files")))
+    monkeypatch.setattr(tasks, "load", lambda settings: splits)
     run.about["data_sha256"] = workdirs.fingerprint(splits)
     assert report.questions(run) == {"test_3": ("How many?", "3")} and run.notes == []
     run.about["data_sha256"] = "other"

@@ -4,14 +4,19 @@ import jax
 import numpy as np
 import pytest
 
-from reft_jax import checkpoint, evaluation, models, steps
+from reft_jax import models
 from reft_jax.data import batching
 from reft_jax.errors import InputError
 from reft_jax.losses.classifier import classifier_loss
-from reft_jax.optim import make_optimizer
+from reft_jax.models import make_classifier_score
 from reft_jax.rewards.score import Grade
-from reft_jax.stages import common, reranker
-from reft_jax.steps_supervised import ClassifierBatch, make_classifier_score, make_classifier_step
+from reft_jax.rollouts import figures
+from reft_jax.rollouts import questions as questions_lib
+from reft_jax.run import begin, checkpoint
+from reft_jax.stages import reranker
+from reft_jax.training import steps
+from reft_jax.training.optim import make_optimizer
+from reft_jax.training.steps_supervised import ClassifierBatch, make_classifier_step
 from tests import tiny
 
 # ------------------------------------------------------------------ head and loss
@@ -103,10 +108,10 @@ def test_it_learns_what_a_vote_cannot_know():
         logits = np.asarray(score(state.params, tokens[chosen], mask[chosen]))
         scores.append((1 / (1 + np.exp(-logits.astype(float)))).tolist())
         grades.append([Grade("correct", "1", True) if right[i] else Grade("wrong", "2", False) for i in chosen])
-    questions = evaluation.Questions("evaluate", batching.Fitted((None,) * 20, (None,) * 20, (), ""))
+    questions = questions_lib.Questions("evaluate", batching.Fitted((None,) * 20, (None,) * 20, (), ""))
 
-    voted = evaluation.sampled_summary(questions, grades, 4)
-    ranked = evaluation.reranked_summary(questions, grades, scores, 4)
+    voted = figures.sampled_summary(questions, grades, 4)
+    ranked = figures.reranked_summary(questions, grades, scores, 4)
     assert voted["maj@4"] == 0 and ranked["rerank@4"] >= 0.9 and ranked["oracle@4"] == 1
 
 
@@ -127,5 +132,5 @@ def test_a_rerankers_checkpoint_is_no_policy(tmp_path):
     model = tiny.model()
     checkpoint.write_params(tmp_path / "ranker", with_classifier(model))
     with pytest.raises(InputError, match="is a re-ranker, which answers no questions"):
-        common.check_stored(tmp_path / "ranker", "init_from=x", models.shapes(model))
-    assert "classifier" in common.check_stored(tmp_path / "ranker", "x", models.shapes(model), classifier=True)
+        begin.check_stored(tmp_path / "ranker", "init_from=x", models.shapes(model))
+    assert "classifier" in begin.check_stored(tmp_path / "ranker", "x", models.shapes(model), classifier=True)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from reft_jax import evaluate
+from reft_jax import rescore
 from reft_jax.rewards.estimates import bootstrap, pass_at_k, wilson
 
 SENTENCE = "Therefore, the answer is: "
@@ -70,7 +70,7 @@ SAMPLED = [
 
 
 def ask(workdir, *arguments):
-    return evaluate.main(["rescore", str(workdir), *arguments])
+    return rescore.main([str(workdir), *arguments])
 
 
 def test_figures_are_those_counted_by_hand(tmp_path, capsys):
@@ -219,12 +219,10 @@ def test_choices_and_expressions(tmp_path, capsys):
 def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
     make(tmp_path / "w", {"reft": [*GREEDY, *SAMPLED]})
     assert (
-        ask(*(argument.format(w=tmp_path / "w") for argument in arguments)) == 2
-        if arguments
-        else evaluate.main(["rescore"]) == 2
+        ask(*(argument.format(w=tmp_path / "w") for argument in arguments)) == 2 if arguments else rescore.main([]) == 2
     )
     printed, errors = capsys.readouterr()
-    assert not printed and re.search(message, errors) and errors.removesuffix(evaluate.USAGE + "\n").count("\n") == 1
+    assert not printed and re.search(message, errors) and errors.removesuffix(rescore.USAGE + "\n").count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -256,7 +254,7 @@ def test_a_workdir_without_predictions_or_without_samples(tmp_path, capsys):
 
 def test_the_command_itself_and_ctrl_c(tmp_path):
     make(tmp_path / "w", {"base": GREEDY})
-    command = [sys.executable, "-m", "reft_jax.evaluate", "rescore", str(tmp_path / "w")]
+    command = [sys.executable, "-m", "reft_jax.rescore", str(tmp_path / "w")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "base" in done.stdout and not done.stderr
     slow = [line(f"s_{i}", 0, f"def solution():\n    while True: pass  # {i}", "timeout") for i in range(64)]

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import config as config_lib
-from reft_jax import models, steps
+from reft_jax import models
+from reft_jax.config import settings as settings_lib
 from reft_jax.sampling import choose, decode, generate
+from reft_jax.training import steps
 from reft_jax.types import Sample
 from tests import reference, tiny
 
@@ -72,7 +73,7 @@ def test_sampler_logp_equals_scorer_logp():
     model = tiny.model("one")
     params = tiny.params(model, value_head=True)
     prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6)
-    sampler = tiny.sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2), pad_id=tiny.PAD)
+    sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2), pad_id=tiny.PAD)
     sample = sampler(params, prompts, KEY)
     assert 1 < lengths(sample).min() < 7 or lengths(sample).min() != lengths(sample).max()  # ragged
     logp, ref_logp, _, _ = steps.make_score(model)(params, params, prompts, sample.tokens, sample.mask)
@@ -117,7 +118,7 @@ def test_equal_prompts_in_one_batch_are_sampled_apart_and_keys_matter(model, par
 def test_the_questions_index_and_not_its_row_decides_what_is_drawn():
     model = tiny.model("one")
     params = tiny.params(model)
-    sampler = tiny.sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=6, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
+    sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=6, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     prompts = tiny.random_prompts(np.random.default_rng(0), [3, 1, 6, 5], 6).replace(
         index=np.array([7, 30, 2, 9], np.int32)
     )
@@ -181,7 +182,7 @@ def test_decoding_stops_when_every_response_has_ended(model, params, monkeypatch
 
     monkeypatch.setattr(decode, "choose", counted)
     prompts = tiny.random_prompts(np.random.default_rng(0), [3, 2], 4)
-    settings = dict(max_new=30, sampling=config_lib.WHOLE, eos_ids=(1, 2, 3, 4), pad_id=0)
+    settings = dict(max_new=30, sampling=settings_lib.WHOLE, eos_ids=(1, 2, 3, 4), pad_id=0)
     sample = jax.jit(functools.partial(decode.sample, model, **settings))(params, prompts, KEY)
     jax.effects_barrier()
     assert len(steps_taken) == lengths(sample).max() < 30
@@ -273,7 +274,7 @@ def test_the_sampling_distribution_matches_the_oracle(settings):
 @pytest.mark.parametrize("settings", [SETTINGS[i] for i in (0, 1, 2, 4, 6)], ids=str)
 def test_tokens_are_drawn_with_these_frequencies(settings):
     num, logits = 4000, np.random.default_rng(1).normal(0, 1.5, 8).astype(np.float32)
-    sampling = dataclasses.replace(config_lib.WHOLE, **settings)
+    sampling = dataclasses.replace(settings_lib.WHOLE, **settings)
     token, logp = jax.jit(functools.partial(choose.choose, sampling=sampling))(
         np.tile(logits, (num, 1)), jax.random.split(jax.random.key(5), num)
     )
@@ -312,7 +313,7 @@ def test_the_order_of_the_settings_is_that_of_transformers():
 
     rng = np.random.default_rng(2)
     logits, seen = rng.normal(0, 2, (6, 40)).astype(np.float32), rng.integers(0, 40, (6, 5))
-    sampling = config_lib.Sampling(0.8, 20, 0.9, min_p=0.05, repetition_penalty=1.4, forbidden=(3, 4), min_new=2)
+    sampling = settings_lib.Sampling(0.8, 20, 0.9, min_p=0.05, repetition_penalty=1.4, forbidden=(3, 4), min_new=2)
     t = jnp.array([0, 1, 2, 3, 4, 5])
     scores = torch.tensor(logits)
     for processor in (

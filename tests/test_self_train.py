@@ -11,14 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from reft_jax import checks, data, models, steps, workdirs
-from reft_jax import config as config_lib
+from reft_jax import models, prepare, recipe, tasks
+from reft_jax.config import records as records_lib
+from reft_jax.config import settings
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
 from reft_jax.losses import self_train as losses
-from reft_jax.optim import make_optimizer
+from reft_jax.run import workdirs
 from reft_jax.stages import self_train
-from reft_jax.steps_supervised import MixedBatch, make_self_train_step
+from reft_jax.training import steps
+from reft_jax.training.optim import make_optimizer
+from reft_jax.training.steps_supervised import MixedBatch, make_self_train_step
 from tests import runs, tiny
 
 SPEC = "tests/stages_config.py"
@@ -70,8 +73,8 @@ def test_the_cap_keeps_so_many_and_depends_on_seed_and_item_alone():
 
 
 def test_what_the_vocabulary_cannot_spell_is_not_learnt(monkeypatch):
-    config, _ = config_lib.load(SPEC)
-    records = data.load(config.data).train[:2]
+    config, _ = recipe.load(SPEC)
+    records = tasks.load(config.data).train[:2]
     run = types.SimpleNamespace(config=config, tokenizer=tokenizers.load(models.SHIPPED / "arithmetic_base"))
     responses = ["    return 1 + 1\n", "    return anddef solution():\n"]
     drawn = [
@@ -121,8 +124,8 @@ def test_the_online_loss_is_the_oracles(reduce, own_lengths, fill):
 
 
 def stage(**changes):
-    tree = config_lib.load(SPEC)[1]["stages"]["online"]
-    stage = config_lib._build(config_lib.SelfTrain, tree, "config.stages.online")
+    tree = recipe.load(SPEC)[1]["stages"]["online"]
+    stage = records_lib._build(settings.SelfTrain, tree, "config.stages.online")
     return dataclasses.replace(stage, **changes)
 
 
@@ -167,10 +170,10 @@ def test_own_and_gold_weights_decide_what_is_learnt():
 
 
 def refused(stage_name, **changes) -> str:
-    tree = config_lib.load(SPEC)[1]
+    tree = recipe.load(SPEC)[1]
     tree["stages"][stage_name] |= changes
     with pytest.raises(InputError) as caught:
-        config_lib.build(tree)
+        recipe.build(tree)
     return str(caught.value)
 
 
@@ -200,21 +203,21 @@ def test_bad_settings_are_refused_with_what_is_legal(name, changes, said):
 
 
 def test_a_directory_to_sample_from_must_be_there_and_is_part_of_the_run(tmp_path):
-    tree = config_lib.load(SPEC)[1]
+    tree = recipe.load(SPEC)[1]
     tree["stages"]["offline"]["sample_from"] = "wramup"
     with pytest.raises(
         InputError, match="config.stages.offline.sample_from: got 'wramup'; legal are random, an earlier stage"
     ):
-        checks.check_sources(config_lib.build(tree))
+        prepare.check_sources(recipe.build(tree))
     folder = tmp_path / "warmup" / "checkpoints" / "3"
     (folder / "params").mkdir(parents=True)
     tree["stages"]["offline"]["sample_from"] = tree["stages"]["reranker"]["sample_from"] = str(tmp_path / "warmup")
-    config = config_lib.build(tree)
-    checks.check_sources(config)
+    config = recipe.build(tree)
+    prepare.check_sources(config)
     # which checkpoint it was is kept, so that a run that goes on samples from no other
     assert workdirs.identities(config)[str(tmp_path / "warmup")] == str(folder)
     tree["stages"]["offline"]["sample_from"] = "arithmetic_base"  # a shipped model
-    checks.check_sources(config_lib.build(tree))
+    prepare.check_sources(recipe.build(tree))
 
 
 # ------------------------------------------------------------------ whole runs

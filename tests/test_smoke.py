@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from reft_jax import main
-from reft_jax.config import PPO, load
+from reft_jax.config.settings import PPO
+from reft_jax.recipe import load
 from reft_jax.rewards import score
+from reft_jax.run import jax_settings
 from tests import runs
 
 SFT_METRICS = {"sft/loss", "grad/norm", "params/norm", "time/update_s"}
@@ -324,14 +325,14 @@ def test_compiled_programs_stay_beside_the_workdir_unless_the_user_named_a_place
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", "gs://bucket/compiled")
-        main.keep_compiled(tmp_path / "run")
+        jax_settings.keep_compiled(tmp_path / "run")
         assert jax.config.jax_compilation_cache_dir == "gs://bucket/compiled"
         jax.config.update("jax_compilation_cache_dir", None)
-        main.keep_compiled(tmp_path / "run")
+        jax_settings.keep_compiled(tmp_path / "run")
         place = jax.config.jax_compilation_cache_dir
         assert place.startswith(f"{tmp_path}/.jax_cache/") and not (tmp_path / ".jax_cache").exists()
         jax.config.update("jax_compilation_cache_dir", None)
-        main.keep_compiled(tmp_path / "other")
+        jax_settings.keep_compiled(tmp_path / "other")
         assert jax.config.jax_compilation_cache_dir == place  # runs side by side share them
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

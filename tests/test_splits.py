@@ -6,12 +6,12 @@ import pathlib
 
 import pytest
 
-from reft_jax import config as config_lib
-from reft_jax import data as datasets
-from reft_jax import workdirs
-from reft_jax.data import gsm8k, splits, svamp
+from reft_jax import recipe, tasks
+from reft_jax.data import splits
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
+from reft_jax.run import workdirs
+from reft_jax.tasks import gsm8k, svamp
 from tests import runs
 from tests.test_data_files import Data
 from tests.tiny import shared_data
@@ -81,12 +81,12 @@ def test_dev_does_not_depend_on_the_test_file(tmp_path):
     train = write(tmp_path / "train.json", [f"How many {i}?" for i in range(50)])
     data = Data(train_file=train, dev_size=9)
     test = write(tmp_path / "test.json", ["Something else?"])
-    assert datasets.load(dataclasses.replace(data, test_file=test)).dev == datasets.load(data).dev
+    assert tasks.load(dataclasses.replace(data, test_file=test)).dev == tasks.load(data).dev
 
 
 def test_dev_questions_that_differ_in_punctuation_alone_are_noted(tmp_path):
     questions = [f"How many {i}{mark}" for i in range(20) for mark in ("?", " .")]
-    found = datasets.load(Data(train_file=write(tmp_path / "train.json", questions), dev_size=10))
+    found = tasks.load(Data(train_file=write(tmp_path / "train.json", questions), dev_size=10))
     (note,) = found.notes
     both = {splits.question_words(r.question) for r in found.dev} & {
         splits.question_words(r.question) for r in found.train
@@ -96,8 +96,8 @@ def test_dev_questions_that_differ_in_punctuation_alone_are_noted(tmp_path):
 
 def test_generated_records_are_what_they_were():
     """The demo's records, before there was any other source than files: its data must never change."""
-    config, _ = config_lib.load(str(runs.ROOT / "configs" / "demo.py") + ":smoke")
-    found = datasets.load(config.data)
+    config, _ = recipe.load(str(runs.ROOT / "configs" / "demo.py") + ":smoke")
+    found = tasks.load(config.data)
     assert workdirs.fingerprint(found) == "4b0251178904275397e3cde0c7a5a5f5bed0c7fbddbf577f21df9350bfd10ced"
     assert found.notes == () and {r.place for part in (found.train, found.dev, found.test) for r in part} == {""}
 
@@ -110,14 +110,14 @@ def test_test_questions_in_train_are_refused_with_both_places(tmp_path):
     test = write(tmp_path / "test.json", [f"how MANY are {i}" for i in range(92, 112)])
     data = Data(train_file=train, test_file=test, dev_size=10)
     with pytest.raises(InputError) as caught:
-        datasets.load(data)
+        tasks.load(data)
     said = str(caught.value)
     assert "\n" not in said and "8 of 20 test questions" in said and f"{test}:1 = {train}:93, " in said
     assert f"{test}:5 = {train}:97 and 3 more" in said and "config.data.max_overlap=0.01" in said
     with pytest.raises(InputError):
-        datasets.load(dataclasses.replace(data, max_overlap=0.39))
+        tasks.load(dataclasses.replace(data, max_overlap=0.39))
     for allowed in (0.4, 1.0):
-        found = datasets.load(dataclasses.replace(data, max_overlap=allowed))
+        found = tasks.load(dataclasses.replace(data, max_overlap=allowed))
         assert len(found.test) == 20 and len(found.train) == 90
         assert (
             f"8 of 20 test questions stand in the training data too (case and punctuation aside): {test}:1 = "
@@ -130,9 +130,9 @@ def test_one_in_a_hundred_runs_with_a_note_and_none_may_be_asked_for(tmp_path):
     train = write(tmp_path / "train.json", [f"How many are {i} ?" for i in range(100)])
     test = write(tmp_path / "test.json", [f"How many are {i} ?" for i in range(99, 199)])
     data = Data(train_file=train, test_file=test)
-    assert datasets.load(data).notes[0].startswith("1 of 100 test questions stand in the training data too")
+    assert tasks.load(data).notes[0].startswith("1 of 100 test questions stand in the training data too")
     with pytest.raises(InputError, match="max_overlap=0.0"):
-        datasets.load(dataclasses.replace(data, max_overlap=0.0))
+        tasks.load(dataclasses.replace(data, max_overlap=0.0))
 
 
 def test_published_files_share_no_question():

@@ -10,9 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from reft_jax import config as config_lib
-from reft_jax import main, models, optim, steps
-from reft_jax.steps_supervised import ClassifierBatch, MixedBatch, make_classifier_step, make_self_train_step
+from reft_jax import models
+from reft_jax.config import settings as settings_lib
+from reft_jax.run import jax_settings
+from reft_jax.training import optim, steps
+from reft_jax.training.steps_supervised import ClassifierBatch, MixedBatch, make_classifier_step, make_self_train_step
 from reft_jax.types import Prompts, Rollout, Sample
 from tests import reference, tiny
 from tests.processes import together
@@ -235,7 +237,7 @@ def start_of_ppo(model, params, ppo, *, score=None, ref_params=None):
     """(rollout, ppo batch, metrics) of a sample of the policy itself."""
     prompts = on(model, tiny.random_prompts(np.random.default_rng(3), PROMPT_LENGTHS, 6))
     sampler = tiny.sampler(
-        model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2, 3), pad_id=tiny.PAD
+        model, settings_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2, 3), pad_id=tiny.PAD
     )
     sample = sampler(params, prompts, KEY)
     logp, ref_logp, values, entropy = steps.make_score(model)(
@@ -315,11 +317,11 @@ def test_steps_count_and_parameters_move():
 
 @pytest.mark.parametrize("where", ["one", "mixed"])
 def test_each_function_is_traced_once(where, tmp_path):
-    from reft_jax.checkpoint import Checkpoints
+    from reft_jax.run.checkpoint import Checkpoints
 
     model, params, state = make(where)
     ppo = tiny.ppo(minibatch_size=4)
-    sampler = tiny.sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
+    sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     score_fn, advantages, ppo_step = (
         steps.make_score(model),
         steps.make_advantages(ppo),
@@ -370,7 +372,7 @@ def everything(where, fetch=jax.device_get):
         steps.init_state(model, TX, params), on(model, ppo_batch()), ROWS
     )
     sampler = tiny.sampler(
-        model, config_lib.Sampling(1.0, 0, 1.0), max_new=5, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=2
+        model, settings_lib.Sampling(1.0, 0, 1.0), max_new=5, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=2
     )
     sample = sampler(params, batch.prompts, KEY)
     assert sample.tokens.shape == (16, 5)
@@ -527,7 +529,7 @@ def test_reft_without_text_raises_the_chance_of_the_rewarded_token():
     tx = optim.make_optimizer(tiny.optim(0.02), 100)
     params = tiny.params(model, value_head=True)
     state = steps.init_state(model, tx, params)
-    sampler = tiny.sampler(model, config_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
+    sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     score_fn, advantages, ppo_step = (
         steps.make_score(model),
         steps.make_advantages(ppo),
@@ -570,7 +572,7 @@ def test_a_float32_run_asks_for_float32_products(dtype, there):
     before = jax.config.jax_default_matmul_precision
     try:
         jax.config.update("jax_default_matmul_precision", None)  # an earlier test may have run in float32
-        main.multiply_in(dtype)
+        jax_settings.multiply_in(dtype)
         model = tiny.model("one", compute_dtype=dtype)
         tokens = jnp.ones((1, 4), jnp.int32)
         text = jax.jit(functools.partial(models.logits, model)).lower(tiny.params(model), tokens).as_text()

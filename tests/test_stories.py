@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from reft_jax import config as config_lib
-from reft_jax import data as data_lib
-from reft_jax.data import prompts, stories
+from reft_jax import recipe, tasks
+from reft_jax.data import prompts
 from reft_jax.data.splits import question_words
 from reft_jax.errors import InputError
 from reft_jax.rewards import score
+from reft_jax.tasks import stories
 from tests import tiny
 
 NUM = 400
@@ -170,7 +170,7 @@ def test_wrong_arguments(arguments, said):
 
 
 def data_of(arg="", *overrides):
-    return config_lib.load(f"configs/pretrain_text.py:smoke,{arg}", overrides)[0].data
+    return recipe.load(f"configs/pretrain_text.py:smoke,{arg}", overrides)[0].data
 
 
 def test_the_questions_of_a_file_are_text_without_their_solutions(tmp_path):
@@ -180,7 +180,7 @@ def test_the_questions_of_a_file_are_text_without_their_solutions(tmp_path):
         for i in range(60)
     ]
     path.write_text(f"[{', '.join(rows)}]")
-    loaded = data_lib.load(data_of(f"cot=nl,num_train=8,questions_file={path}"))
+    loaded = tasks.load(data_of(f"cot=nl,num_train=8,questions_file={path}"))
     texts = [record for record in loaded.train if record.kind == "text"]
     assert len(texts) == 60 - 32 and all(record.cot.startswith("Has Ann") and not record.question for record in texts)
     assert "GOLD" not in repr(loaded) and "28 of 60 questions of" in loaded.notes[0]
@@ -191,13 +191,13 @@ def test_what_a_run_on_real_data_takes_as_dev_is_not_read(monkeypatch):
     monkeypatch.setattr(stories, "generate", lambda *args, **kwargs: ())
     folder = tiny.shared_data()
     sizes = ("data.dev_size", "200"), ("data.num_train", "4000")
-    texts = data_lib.load(data_of(f"questions_file={folder}/svamp_python_sdp.json", *sizes)).train
+    texts = tasks.load(data_of(f"questions_file={folder}/svamp_python_sdp.json", *sizes)).train
     read = {record.cot for record in texts}
     assert 2500 < len(texts) < 2700
     test = f"test_file={folder}/svamp_test_set.json"
     for cot, name in (("program", "svamp_python_sdp.json"), ("nl", "svamp_nl.json")):
         spec = f"configs/paper_text.py:cot={cot},base=B,train_file={folder}/{name},{test}"
-        found = data_lib.load(config_lib.load(spec)[0].data)
+        found = tasks.load(recipe.load(spec)[0].data)
         held_out = {question_words(record.question) for record in (*found.dev, *found.test)}
         assert len(found.dev) > 190 and len(found.test) == 1000 and len(found.train) == 2800
         assert not held_out & {question_words(text) for text in read}

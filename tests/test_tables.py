@@ -4,6 +4,7 @@ A made-up run is what the row's own config would leave: config.json of that conf
 """
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,8 +20,8 @@ import time
 import pytest
 
 from configs import paper
-from reft_jax import config as config_lib
-from reft_jax import tables
+from reft_jax import recipe, tables
+from reft_jax.config import settings as settings_lib
 from reft_jax.rewards import estimates
 from reft_jax.tables import __main__ as command
 from tests import runs
@@ -32,7 +33,7 @@ REFT, SFT = f"main/{CELL}", "main/codellama_7b/gsm8k/program/sft"
 
 def make_run(folder, spec: str, right: dict, *, commit="0123456789abcdef", overrides=(), num=1319, **figures):
     """A finished run of `spec` in `folder`: `right` has the right answers of each label (of `num`), figures more of all labels."""
-    config, tree = config_lib.load(f"{ROOT}/{spec}", overrides, reads_data=False)
+    config, tree = recipe.load(f"{ROOT}/{spec}", overrides, reads_data=False)
     sources = dict(dict(config.stages)["evaluate"].checkpoints)
     stages = dict(config.stages)
     results = {
@@ -306,7 +307,7 @@ def test_planned_commands_are_legal(capsys):
     for step in planned(capsys, "R", "--table=ablation"):
         workdir = step.pop("workdir")
         spec = ",".join(f"{key}={value}" for key, value in step.items())
-        config, _ = config_lib.load(f"{ROOT}/configs/paper.py:{spec}")
+        config, _ = recipe.load(f"{ROOT}/configs/paper.py:{spec}")
         for _, stage in config.stages:
             for source in (getattr(stage, "init_from", ""), *dict(getattr(stage, "checkpoints", ())).values()):
                 assert not source.startswith(workdir)
@@ -421,8 +422,14 @@ def test_table_sh_is_clean():
 def test_the_matching_ignores_how_and_nothing_else():
     """Every stage setting is either compared or a way to watch, check and lay out a run."""
     watched = set(tables.HOW["stage"]) | set(tables.HOW["data"])
-    for settings in (config_lib.SFT, config_lib.ReFT, config_lib.SelfTrain, config_lib.Reranker, config_lib.PPO):
-        names = {field.name for field in config_lib.dataclasses.fields(settings)}
+    for settings in (
+        settings_lib.SFT,
+        settings_lib.ReFT,
+        settings_lib.SelfTrain,
+        settings_lib.Reranker,
+        settings_lib.PPO,
+    ):
+        names = {field.name for field in dataclasses.fields(settings)}
         compared = names - watched
         assert {"epochs", "batch_size", "optim", "kl_coef"} & compared
         assert not {"dropout", "lr", "num_samples", "select", "minibatch_size"} & watched

@@ -9,10 +9,11 @@ import zipfile
 
 import pytest
 
-from reft_jax import config as config_lib
-from reft_jax import data as datasets
-from reft_jax.data import files, mathqa, tfds_builders
+from reft_jax import recipe, tasks
+from reft_jax.data import files
 from reft_jax.errors import InputError
+from reft_jax.tasks import mathqa
+from reft_jax.tasks import tfds as tfds_builders
 from tests import runs
 from tests.test_data_files import Data
 from tests.tiny import shared_data
@@ -72,8 +73,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # TFDS and what it is built o
 
 
 def test_gsm8k_is_what_its_files_are(data, originals):
-    found = datasets.load(dataclasses.replace(data, name="gsm8k", dev_size=4))
-    from_files = datasets.load(
+    found = tasks.load(dataclasses.replace(data, name="gsm8k", dev_size=4))
+    from_files = tasks.load(
         Data(
             name="gsm8k", train_file=str(originals / "train.jsonl"), test_file=str(originals / "test.jsonl"), dev_size=4
         )
@@ -84,7 +85,7 @@ def test_gsm8k_is_what_its_files_are(data, originals):
 
 def test_svamp_gives_test_questions_and_files_the_training(data, tmp_path):
     with pytest.raises(InputError, match="config.data.train_file"):
-        datasets.load(data)
+        tasks.load(data)
     train = tmp_path / "train.json"
     train.write_text(
         json.dumps(
@@ -98,7 +99,7 @@ def test_svamp_gives_test_questions_and_files_the_training(data, tmp_path):
             ]
         )
     )
-    found = datasets.load(dataclasses.replace(data, cot="program", train_file=str(train)))
+    found = tasks.load(dataclasses.replace(data, cot="program", train_file=str(train)))
     assert [(r.item_id, r.question, r.answer, r.kind) for r in found.test[:2]] == [
         ("chal-0", "Tom has 0 pens How many?", "0.0", "program"),
         ("chal-1", "Tom has 1 pens How many?", "1.0", "program"),
@@ -107,11 +108,11 @@ def test_svamp_gives_test_questions_and_files_the_training(data, tmp_path):
 
 
 def test_mathqa_with_letters_and_with_numbers(data):
-    letters = datasets.load(dataclasses.replace(data, name="mathqa"))
+    letters = tasks.load(dataclasses.replace(data, name="mathqa"))
     assert len(letters.train) == 8 and letters.train[3].answer == "b" and letters.notes == ()
     first = letters.train[0]
     assert (first.question, first.cot) == ("what is 2 * 0 ?\na ) 0 cm , b ) 1 1 / 2 , c ) none", "it is 0 . answer a")
-    numbers = datasets.load(dataclasses.replace(data, name="mathqa-numeric"))
+    numbers = tasks.load(dataclasses.replace(data, name="mathqa-numeric"))
     assert [r.answer for r in numbers.train] == ["0", "2", "4", "8", "10", "12", "14"]
     assert numbers.train[0].question == "what is 2 * 0 ?" and numbers.train[0].item_id == "mathqa-numeric_0"
     assert numbers.notes == ("1 of 8 train questions left out: their right option is not one number",)
@@ -120,24 +121,24 @@ def test_mathqa_with_letters_and_with_numbers(data):
 @pytest.mark.parametrize("name", ["gsm8k", "mathqa"])
 def test_programs_come_from_files_only(data, name):
     with pytest.raises(InputError, match="holds no programs.*config.data.train_file"):
-        datasets.load(dataclasses.replace(data, name=name, cot="program"))
+        tasks.load(dataclasses.replace(data, name=name, cot="program"))
 
 
 def test_other_originals_are_another_build(data, originals):
     name = dataclasses.replace(data, name="gsm8k")
-    before = datasets.load(name)
-    assert datasets.load(name) == before
+    before = tasks.load(name)
+    assert tasks.load(name) == before
     (originals / "train.jsonl").write_text(json.dumps(GSM8K[0]))
-    assert len(datasets.load(name).train) == 1
+    assert len(tasks.load(name).train) == 1
 
 
 def test_what_is_wrong_in_an_original_is_named_by_its_line(data, originals):
     (originals / "train.jsonl").write_text(json.dumps(GSM8K[0]) + "\n{")
     with pytest.raises(InputError, match=r"train.jsonl:2: malformed JSON"):
-        datasets.load(dataclasses.replace(data, name="gsm8k"))
+        tasks.load(dataclasses.replace(data, name="gsm8k"))
     (originals / "train.jsonl").write_text(json.dumps(GSM8K[0]) + "\n" + json.dumps({"question": "Q?"}))
     with pytest.raises(InputError, match=r"reft_gsm8k/1.0.0/train:2: answer is empty"):
-        datasets.load(dataclasses.replace(data, name="gsm8k"))
+        tasks.load(dataclasses.replace(data, name="gsm8k"))
 
 
 def test_a_folder_without_the_originals_is_named(tmp_path):
@@ -148,7 +149,7 @@ def test_a_folder_without_the_originals_is_named(tmp_path):
 def test_without_tfds_the_error_says_what_to_install(originals, tmp_path):
     code = (
         "import sys; sys.modules['tensorflow_datasets'] = None\n"
-        "from reft_jax.data import tfds_builders\n"
+        "from reft_jax.tasks import tfds as tfds_builders\n"
         f"tfds_builders.read_objects('gsm8k', 'train', tfds_dir={str(tmp_path)!r}, manual_dir={str(originals)!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=runs.ROOT)
@@ -161,7 +162,7 @@ def test_without_tfds_the_error_says_what_to_install(originals, tmp_path):
 
 def test_neither_tensorflow_nor_jax_is_imported(data):
     code = (
-        "import sys; from reft_jax.data import tfds_builders\n"
+        "import sys; from reft_jax.tasks import tfds as tfds_builders\n"
         f"tfds_builders.read_objects('gsm8k', 'train', tfds_dir={data.tfds_dir!r}, manual_dir={data.manual_dir!r})\n"
         "sys.exit(', '.join(m for m in ('tensorflow', 'jax') if m in sys.modules) or None)"
     )
@@ -170,9 +171,7 @@ def test_neither_tensorflow_nor_jax_is_imported(data):
 
 
 def test_checksums_are_those_of_the_public_files():
-    lines = [
-        line.split("\t") for line in (runs.ROOT / "reft_jax/data/tfds_builders/checksums.tsv").read_text().splitlines()
-    ]
+    lines = [line.split("\t") for line in (runs.ROOT / "reft_jax/tasks/tfds/checksums.tsv").read_text().splitlines()]
     assert [len(line) for line in lines] == [4] * len(lines)
     known = {name: (int(size), sha256) for _, size, sha256, name in lines}
     assert known["MathQA.zip"][0] == 7302821
@@ -187,11 +186,11 @@ def test_the_config_says_what_tfds_needs_before_anything_is_built(data):
     tfds = [("data.source", "tfds"), ("data.tfds_dir", data.tfds_dir), ("data.manual_dir", data.manual_dir)]
     for which in ("data=gsm8k,cot=program", "data=svamp,cot=nl", "data=mathqa,cot=program"):
         with pytest.raises(InputError, match="config.data.train_file.*form"):
-            config_lib.load(spec + which, tfds)
+            recipe.load(spec + which, tfds)
     with pytest.raises(InputError, match="config.data.manual_dir.*'tfds'"):
-        config_lib.load(spec + "data=gsm8k,cot=nl,train_file=a", tfds[2:])
-    config, _ = config_lib.load(spec + "data=gsm8k,cot=nl", [*tfds, ("data.dev_size", "4")])
-    assert len(datasets.load(config.data).train) == 16
+        recipe.load(spec + "data=gsm8k,cot=nl,train_file=a", tfds[2:])
+    config, _ = recipe.load(spec + "data=gsm8k,cot=nl", [*tfds, ("data.dev_size", "4")])
+    assert len(tasks.load(config.data).train) == 16
 
 
 # ------------------------------------------------------------------ MathQA's options
@@ -234,7 +233,7 @@ def test_numeric_answers_are_the_authors_labels():
 
 
 def test_svamps_own_file_is_read_as_a_test_set(originals):
-    found = datasets.read("svamp", files.read_objects(originals / "SVAMP.json"), Data(), split="test")
+    found = tasks.read("svamp", files.read_objects(originals / "SVAMP.json"), Data(), split="test")
     assert [r.answer for r in found] == ["0.0", "1.0", "2.0", "3.0"]
     with pytest.raises(InputError, match="holds no reasoning"):
-        datasets.read("svamp", files.read_objects(originals / "SVAMP.json"), Data(), split="train")
+        tasks.read("svamp", files.read_objects(originals / "SVAMP.json"), Data(), split="train")

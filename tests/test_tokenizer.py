@@ -14,8 +14,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from reft_jax.data import arithmetic, prompts, tokenizer
+from reft_jax.data import prompts, tokenizer
 from reft_jax.errors import InputError
+from reft_jax.tasks import arithmetic
 
 TEXTS = [
     "Tom has 12 apples and 3 pears.\n\nHow many?",

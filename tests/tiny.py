@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import config as config_lib
-from reft_jax import models, sharding
+from reft_jax import models
+from reft_jax.config import settings as settings_lib
+from reft_jax.mesh import sharding
 from reft_jax.sampling import decode
 from reft_jax.types import PPOBatch, Prompts, SFTBatch
 
@@ -19,7 +20,7 @@ EOS = 1
 PAD = 0
 # Every size divides by 8 where fsdp lays it out and by 2 where tensor does; grouped-query attention; init_std is large, so
 # that logits differ between tokens.
-ARCH = config_lib.Arch(
+ARCH = settings_lib.Arch(
     vocab_size=VOCAB,
     dim=16,
     num_layers=2,
@@ -56,7 +57,7 @@ def shared_data() -> pathlib.Path:
 def layout(name: str = "one") -> sharding.Layout:
     """One of LAYOUTS on as many of the 8 devices as it takes."""
     data, fsdp, tensor = LAYOUTS[name]
-    return sharding.make_layout(config_lib.Mesh(data, fsdp, tensor, RULES), jax.devices()[: data * fsdp * tensor])
+    return sharding.make_layout(settings_lib.Mesh(data, fsdp, tensor, RULES), jax.devices()[: data * fsdp * tensor])
 
 
 def model(where: str | None = "one", arch=ARCH, **changes) -> models.Model:
@@ -78,7 +79,6 @@ def _host_params(arch, seed):
 
 def params(model, seed: int = 0, *, value_head: bool = False) -> dict:
     """Random float32 parameters of the model on its layout, the same on every layout; the norms' scales are moved off 1."""
-    from reft_jax import steps
 
     tree = dict(_host_params(model.arch, seed))
     if value_head:
@@ -87,7 +87,7 @@ def params(model, seed: int = 0, *, value_head: bool = False) -> dict:
     if model.layout is None:
         return jax.tree.map(jnp.asarray, tree)
     return jax.tree.map(
-        lambda x, place: jax.device_put(jnp.asarray(x), place), tree, steps.param_shardings(model, tree)
+        lambda x, place: jax.device_put(jnp.asarray(x), place), tree, models.param_shardings(model, tree)
     )
 
 
@@ -143,8 +143,8 @@ def word_tokenizer(words=("one", "two", "three", "four", "five")):
 
 def optim(
     lr=0.01, *, warmup=0.0, hold=0.0, final=1.0, weight_decay=0.0, max_grad_norm=1.0, b2=0.999
-) -> config_lib.Optim:
-    return config_lib.Optim(
+) -> settings_lib.Optim:
+    return settings_lib.Optim(
         lr=lr,
         warmup=warmup,
         hold=hold,
@@ -158,7 +158,7 @@ def optim(
     )
 
 
-def ppo(**changes) -> config_lib.PPO:
+def ppo(**changes) -> settings_lib.PPO:
     """The paper's settings, with a minibatch of 8 rows."""
     settings = dict(
         kl_coef=0.05,
@@ -175,7 +175,7 @@ def ppo(**changes) -> config_lib.PPO:
         value_init="normal",
         value_bias=True,
     )
-    return config_lib.PPO(**(settings | changes))
+    return settings_lib.PPO(**(settings | changes))
 
 
 def assert_trees_close(a, b, *, rtol=1e-5, atol=1e-6):

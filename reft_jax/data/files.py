@@ -5,7 +5,7 @@ set's own. A file is UTF-8 with or without a byte order mark, with Unix or Windo
 which form it is. Unusual: a JSON list is decoded element by element, to know the line at which each record begins.
 
 Training stops at the first complaint. Readers that are given a list `complaints` put every one of them there and go on
-with the next field or record (`reft_jax/data/doctor.py`); what they return is then the records that are whole.
+with the next field or record (`reft_jax/doctor.py`); what they return is then the records that are whole.
 """
 
 import contextlib

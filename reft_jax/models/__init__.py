@@ -5,7 +5,7 @@ from reft_jax.models.adapters import join, only_adapters
 from reft_jax.models.adapters import merge as merge_adapters
 from reft_jax.models.attention import cache_multiple
 from reft_jax.models.attention import path as attention_path
-from reft_jax.models.classifier import classifier_axes, classify, init_classifier
+from reft_jax.models.classifier import classifier_axes, classify, init_classifier, make_classifier_score, right_logits
 from reft_jax.models.decoder import (
     Cache,
     Model,
@@ -25,6 +25,7 @@ from reft_jax.models.decoder import (
 )
 from reft_jax.models.heads import critic_params, init_value_head, value_axes, values, with_critic
 from reft_jax.models.hf import SHIPPED, check_hf, load_hf, read_config, resolve, save_config, save_hf
+from reft_jax.models.placement import param_axes, param_shardings
 from reft_jax.models.quantize import quantize as quantize_base
 from reft_jax.models.quantize import restore as restore_base
 
@@ -51,14 +52,18 @@ __all__ = [
     "layer_for_decoding",
     "load_hf",
     "logits",
+    "make_classifier_score",
     "merge_adapters",
     "only_adapters",
+    "param_axes",
+    "param_shardings",
     "positions_of",
     "quantize_base",
     "read_config",
     "resolve",
     "rest_for_decoding",
     "restore_base",
+    "right_logits",
     "save_config",
     "save_hf",
     "shapes",

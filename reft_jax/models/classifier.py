@@ -1,8 +1,12 @@
 """The re-ranker's head: one logit of "the answer is right" from the state at a sequence's last token. It lives in the decoder's
 parameter tree, under "classifier"; the decoder ignores it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from reft_jax.models import decoder
 
 
 def classifier_axes() -> dict:
@@ -20,3 +24,14 @@ def classify(params, hidden, mask) -> jax.Array:
     head, last = params["classifier"], mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     states = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
     return jnp.einsum("bd,d->b", states, head["kernel"]) + head["bias"]
+
+
+def make_classifier_score(model):
+    """(params, tokens i32[B, T], mask bool[B, T]) -> f32[B] logits of "the answer is right"."""
+    return jax.jit(functools.partial(right_logits, model))
+
+
+def right_logits(model, params, tokens, mask) -> jax.Array:
+    """f32[B]: the classifier's logits of right-padded sequences."""
+    hidden, _ = decoder.forward(model, params, tokens, decoder.positions_of(mask), mask)
+    return classify(params, hidden, mask)

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reft_jax.config import MATRICES, Arch, Lora
+from reft_jax.config.settings import MATRICES, Arch, Lora
+from reft_jax.mesh.sharding import Layout
 from reft_jax.models import attention, quantize
 from reft_jax.models.attention import MASKED, soft_cap
 from reft_jax.models.products import product
 from reft_jax.models.rotary import rotary_tables, rotate
-from reft_jax.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reft_jax import distributed
-from reft_jax.config_checks import check_arch
+from reft_jax.config.checks import check_arch
 from reft_jax.errors import InputError
+from reft_jax.mesh import distributed
+from reft_jax.mesh.sharding import drop_leading
 from reft_jax.models import decoder
 from reft_jax.models.families import codegen, gemma2, gemma3_text, gpt2, llama, mistral, opt, qwen2, qwen3
-from reft_jax.sharding import drop_leading
 
 FAMILIES = {
     "codegen": codegen,

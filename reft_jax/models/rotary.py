@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from reft_jax.config import Arch, RopeScaling
+from reft_jax.config.settings import Arch, RopeScaling
 
 
 def rotary_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling) -> tuple[np.ndarray, float]:

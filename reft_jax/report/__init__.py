@@ -8,9 +8,8 @@ import dataclasses
 import os
 import pathlib
 
-from reft_jax import plots
 from reft_jax.errors import InputError
-from reft_jax.report import choose, curves, page, read
+from reft_jax.report import choose, curves, page, plots, read
 
 BUDGET = 2_600_000  # bytes of samples and predictions in a page, about; charts and tables come to at most 2 MB more
 
@@ -94,17 +93,17 @@ def all_samples(runs: list[read.Run]) -> list[dict]:
 def questions(run: read.Run) -> dict[str, tuple[str, str]]:
     """item_id -> (question, answer) of the run's dev and test data, which predictions.jsonl names by item_id alone; {} with a note
     where the data is not to be had any more, or is not what the run had."""
-    from reft_jax import config as config_lib
-    from reft_jax import data, workdirs
+    from reft_jax import recipe, tasks
+    from reft_jax.run import workdirs
 
     if not any(run.workdir.glob("*/predictions.jsonl")) or not run.config:
         return {}
     try:
-        settings = config_lib.build(run.config).data
+        settings = recipe.build(run.config).data
         if settings.source == "tfds":
             raise InputError("reading TensorFlow Datasets again could download them")
         generated = settings.source == "generated"  # then without the training questions, which can be a million
-        splits = data.load(dataclasses.replace(settings, num_train=0) if generated else settings)
+        splits = tasks.load(dataclasses.replace(settings, num_train=0) if generated else settings)
     except (InputError, OSError) as error:
         run.notes.append(f"predictions are shown without their questions: {error}")
         return {}

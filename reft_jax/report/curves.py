@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from reft_jax import plots
+from reft_jax.report import plots
 from reft_jax.report.read import Run, Stage, as_dict, number
 
 # key, title, unit, what a reader may want to know of it

@@ -7,10 +7,11 @@ import re
 
 import numpy as np
 
-from reft_jax import plots, workdirs
-from reft_jax.progress import clock
+from reft_jax.report import plots
 from reft_jax.report.curves import plural, title_of
 from reft_jax.report.read import Run, as_dict, number
+from reft_jax.run import workdirs
+from reft_jax.run.progress import clock
 
 SAMPLED = re.compile(r"(avg|maj|vote|pass|rerank|weighted|oracle)@(\d+)")
 KINDS = ("avg", "maj", "vote", "rerank", "weighted", "pass", "oracle")

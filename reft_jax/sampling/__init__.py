@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 
-from reft_jax.config import Sampling
+from reft_jax.config.settings import Sampling
 from reft_jax.sampling import decode
 from reft_jax.types import Prompts, Sample
 

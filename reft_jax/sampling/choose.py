@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from reft_jax.config import Sampling
+from reft_jax.config.settings import Sampling
 from reft_jax.models.decoder import MASKED
 
 

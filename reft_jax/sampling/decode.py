@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from reft_jax import models
-from reft_jax.config import Sampling
+from reft_jax.config.settings import Sampling
 from reft_jax.sampling.choose import choose, first_seen, now_seen
 from reft_jax.types import Prompts, Sample
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reft_jax import models
-from reft_jax.config import WHOLE, Sampling
+from reft_jax.config.settings import WHOLE, Sampling
 from reft_jax.sampling.choose import choose, first_seen, now_seen
 from reft_jax.sampling.decode import check_given
 from reft_jax.sampling.schedule import Schedule, buckets

@@ -6,16 +6,20 @@ evaluation goes on with the next label.
 
 import json
 
-from reft_jax import distributed, evaluation
-from reft_jax.config import GREEDY, Evaluate
+from reft_jax.config.settings import GREEDY, Evaluate
 from reft_jax.data import prompts
-from reft_jax.metrics import table, write_json, write_text
-from reft_jax.progress import Progress
-from reft_jax.stages import common
-from reft_jax.stages.reranker import make_scorer
+from reft_jax.mesh import distributed
+from reft_jax.rollouts import draw, figures
+from reft_jax.rollouts import grade as grade_lib
+from reft_jax.rollouts import questions as questions_lib
+from reft_jax.rollouts.rank import make_scorer
+from reft_jax.run import begin
+from reft_jax.run.metrics import table, write_json, write_text
+from reft_jax.run.progress import Progress
+from reft_jax.run.run import SAMPLE, Run, key_of
 
 
-def run(name: str, stage: Evaluate, run: common.Run):
+def run(name: str, stage: Evaluate, run: Run):
     for label, source in stage.checkpoints:
         results = read_results(run)
         if label not in results["stages"]:
@@ -26,35 +30,35 @@ def run(name: str, stage: Evaluate, run: common.Run):
     run.finish(name)
 
 
-def evaluate(run: common.Run, stage: Evaluate, label: str, source: str) -> dict:
+def evaluate(run: Run, stage: Evaluate, label: str, source: str) -> dict:
     data = run.config.data
     purpose = run.config.purpose(source)
-    params = common.initial_params(run, source)
+    params = begin.initial_params(run, source)
     facts = run.facts(source) if source in dict(run.config.stages) else {}
 
     result, lines = {}, []
-    key = common.key_of(run.config.seed, "evaluate", 0, common.SAMPLE)
-    greedy = common.make_sampler(run, run.model, GREEDY, stage.batch_size)
+    key = key_of(run.config.seed, "evaluate", 0, SAMPLE)
+    greedy = draw.make_sampler(run, run.model, GREEDY, stage.batch_size)
     for split, records in (("dev", run.splits.dev), ("test", run.splits.test)):
         if not records:
             continue
-        questions = evaluation.ask(run, records, purpose)
+        questions = questions_lib.ask(run, records, purpose)
         texts, grades = answer_all(run, f"{label}: greedy {split}", greedy, params, questions, key)
-        summary = evaluation.greedy_summary(questions, grades)
-        summary["monitors"] = evaluation.watch(run, questions, texts, grades)
+        summary = figures.greedy_summary(questions, grades)
+        summary["monitors"] = questions_lib.watch(run, questions, texts, grades)
         lines += predictions(run, questions, texts, grades, split=split, mode="greedy")
         result = result | ({"dev": summary} if split == "dev" else summary)
     if stage.num_samples and run.splits.test:
         k = stage.num_samples
-        questions = evaluation.ask(run, run.splits.test, purpose, stage.num_questions)
-        sampler = common.make_sampler(run, run.model, stage.sampling, stage.batch_size, k)
+        questions = questions_lib.ask(run, run.splits.test, purpose, stage.num_questions)
+        sampler = draw.make_sampler(run, run.model, stage.sampling, stage.batch_size, k)
         texts, grades = answer_all(run, f"{label}: {k} samples", sampler, params, questions, key)
-        result |= evaluation.sampled_summary(questions, grades, k)
+        result |= figures.sampled_summary(questions, grades, k)
         scores = None
         if (ranker := dict(stage.rerankers).get(label)) is not None:
             del params  # before the re-ranker's come
             scores = rank(run, ranker, questions, texts)
-            result |= evaluation.reranked_summary(questions, grades, scores, k) | {"reranker": ranker}
+            result |= figures.reranked_summary(questions, grades, scores, k) | {"reranker": ranker}
         lines += predictions(run, questions, texts, grades, split="test", mode="sampled", scores=scores)
     folder = run.folder(label)
     folder.mkdir(exist_ok=True)
@@ -78,10 +82,10 @@ def answer_all(run, title, sampler, params, questions, key):
         bar.update(done)
         run.stop_if_asked()
 
-    ahead = common.programs_ahead(run)
-    texts = evaluation.respond(run, sampler, params, questions, key, each=each, ahead=ahead)
+    ahead = grade_lib.programs_ahead(run)
+    texts = questions_lib.respond(run, sampler, params, questions, key, each=each, ahead=ahead)
     bar.close()
-    return texts, evaluation.mark(run, questions, texts, ahead)
+    return texts, questions_lib.mark(run, questions, texts, ahead)
 
 
 def rank(run, ranker: str, questions, texts) -> list[list[float]]:
@@ -114,7 +118,7 @@ def predictions(run, questions, texts, grades, *, split: str, mode: str, scores=
     return lines + [{"item_id": left.item_id, **left_out} for left in questions.fitted.too_long]
 
 
-def read_results(run: common.Run) -> dict:
+def read_results(run: Run) -> dict:
     path, data, rewards = run.workdir / "results.json", run.config.data, run.config.rewards
     if path.exists():
         return json.loads(path.read_text())

@@ -4,18 +4,20 @@ import pathlib
 
 import numpy as np
 
-from reft_jax import distributed, models, steps
-from reft_jax.config import Export
+from reft_jax import models
+from reft_jax.config.settings import Export
 from reft_jax.data import prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import RunError
-from reft_jax.metrics import write_json
-from reft_jax.stages import common
+from reft_jax.mesh import distributed
+from reft_jax.run import begin
+from reft_jax.run.metrics import write_json
+from reft_jax.run.run import Run
 
 
-def run(name: str, stage: Export, run: common.Run):
+def run(name: str, stage: Export, run: Run):
     folder = run.folder(name) / "hf"
-    params = common.initial_params(run, stage.init_from)
+    params = begin.initial_params(run, stage.init_from)
     write(folder, run.model, params, run.tokenizer, run.eos_ids)
     texts = [prompts.prompt(record) for record in (run.splits.test or run.splits.train)[:8]]
     error = compare(folder, run.model, params, tokenizers.encode_batch(run.tokenizer, texts))
@@ -41,7 +43,7 @@ def generation_config(tokenizer, eos_ids: tuple[int, ...]) -> dict:
 def compare(folder: pathlib.Path, model, params, prompts: list[list[int]]) -> float:
     """The largest difference of the next-token logits of some prompts, as a fraction of the largest logit, between `params`
     and what a fresh load of the folder gives. RunError if it is more than rounding."""
-    shardings = model.layout and steps.param_shardings(model, models.shapes(model))
+    shardings = model.layout and models.param_shardings(model, models.shapes(model))
     _, written = models.load_hf(
         folder,
         param_dtype=model.param_dtype,

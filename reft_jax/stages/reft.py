@@ -12,33 +12,38 @@ import time
 import jax
 import numpy as np
 
-from reft_jax import distributed, models, steps
-from reft_jax.config import WHOLE, ReFT
+from reft_jax import models
+from reft_jax.config.settings import WHOLE, ReFT
 from reft_jax.data import batching
 from reft_jax.errors import RunError
-from reft_jax.optim import make_optimizer
+from reft_jax.mesh import distributed
 from reft_jax.rewards import score as rewards
-from reft_jax.stages import common, online, sft
+from reft_jax.rollouts import actor as actor_lib
+from reft_jax.rollouts import draw
+from reft_jax.run import begin
+from reft_jax.run.run import INIT, PERMUTE, SAMPLE, Run, key_of
+from reft_jax.training import loop, online, steps
+from reft_jax.training.optim import make_optimizer
 from reft_jax.types import Rollout, Sample
 
 
-def run(name: str, stage: ReFT, run: common.Run):
+def run(name: str, stage: ReFT, run: Run):
     seed, size, ppo, data = run.config.seed, stage.batch_size, stage.ppo, run.config.data
     train = batching.fit(run.tokenizer, run.splits.train, data, purpose="reft")
     num, num_rows = len(train.records), size * stage.num_samples
-    total = common.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
+    total = loop.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
     tx = make_optimizer(stage.optim, total * ppo.epochs * (num_rows // ppo.minibatch_size))
 
-    frozen, params = common.frozen_and_trained(run, name)
-    ref_model, ref_params = common.reference(run, frozen, params)  # never donated: the state is a copy
-    head_key = common.key_of(seed, name, 0, common.INIT)
+    frozen, params = begin.frozen_and_trained(run, name)
+    ref_model, ref_params = begin.reference(run, frozen, params)  # never donated: the state is a copy
+    head_key = key_of(seed, name, 0, INIT)
     value = dict(critic=ppo.critic, how=ppo.value_init, bias=ppo.value_bias)
     params = models.with_critic(run.model, params, head_key, **value)
-    check = sft.make_check(run, stage, "reft", frozen)
+    check = loop.make_check(run, stage, "reft", frozen)
     log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
     state = log.state
 
-    actor = online.Actor(name, stage, run, num_rows)
+    actor = actor_lib.Actor(name, stage, run, num_rows)
     temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained
     score_fn = steps.make_score(run.tuned, ref_model, temperature=temperature, most=ppo.part_size)
     advantages_fn = steps.make_advantages(ppo)
@@ -49,16 +54,16 @@ def run(name: str, stage: ReFT, run: common.Run):
     for step in log.steps():
         clock = [time.monotonic()]
         rows = batching.batch_indices(seed, step - 1, size, num)
-        questions = common.make_prompts(run, train.encoded, rows)
+        questions = draw.make_prompts(run, train.encoded, rows)
         policy = models.join(frozen, state.params)
         records = [train.records[row] for row in rows for _ in range(stage.num_samples)]
         sample, texts = actor.respond(step, policy, questions, records, log.bar)
         drawn, asked = trim(run, sample), repeat(questions, stage.num_samples)
-        [together] = common.pack(run, asked, drawn.mask, [np.arange(num_rows)])
-        order_key = common.key_of(seed, name, step, common.PERMUTE)
+        [together] = draw.pack(run, asked, drawn.mask, [np.arange(num_rows)])
+        order_key = key_of(seed, name, step, PERMUTE)
         orders = [jax.random.permutation(jax.random.fold_in(order_key, i), num_rows) for i in range(ppo.epochs)]
         minibatches = np.concatenate(orders).reshape(-1, ppo.minibatch_size)
-        packings = common.pack(run, asked, drawn.mask, minibatches, ppo.accumulate)
+        packings = draw.pack(run, asked, drawn.mask, minibatches, ppo.accumulate)
         sample, questions = run.layout.batch((drawn, asked))
         clock.append(time.monotonic())
 
@@ -78,9 +83,9 @@ def run(name: str, stage: ReFT, run: common.Run):
             updates.append(update)
         state = state.replace(step=state.step + 1)
 
-        metrics = common.host(metrics) | update_metrics(jax.device_get(updates))
+        metrics = loop.host(metrics) | update_metrics(jax.device_get(updates))
         clock.append(time.monotonic())
-        common.check_finite(name, step, metrics)
+        loop.check_finite(name, step, metrics)
         metrics |= actor.metrics(drawn, records, texts, grades, np.diff(clock))
         write = functools.partial(sample_lines, run, records, texts, grades, score, rollout, batch, kl)
         log.end(step, state, metrics, write)
@@ -105,12 +110,12 @@ def compare(run, name, stage, sampler, score_fn, encoded, policy, ref_params):
     """Stops the run, before anything is trained, if the sampler's log-probs are not those that training computes: on real
     questions, drawn from the whole distribution where `stage.sampling` changes it."""
     if stage.ppo.correction == "importance" and stage.sampling != WHOLE:
-        sampler = common.make_sampler(run, run.tuned, WHOLE, sampler.sizes[-1], stage.num_samples)
+        sampler = draw.make_sampler(run, run.tuned, WHOLE, sampler.sizes[-1], stage.num_samples)
     rows = batching.batch_indices(run.config.seed, 0, stage.batch_size, len(encoded))
-    questions = common.make_prompts(run, encoded, rows)
-    sample = trim(run, sampler(policy, questions, common.key_of(run.config.seed, name, 0, common.SAMPLE)))
+    questions = draw.make_prompts(run, encoded, rows)
+    sample = trim(run, sampler(policy, questions, key_of(run.config.seed, name, 0, SAMPLE)))
     questions = repeat(questions, stage.num_samples)
-    [together] = common.pack(run, questions, sample.mask, [np.arange(len(sample.mask))])
+    [together] = draw.pack(run, questions, sample.mask, [np.arange(len(sample.mask))])
     questions, tokens, mask = run.layout.batch((questions, sample.tokens, sample.mask))
     logp = score_fn(policy, ref_params, questions, tokens, mask, together)[0]
     gap = np.abs(distributed.fetch(logp) - sample.logp)[sample.mask]
@@ -153,7 +158,7 @@ def sample_lines(run, records, texts, grades, score, rollout: Rollout, batch, kl
     tokens, mask, logp, ref_logp, adv, kl, values = arrays
     for i in range(count):
         real = mask[i]
-        yield online.about(records[i], texts[i], grades[i], score[i]) | {
+        yield actor_lib.about(records[i], texts[i], grades[i], score[i]) | {
             "kl": kl[i],
             "tokens": run.tokenizer.convert_ids_to_tokens(tokens[i][real].tolist()),
             "logp": logp[i][real],

@@ -10,20 +10,20 @@ import hashlib
 
 import numpy as np
 
-from reft_jax import distributed
-from reft_jax.config import Reranker
+from reft_jax.config.settings import Reranker
 from reft_jax.data import batching
 from reft_jax.errors import RunError
 from reft_jax.models import init_classifier
-from reft_jax.optim import make_optimizer
-from reft_jax.progress import Progress
-from reft_jax.stages import collect, common, sft
-from reft_jax.steps_supervised import ClassifierBatch, make_classifier_score, make_classifier_step
+from reft_jax.rollouts import rank
+from reft_jax.rollouts import stored as collect
+from reft_jax.run import begin
+from reft_jax.run.run import INIT, Run, key_of
+from reft_jax.training import loop
+from reft_jax.training.optim import make_optimizer
+from reft_jax.training.steps_supervised import ClassifierBatch, make_classifier_step
 
-LENGTHS, LEAST = 4, 128  # rows are of so many lengths; shorter ones would save less than another program costs
 
-
-def run(name: str, stage: Reranker, run: common.Run):
+def run(name: str, stage: Reranker, run: Run):
     purpose = run.config.purpose(stage.sample_from)
     lines = collect.kept(run, name, lambda: choose_all(run, name, stage))
     asked = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose=purpose).records
@@ -34,21 +34,21 @@ def run(name: str, stage: Reranker, run: common.Run):
             f"{name}: of {len(lines)} responses of {stage.sample_from}, {sum(line['right'] for line in lines)} are right, and "
             f"{len(used)} are used: there is nothing to tell apart. Sample more (num_samples), or from another stage (sample_from)"
         )
-    rows = sequences(run, [record for record, _ in used], [line["response"] for _, line in used], purpose)
+    rows = rank.sequences(run, [record for record, _ in used], [line["response"] for _, line in used], purpose)
 
-    total = common.num_steps(stage.optim.schedule_epochs or stage.epochs, stage.batch_size, len(rows))
+    total = loop.num_steps(stage.optim.schedule_epochs or stage.epochs, stage.batch_size, len(rows))
     tx = make_optimizer(stage.optim, total)
-    frozen, params = common.frozen_and_trained(run, name)
-    head = init_classifier(run.model, common.key_of(run.config.seed, name, 0, common.INIT))
+    frozen, params = begin.frozen_and_trained(run, name)
+    head = init_classifier(run.model, key_of(run.config.seed, name, 0, INIT))
     params = {key: node for key, node in params.items() if key != "value_head"} | {"classifier": head}
     train_step = make_classifier_step(run.tuned, tx, params, accumulate=stage.accumulate, frozen=frozen)
 
     def update(state, step, chosen):
-        tokens, mask = pad(run, [rows[i] for i in chosen])
+        tokens, mask = rank.pad(run, [rows[i] for i in chosen])
         return train_step(state, run.layout.batch(ClassifierBatch(tokens, mask, right[chosen])))
 
     print(f"{name}: learns {len(rows)} of {len(lines)} responses, {right.mean():.0%} of them right", flush=True)
-    _, last = sft.loop(name, stage, run, [len(row) for row in rows], tx, params, update, loss="reranker/loss")
+    _, last = loop.loop(name, stage, run, [len(row) for row in rows], tx, params, update, loss="reranker/loss")
     run.finish(
         name,
         last_step=last,
@@ -64,7 +64,7 @@ def run(name: str, stage: Reranker, run: common.Run):
 # ------------------------------------------------------------------ what it learns from
 
 
-def choose_all(run: common.Run, name: str, stage: Reranker) -> list[dict]:
+def choose_all(run: Run, name: str, stage: Reranker) -> list[dict]:
     """A line for every response of every question, in order."""
     asked, drawn = collect.collect(run, name, stage)
     out = []
@@ -84,50 +84,3 @@ def balance(right: list[bool], *, seed: int, item_id: str) -> list[bool]:
     groups = [sorted((k for k, ok in enumerate(right) if ok == kind), key=rank.__getitem__) for kind in (True, False)]
     chosen = {k for group in groups for k in group[:num]}
     return [k in chosen for k in range(len(right))]
-
-
-def sequences(run: common.Run, records, texts, purpose: str) -> list[list[int]]:
-    """Prompt, response and end-of-sequence as token ids, at most config.data.max_prompt + max_response."""
-    longest = run.config.data.max_prompt + run.config.data.max_response
-    out = []
-    for ask, prefix, rest in collect.pieces(run, records, texts, purpose, keep_unknown=True):
-        ids = ask + prefix + rest
-        out.append(ids if len(ids) <= longest else ids[: longest - 1] + rest[-1:])
-    return out
-
-
-def pad(run: common.Run, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens i32[B, T], mask bool[B, T]), T a quarter or more of the longest that there can be."""
-    longest = run.config.data.max_prompt + run.config.data.max_response
-    lengths = [-(-longest * i // LENGTHS) for i in range(1, LENGTHS)]
-    length = batching.bucket(max(map(len, rows)), [*(size for size in lengths if size >= LEAST), longest])
-    return batching.pad_right(rows, length, run.tokenizer.pad_token_id)
-
-
-# ------------------------------------------------------------------ ranking
-
-
-def make_scorer(run: common.Run, name: str):
-    """(records, texts, purpose) -> P(right) f64[N] of the responses, by the finished re-ranker stage `name`."""
-    size = dict(run.config.stages)[name].batch_size
-    params = common.initial_params(run, name)
-    score = make_classifier_score(run.model)
-
-    def scorer(records, texts, purpose: str) -> np.ndarray:
-        rows = sequences(run, records, texts, purpose)
-        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        out = np.zeros(len(rows))
-        bar = Progress(f"{name}: scores", len(rows), unit="response")
-        for first in range(0, len(rows), size):
-            distributed.beat()
-            chosen = by_length[first : first + size]
-            filled = [rows[i] for i in chosen] + [rows[chosen[-1]]] * (size - len(chosen))
-            logits = distributed.fetch(score(params, *run.layout.batch(pad(run, filled))))
-            # in float64: two that are almost sure are still told apart
-            out[chosen] = np.exp(-np.logaddexp(0.0, -logits[: len(chosen)].astype(np.float64)))
-            bar.update(first + len(chosen))
-            run.stop_if_asked()
-        bar.close()
-        return out
-
-    return scorer

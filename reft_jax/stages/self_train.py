@@ -23,22 +23,27 @@ import warnings
 
 import numpy as np
 
-from reft_jax import models, steps
-from reft_jax.config import SelfTrain
+from reft_jax import models
+from reft_jax.config.settings import SelfTrain
 from reft_jax.data import batching, prompts
-from reft_jax.optim import make_optimizer
-from reft_jax.stages import collect, common, online, sft
-from reft_jax.steps_supervised import MixedBatch, make_self_train_step
+from reft_jax.rollouts import actor as actor_lib
+from reft_jax.rollouts import draw
+from reft_jax.rollouts import stored as collect
+from reft_jax.run import begin
+from reft_jax.run.run import DROPOUT, Run, key_of
+from reft_jax.training import loop, online, steps, supervised
+from reft_jax.training.optim import make_optimizer
+from reft_jax.training.steps_supervised import MixedBatch, make_self_train_step
 
 
-def run(name: str, stage: SelfTrain, run: common.Run):
+def run(name: str, stage: SelfTrain, run: Run):
     (learn_offline if stage.mode == "offline" else learn_online)(name, stage, run)
 
 
 # ------------------------------------------------------------------ offline
 
 
-def learn_offline(name: str, stage: SelfTrain, run: common.Run):
+def learn_offline(name: str, stage: SelfTrain, run: Run):
     gold = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose="sft")
     lines = collect.kept(run, name, lambda: choose_all(run, name, stage))
     purpose = run.config.purpose(stage.sample_from)
@@ -57,7 +62,7 @@ def learn_offline(name: str, stage: SelfTrain, run: common.Run):
         f"{name}: learns {len(gold.records)} gold CoTs and {len(own)} of {len(lines)} responses; {facts['not_kept']}",
         flush=True,
     )
-    sft.learn(name, stage, run, (*gold.encoded, *own), **facts)
+    supervised.learn(name, stage, run, (*gold.encoded, *own), **facts)
 
 
 def examples(run, records, texts, purpose: str) -> list[prompts.Encoded]:
@@ -67,7 +72,7 @@ def examples(run, records, texts, purpose: str) -> list[prompts.Encoded]:
     return [prompts.Encoded(ask, prefix + rest) for ask, prefix, rest in pieces]
 
 
-def choose_all(run: common.Run, name: str, stage: SelfTrain) -> list[dict]:
+def choose_all(run: Run, name: str, stage: SelfTrain) -> list[dict]:
     """A line for every response of every question, in order."""
     data = run.config.data
     asked, drawn = collect.collect(run, name, stage)
@@ -132,19 +137,19 @@ def same(text: str, *, program: bool) -> str:
 # ------------------------------------------------------------------ online
 
 
-def learn_online(name: str, stage: SelfTrain, run: common.Run):
+def learn_online(name: str, stage: SelfTrain, run: Run):
     seed, size, data = run.config.seed, stage.batch_size, run.config.data
     asked = batching.fit(
         run.tokenizer, batching.fit(run.tokenizer, run.splits.train, data, purpose="sft").records, data, purpose="reft"
     )
     gold = prompts.encode_all(run.tokenizer, asked.records, data, purpose="sft")
     num = len(asked.records)
-    tx = make_optimizer(stage.optim, common.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num))
-    frozen, params = common.frozen_and_trained(run, name)
-    check = sft.make_check(run, stage, "reft", frozen)
+    tx = make_optimizer(stage.optim, loop.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num))
+    frozen, params = begin.frozen_and_trained(run, name)
+    check = loop.make_check(run, stage, "reft", frozen)
     log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
     state = log.state
-    actor = online.Actor(name, stage, run, stage.sample_batch_size)
+    actor = actor_lib.Actor(name, stage, run, stage.sample_batch_size)
     train_step = make_self_train_step(run.tuned, tx, state.params, stage, frozen=frozen)
 
     for step in log.steps():
@@ -152,7 +157,7 @@ def learn_online(name: str, stage: SelfTrain, run: common.Run):
         rows = batching.batch_indices(seed, step - 1, size, num)
         records = [asked.records[row] for row in rows for _ in range(stage.num_samples)]
         policy = models.join(frozen, state.params)
-        questions = common.make_prompts(run, asked.encoded, rows)
+        questions = draw.make_prompts(run, asked.encoded, rows)
         sample, texts = actor.respond(step, policy, questions, records, log.bar)
         clock.append(time.monotonic())
 
@@ -165,10 +170,10 @@ def learn_online(name: str, stage: SelfTrain, run: common.Run):
             for i, grade in enumerate(grades)
         ]
         batch, packing = mixed_batch(run, own, [gold[row] for row in rows], stage.accumulate)
-        state, metrics = train_step(state, batch, common.key_of(seed, name, step, common.DROPOUT), packing=packing)
-        metrics = common.host(metrics)
+        state, metrics = train_step(state, batch, key_of(seed, name, step, DROPOUT), packing=packing)
+        metrics = loop.host(metrics)
         clock.append(time.monotonic())
-        common.check_finite(name, step, metrics)
+        loop.check_finite(name, step, metrics)
         metrics |= actor.metrics(sample, records, texts, grades, np.diff(clock))
         metrics["reward/mean"] = metrics["reward/accuracy"]  # a right answer is 1 and any other 0
         log.end(step, state, metrics, functools.partial(sample_lines, run, records, texts, grades, responses, sample))
@@ -176,7 +181,7 @@ def learn_online(name: str, stage: SelfTrain, run: common.Run):
 
 def mixed_batch(run, own, gold, accumulate: int):
     """(MixedBatch, packing) of own responses, then gold CoTs; own ones without tokens are wrong and are not learnt."""
-    batch, packing = sft.make_batch(run, [*own, *gold], range(len(own) + len(gold)), accumulate)
+    batch, packing = supervised.make_batch(run, [*own, *gold], range(len(own) + len(gold)), accumulate)
     whose = run.layout.batch(np.arange(len(own) + len(gold)) < len(own))
     return MixedBatch(batch.prompts, batch.tokens, batch.mask, whose), packing
 
@@ -184,7 +189,7 @@ def mixed_batch(run, own, gold, accumulate: int):
 def sample_lines(run, records, texts, grades, responses, sample, num: int):
     """Lines for the first `num` responses of a step, with the sampler's log-probability of every token."""
     for i in range(min(num, len(records))):
-        yield online.about(records[i], texts[i], grades[i], float(grades[i].correct)) | {
+        yield actor_lib.about(records[i], texts[i], grades[i], float(grades[i].correct)) | {
             "tokens": run.tokenizer.convert_ids_to_tokens(responses[i]),
             "logp": sample.logp[i][sample.mask[i]],
         }

@@ -14,7 +14,7 @@ import pathlib
 import statistics
 import sys
 
-from reft_jax import config as config_lib
+from reft_jax import recipe
 from reft_jax.errors import InputError
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ class Run:
 
 def as_dict(tree: dict) -> dict:
     """The checked config with every default filled in, as nested dicts."""
-    config = dataclasses.asdict(config_lib.build(tree, reads_data=False))
+    config = dataclasses.asdict(recipe.build(tree, reads_data=False))
     return config | dict(stages=dict(config["stages"]))
 
 

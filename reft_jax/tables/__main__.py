@@ -23,7 +23,7 @@ import re
 import sys
 
 from reft_jax.errors import InputError
-from reft_jax.metrics import table as text_table
+from reft_jax.run.metrics import table as text_table
 from reft_jax.tables import (
     CONFIG,
     SMALL,

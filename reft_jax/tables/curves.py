@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import PercentFormatter
 
-from reft_jax import plots
 from reft_jax.errors import InputError
+from reft_jax.report import plots
 from reft_jax.tables import Figure, by_seed
 
 # The picture's rows, and a colour for each method in them (Okabe and Ito's).

@@ -8,7 +8,7 @@ import re
 import statistics
 import sys
 
-from reft_jax.metrics import table as text_table
+from reft_jax.run.metrics import table as text_table
 from reft_jax.tables import SMALL, SMALL_METRICS, Figure, by_seed, paper_small, student
 
 COLUMNS = ("", "greedy", "over SFT", "vote", "re-ranked", "average", "pass", "each seed, greedy", "commit")

@@ -1,7 +1,7 @@
 """CodeGen (`model_type` "codegen"): attention and feed-forward in parallel, part of each head rotated in interleaved pairs, and
 queries, values and keys fused in the order that four TPU cores once needed."""
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.errors import InputError
 from reft_jax.models.families import translate
 from reft_jax.models.families.weights import Weight, bias, matrix, same

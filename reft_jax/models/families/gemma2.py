@@ -2,7 +2,7 @@
 
 import math
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
 PREFIX, IGNORED = "model.", ""

@@ -1,7 +1,7 @@
 """Gemma 3, text only (`model_type` "gemma3_text"): Gemma 2 with query and key norms, no soft-caps, and rotary angles of their
 own in the layers with a window."""
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.errors import InputError
 from reft_jax.models.families import gemma2, translate
 

@@ -1,6 +1,6 @@
 """GPT-2 and Codeparrot (`model_type` "gpt2"): learned positions, LayerNorm, one fused matrix for queries, keys and values."""
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate
 from reft_jax.models.families.weights import Weight, bias, same
 

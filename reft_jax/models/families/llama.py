@@ -1,6 +1,6 @@
 """Llama 2 and 3, CodeLlama, and what calls itself one (`model_type` "llama"): the decoder's default form."""
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
 PREFIX, IGNORED = "model.", r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # a buffer of old files

@@ -1,6 +1,6 @@
 """Mistral (`model_type` "mistral"): a Llama whose layers may all see a sliding window."""
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
 PREFIX, IGNORED = "model.", ""

@@ -1,6 +1,6 @@
 """OPT and Galactica (`model_type` "opt"): learned positions that begin at row 2, LayerNorm, biases everywhere."""
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate
 from reft_jax.models.families.weights import bias, matrix, same
 

@@ -1,6 +1,6 @@
 """Qwen 2 and 2.5 (also Math, Coder and DeepSeek-R1-Distill-Qwen; `model_type` "qwen2"): biases on queries, keys and values."""
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
 PREFIX, IGNORED = "model.", ""

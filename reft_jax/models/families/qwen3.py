@@ -1,6 +1,6 @@
 """Qwen 3 (dense; `model_type` "qwen3"): norms over each head's query and key."""
 
-from reft_jax.config import Arch
+from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
 PREFIX, IGNORED = "model.", ""

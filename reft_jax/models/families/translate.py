@@ -1,6 +1,6 @@
 """What several families' configs say in the same words: checks, activations, rotary parameters, windows, sizes."""
 
-from reft_jax.config import Arch, RopeScaling
+from reft_jax.config.settings import Arch, RopeScaling
 from reft_jax.errors import InputError
 
 ACTIVATIONS = {  # transformers' names, and ours

@@ -1,0 +1,1 @@
+"""The functions of a run, compiled for devices that are not here."""

@@ -1,0 +1,1 @@
+"""Settings as frozen records that say what is legal."""

@@ -1,0 +1,368 @@
+"""Looks through data files before anything is trained on them, and names everything that is wrong, not only the first:
+
+    python -m reft_jax.doctor FILE... [--test=FILE] [--name=gsm8k|svamp|mathqa|mathqa-numeric] [--cot=program|nl]
+        [--tokenizer=DIR|SHIPPED|PRESET|bpe ...] [--max-prompt=N] [--max-response=N] [--json]
+
+Findings, each with file and line: records that training would refuse (malformed JSON, fields that are absent or of another
+type, ids that stand twice), questions that stand twice or in --test too (case and punctuation aside), gold CoTs whose
+answer is not the label (programs are run in the sandbox; N-CoT is compared where it says "the answer is ..." itself),
+and records over --max-prompt or --max-response tokens. Reading is training's own (`files.py`). Then a census of each file.
+
+--name and --cot are told from the records where they are not given. --tokenizer can be given several times; `bpe`, or a
+preset that is trained from nothing, stands for the tokenizer that such a run would build from the file.
+Exit codes: 0 nothing found, 1 findings, 2 wrong usage or no such file.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+from reft_jax import tasks
+from reft_jax.data import files, prompts, splits
+from reft_jax.data import tokenizer as tokenizers
+from reft_jax.data.records import Record
+from reft_jax.errors import InputError, RunError
+from reft_jax.rewards import answer, program, score
+from reft_jax.run.progress import Progress
+
+USAGE = (
+    "usage: python -m reft_jax.doctor FILE... [--test=FILE] [--name=gsm8k|svamp|mathqa|mathqa-numeric] [--cot=program|nl] "
+    "[--tokenizer=DIR|SHIPPED|PRESET|bpe ...] [--max-prompt=N] [--max-response=N] [--json]"
+)
+ASSETS = pathlib.Path(__file__).parent / "assets"
+BPE_VOCABULARY = 1000  # config.data.vocab_size of configs/common.py
+CHUNK = 256  # programs between two looks at the progress
+_OWN_ANSWER = re.compile(r"\banswer is:?\s*<?([^<>\n]*?)>?\s*\.?\s*\Z", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says; the last four are how training's readers are told (config.data's defaults)."""
+
+    files: tuple[str, ...]
+    test: str = ""
+    name: str = ""
+    cot: str = ""
+    tokenizers: tuple[str, ...] = ()
+    max_prompt: int = 0  # tokens; 0 = no limit
+    max_response: int = 0
+    json: bool = False
+    docstring: bool = True
+    append_prefix: str = "everywhere"
+    calculator_marks: str = "strip"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: `kind` is record, question, overlap, answer or length; `field` "" = the whole record."""
+
+    file: str
+    line: int
+    kind: str
+    field: str
+    problem: str
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The command line. Raises InputError."""
+    names, values, more = [], {}, []
+    for text in argv:
+        flag, equals, value = text.partition("=")
+        key = flag[2:].replace("-", "_")
+        if flag in ("-h", "--help"):
+            raise SystemExit(f"{__doc__}\n{USAGE}")
+        if not flag.startswith("-"):
+            names.append(text)
+        elif flag == "--json" and not equals:
+            values[key] = True
+        elif flag not in ("--test", "--name", "--cot", "--tokenizer", "--max-prompt", "--max-response"):
+            raise InputError(f"unknown argument {text!r}\n{USAGE}")
+        elif not value:
+            raise InputError(f"{flag} needs a value: {flag}=...\n{USAGE}")
+        elif flag == "--tokenizer":
+            more.append(value)
+        elif flag.startswith("--max"):
+            if not value.isdecimal() or int(value) < 1:
+                raise InputError(f"{flag}: got {value!r}; it must be a number of tokens from 1")
+            values[key] = int(value)
+        else:
+            values[key] = value
+    if not names:
+        raise InputError(f"no file is named\n{USAGE}")
+    for key, legal in (("name", tasks.FILE_SETS), ("cot", score.COTS)):
+        if values.get(key, legal[0]) not in legal:
+            raise InputError(f"--{key}: got {values[key]!r}; legal are {', '.join(legal)}")
+    if ("max_prompt" in values or "max_response" in values) and not more:
+        raise InputError("--max-prompt and --max-response count tokens: name a --tokenizer")
+    return Options(tuple(names), tokenizers=tuple(more), **values)
+
+
+def examine(path: str, options: Options) -> tuple[dict, list[Finding]]:
+    """(census, findings) of one file. Raises InputError for what cannot be looked at: no such file, another data set."""
+    found, complaints = [], []
+    records, how = _records(path, options, "train", complaints)
+    found += [_finding(error.place, "record", error.field, error.problem) for error in complaints]
+    census = {"name": how.name, "cot": how.cot, "records": len(records), "refused": len({e.place for e in complaints})}
+    if not records:
+        return census, found
+    kind = score.answer_kind(how.name)
+    found += _twice(records, kind)
+    census |= {
+        "distinct_questions": len({splits.question_words(r.question) for r in records}),
+        "answers": dict(collections.Counter(_answer_form(r.answer, kind) for r in records)),
+        "characters": {
+            "question": _spread([len(r.question) for r in records]),
+            "cot": _spread([len(r.cot) for r in records if r.cot]),
+        },
+    }
+    if options.test:
+        test, _ = _records(options.test, how, "test", complaints := [])
+        found += [_finding(error.place, "record", error.field, error.problem) for error in complaints]
+        pairs = splits.shared(records, test)
+        census["overlap"] = {"test": options.test, "shared": len(pairs), "of": len(test)}
+        for tested, trained in pairs:
+            problem = f"the question stands in the training data at {trained.place} too; take it out of one of the two"
+            found.append(_finding(tested.place, "overlap", "question", problem))
+    gold = [record for record in records if record.cot]
+    if gold and how.cot == "program":
+        with_docstring = sum(r.cot[len(files.SIGNATURE) :].lstrip().startswith(('"""', "'''")) for r in gold)
+        census["with_docstring"] = with_docstring / len(gold)
+        census["programs"], wrong = _run(gold, how)
+        found += wrong
+    elif gold:
+        census["own_answers"], wrong = _compare(gold, kind)
+        found += wrong
+    for name in options.tokenizers:
+        census.setdefault("tokens", {})[name], long = _lengths(records, name, how)
+        found += long
+    return census, found
+
+
+def _records(path: str, options: Options, split: str, complaints: list) -> tuple[tuple[Record, ...], Options]:
+    """The records of a file, and the options with what they left open filled in. A file without any CoT is a test set's."""
+    objects = files.read_objects(path, complaints=complaints)
+    rows = [row for _, row in objects]
+    name, cot = options.name or _told_name(rows), options.cot or _told_cot(rows)
+    if not name and objects:
+        raise InputError(
+            f"{path}: the records do not tell which data set it is; say --name={'|'.join(tasks.FILE_SETS)}"
+        )
+    how = dataclasses.replace(options, name=name or tasks.FILE_SETS[0], cot=cot)
+    if not any({"answer_cot", "answer", "Rationale"} & row.keys() for row in rows):
+        split = "test"
+    return tasks.read(how.name, objects, how, split=split, complaints=complaints), how
+
+
+def _told_name(rows) -> str:
+    """The data set that ids ("svamp_17") or the fields of a published file tell; "" if none does."""
+    for row in rows:
+        prefix = str(row.get("item_id", "")).rpartition("_")[0]
+        if prefix in tasks.FILE_SETS:
+            return prefix
+        for field, name in (("Problem", "mathqa"), ("Body", "svamp"), ("answer", "gsm8k")):
+            if field in row and "answer_value" not in row:
+                return name
+    return ""
+
+
+def _told_cot(rows) -> str:
+    """program if most of the CoTs look like one."""
+    cots = [row["answer_cot"] for row in rows if isinstance(row.get("answer_cot"), str)]
+    return "program" if 2 * sum(cot.startswith("def ") for cot in cots) > len(cots) else "nl"
+
+
+def _twice(records, kind: str) -> list[Finding]:
+    """Questions that stand in the file already."""
+    first, found = {}, []
+    for record in records:
+        before = first.setdefault(splits.question_words(record.question), record)
+        if before is not record:
+            same = answer.equal(before.answer, record.answer, kind=kind)
+            answers = "the same answer" if same else f"another answer, {before.answer} and not {record.answer}"
+            problem = f"the question stands at {before.place} already, with {answers}; keep one, or make them differ"
+            found.append(_finding(record.place, "question", "question", problem))
+    return found
+
+
+def _run(gold, how: Options) -> tuple[dict, list[Finding]]:
+    """(how many programs ended how, findings) of gold programs, run as the reward runs them."""
+    failed, progress = [], Progress("gold programs", len(gold), 0, unit="program")
+    for start in range(0, len(gold), CHUNK):
+        part = gold[start : start + CHUNK]
+        texts = [prompts.target(record, docstring=True) for record in part]
+        places = [record.place for record in part]
+        failed += zip(*_failed(how, texts, [record.answer for record in part], places), strict=True)
+        progress.update(min(start + CHUNK, len(gold)))
+    progress.close()
+    by_place, found = {record.place: record for record in gold}, []
+    for place, grade, detail in failed:
+        label = by_place[place].answer
+        problem = (
+            f"the program gives {grade.extracted} and the label is {label}; correct one of them"
+            if grade.status == "wrong"
+            else f"the program gives no answer ({grade.status}{': ' if detail else ''}{detail}); correct it (the label is {label})"
+        )
+        found.append(_finding(place, "answer", "answer_cot", problem))
+    statuses = collections.Counter(grade.status for _, grade, _ in failed)
+    return {"correct": len(gold) - len(failed)} | dict(statuses), found
+
+
+def _failed(how: Options, texts, golds, places) -> tuple[list, list, list]:
+    """(places, grades, what people want to know) of the programs that do not grade as correct."""
+    failed = score.audit_gold(how.name, "program", texts, golds, places)
+    sources = dict(zip(places, texts, strict=True))
+    results = program.run_programs([sources[place] for place, _ in failed])
+    return [place for place, _ in failed], [grade for _, grade in failed], [result.detail for result in results]
+
+
+def _compare(gold, kind: str) -> tuple[dict, list[Finding]]:
+    """(how many agree, differ or say none, findings) of the answers that N-CoT texts end with themselves."""
+    counted, found = collections.Counter(agree=0, differ=0, none=0), []
+    for record in gold:
+        own = _OWN_ANSWER.search(record.cot)
+        value = answer.canonical(own[1], kind=kind) if own else None
+        if value is None:
+            counted["none"] += 1
+        elif answer.equal(value, record.answer, kind=kind):
+            counted["agree"] += 1
+        else:
+            counted["differ"] += 1
+            problem = f"the CoT ends with the answer {value} and the label is {record.answer}; correct one of them"
+            found.append(_finding(record.place, "answer", "answer_cot", problem))
+    return dict(counted), found
+
+
+def _lengths(records, name: str, how: Options) -> tuple[dict, list[Finding]]:
+    """(spreads, findings) of lengths in tokens: prompts as they are sampled from, responses as they are taught."""
+    tokenizer = _tokenizer(name, records)
+    found, asked, taught, progress = [], [], [], Progress(f"tokens of {name}", len(records), 0, unit="record")
+    for i, record in enumerate(records, start=1):
+        with files.telling(failed := []):
+            try:
+                row = prompts.encode(tokenizer, record, how, purpose="reft")
+                response = len(prompts.encode(tokenizer, record, how, purpose="sft").response) if record.cot else 0
+            except InputError as error:
+                raise files.RecordError(record.place, "", f"{name}: {error}") from error
+            asked.append(len(row.prompt))
+            taught += [response] if response else []
+            for what, size, most in (("prompt", asked[-1], how.max_prompt), ("response", response, how.max_response)):
+                if most and size > most:
+                    limit = f"--max-{what}={most} (config.data.max_{what})"
+                    problem = f"the {what} has {size} tokens ({name}), over {limit}; raise it, or training leaves the record out"
+                    found.append(_finding(record.place, "length", what, problem))
+        found += [_finding(error.place, "length", "", error.problem) for error in failed]
+        progress.update(i)
+    progress.close()
+    return {"prompt": _spread(asked), "response": _spread(taught)}, found
+
+
+def _tokenizer(name: str, records):
+    """The tokenizer in a directory or of a shipped model, or the one that a model from nothing would get."""
+    for folder in (pathlib.Path(name).expanduser(), ASSETS / name):
+        if folder.is_dir():
+            return tokenizers.load(folder)
+    try:
+        from configs.models import PRESETS
+    except ModuleNotFoundError:  # installed without the configs
+        PRESETS = {}
+    if name != "bpe" and PRESETS.get(name, {"vocab_size": 1})["vocab_size"]:
+        shipped = ", ".join(sorted(path.name for path in ASSETS.iterdir() if path.is_dir()))
+        raise InputError(
+            f"--tokenizer={name}: neither a directory with a tokenizer nor a shipped model ({shipped}) nor a preset that is trained from "
+            "nothing (tiny, ...: `bpe`); for a published model name its Hugging Face directory"
+        )
+    texts = (text for r in records for text in (prompts.prompt(r), prompts.target(r, docstring=True)))
+    return tokenizers.build_bpe(texts, BPE_VOCABULARY)
+
+
+def _answer_form(text: str, kind: str) -> str:
+    """letter, whole number, decimal or fraction ("203.0" is whole)."""
+    if kind == "choice":
+        return "letter"
+    return "fraction" if "/" in text else "whole" if float(text).is_integer() else "decimal"
+
+
+def _spread(sizes: Sequence[int]) -> dict:
+    """min, median, p99 (nearest rank: 99 % are no larger) and max; {} of nothing."""
+    ranked = sorted(sizes)
+    at = {"min": 0, "median": (len(ranked) - 1) // 2, "p99": math.ceil(0.99 * len(ranked)) - 1, "max": -1}
+    return {name: ranked[i] for name, i in at.items()} if ranked else {}
+
+
+def _finding(place: str, kind: str, field: str, problem: str) -> Finding:
+    file, _, line = place.rpartition(":")
+    return Finding(file, int(line), kind, field, problem)
+
+
+def report(path: str, census: dict, found: Sequence[Finding]) -> str:
+    """The findings, a line each, and the census under them."""
+    lines = [f"{f.file}:{f.line}: {f.kind}: {f.problem}" for f in found]
+    lines.append(f"{path}: {census['name']}, {census['cot']}: {census['records']} records, {census['refused']} refused")
+    if not census["records"]:
+        return "\n".join(lines)
+
+    def row(title, text):
+        lines.append(f"  {title:<24} {text}")
+
+    def counts(values):
+        return ", ".join(f"{number} {what}" for what, number in values.items())
+
+    def spread(values):
+        return "  ".join(f"{what} {size}" for what, size in values.items()) or "-"
+
+    row("distinct questions", census["distinct_questions"])
+    row("answers", counts(census["answers"]))
+    if "overlap" in census:
+        row("also in --test", f"{census['overlap']['shared']} of its {census['overlap']['of']}")
+    if "programs" in census:
+        row("programs with docstring", f"{100 * census['with_docstring']:.1f} %")
+        row("programs", counts(census["programs"]))
+    if "own_answers" in census:
+        row("answers in the CoT", counts(census["own_answers"]))
+    for what, sizes in census["characters"].items():
+        row(f"{what}, characters", spread(sizes))
+    for name, sizes in census.get("tokens", {}).items():
+        for what, values in sizes.items():
+            row(f"{what}, tokens", f"{spread(values)}  ({name})")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        options = parse(argv)
+        results = {}
+        for path in options.files:
+            results[path] = examine(path, options)
+            if not options.json:
+                print(report(path, *results[path]), flush=True)
+        found = [finding for _, several in results.values() for finding in several]
+        if options.json:
+            census = {path: census for path, (census, _) in results.items()}
+            print(json.dumps({"files": census, "findings": [dataclasses.asdict(f) for f in found]}, indent=1))
+        else:
+            kinds = collections.Counter(finding.kind for finding in found)
+            named = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+            print(f"{len(found)} findings: {named}" if found else "nothing found", flush=True)
+        return 1 if found else 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Devices and processes: where arrays lie, and what processes agree on."""

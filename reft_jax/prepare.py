@@ -1,0 +1,255 @@
+"""All that can be wrong with config, data, sizes and folder, found before a device is touched and before anything is written."""
+
+import dataclasses
+import pathlib
+
+from reft_jax import recipe, tasks
+from reft_jax.config import settings
+from reft_jax.errors import InputError
+from reft_jax.mesh import distributed
+from reft_jax.run import trackers, workdirs
+
+# ------------------------------------------------------------------ model, tokenizer, data
+
+
+def build_tokenizer(config: settings.Config, splits, directory):
+    """The model directory's tokenizer, or one built from the data (word level for generated problems, BPE for text)."""
+    from reft_jax.data import prompts
+    from reft_jax.data import tokenizer as tokenizers
+    from reft_jax.tasks import arithmetic
+
+    if directory is not None:
+        return tokenizers.load(directory)
+    if config.data.tokenizer == "word":
+        if config.data.name != "arithmetic":
+            raise InputError(
+                f"config.data.tokenizer: 'word' is for the closed vocabulary of arithmetic; {config.data.name} needs 'bpe'"
+            )
+        return tokenizers.build_word(arithmetic.PIECE, arithmetic.vocabulary())
+    texts = (
+        text
+        for record in splits.train
+        for text in (prompts.prompt(record), prompts.target(record, docstring=config.data.docstring))
+    )
+    return tokenizers.build_bpe(texts, config.data.vocab_size)
+
+
+def resolve_arch(config: settings.Config, tokenizer, directory) -> settings.Arch:
+    """The architecture with its vocabulary size filled in; InputError if the tokenizer has more ids than the model."""
+    from reft_jax import models
+    from reft_jax.data import tokenizer as tokenizers
+
+    arch = models.read_config(directory) if directory is not None else config.model.arch
+    if arch.vocab_size == 0:
+        arch = dataclasses.replace(arch, vocab_size=len(tokenizer))
+    tokenizers.check_fits(tokenizer, arch.vocab_size, "config.model")
+    return arch
+
+
+def build_model(config: settings.Config, arch: settings.Arch, layout):
+    """The config's model, without adapters, on that layout."""
+    from reft_jax import models
+
+    names = "param_dtype", "compute_dtype", "remat", "logits_chunk", "vocab_multiple", "attention"
+    return models.Model(arch, layout=layout, **{name: getattr(config.model, name) for name in names})
+
+
+# ------------------------------------------------------------------ the run
+
+
+def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes: dict, stop):
+    """Everything up to the first write: (Run, what config.json is to say of it). Raises InputError."""
+    config, tree = recipe.load(spec, overrides)
+    trackers.check(config.logging)
+    workdir = pathlib.Path(workdir).absolute()
+    workdirs.check(workdir, tree)
+    distributed.initialize(processes)
+    if distributed.several():
+        stop.agree = distributed.asked_to_stop
+
+    from reft_jax import models
+    from reft_jax.data import tokenizer as tokenizers
+    from reft_jax.mesh import sharding
+    from reft_jax.run import run as run_lib
+
+    directory = None
+    if config.model.directory and (directory := models.resolve(config.model.directory)) is None:
+        raise InputError(
+            f"config.model.directory: {config.model.directory!r} is neither a directory with a config.json nor a shipped model"
+        )
+    check_sources(config)
+    splits = tasks.load(config.data)
+    workdirs.check_fingerprint(workdir, data_sha256 := workdirs.fingerprint(splits))
+    tokenizer = build_tokenizer(config, splits, directory)
+    arch = resolve_arch(config, tokenizer, directory)
+    notes = check_data(config, tokenizer, splits)
+
+    layout = sharding.make_layout(config.mesh)
+    check_batches(config, layout)
+    check_sizes(config, arch)
+    workdirs.check_identities(workdir, sources := workdirs.identities(config))
+    model = build_model(config, arch, layout)
+    check_adapters(config, model)
+    ways = dict(training=models.attention_path(model), decoding=models.attention_path(model, slots=True))
+    if config.model.attention == "kernel":
+        notes += [
+            f"config.model.attention=kernel, but {what} takes xla: {why}" for what, (_, why) in ways.items() if why
+        ]
+    more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
+    about = workdirs.describe(tree, layout) | {
+        "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": more},
+        "attention": {what: f"{way}: {why}" if why else way for what, (way, why) in ways.items()},
+        "data_sha256": data_sha256,
+        "sources": sources,
+        "notes": notes,
+    }
+    return run_lib.Run(config, workdir, model, tokenizer, splits, stop, more), about
+
+
+def asks(config: settings.Config, stage) -> tuple[str, ...]:
+    """The purposes (`data.prompts`) for which a stage reads training questions."""
+    if stage.kind == "self_train":
+        return "sft", config.purpose(stage.sample_from) if stage.mode == "offline" else "reft"
+    if stage.kind == "reranker":
+        return (config.purpose(stage.sample_from),)
+    return (stage.kind,) if stage.kind in ("sft", "reft") else ()
+
+
+def check_data(config: settings.Config, tokenizer, splits) -> list[str]:
+    """Tokenizes what the stages will use and grades the gold answers; returns notes for the user, raises InputError."""
+    from reft_jax.data import batching, prompts
+    from reft_jax.rewards import program, score
+
+    data, verifier, notes = config.data, config.rewards, list(splits.notes)
+    kinds = {stage.kind for _, stage in config.stages}
+    purposes = {purpose for _, stage in config.stages for purpose in asks(config, stage)}
+    uses = [("train", splits.train, purpose) for purpose in ("sft", "reft", "evaluate") if purpose in purposes]
+    uses += [(name, records, "evaluate") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
+    for name, records, purpose in uses:
+        if note := batching.fit(tokenizer, records, data, purpose=purpose).note:
+            notes.append(f"{name} ({purpose}): {note}")
+    if data.cot == "program" and kinds != {"export"}:
+        program.use_sandbox(verifier.sandbox)
+    if kinds & {"reft", "self_train", "reranker"}:  # those that learn from grades
+        gold = [record for record in splits.train if record.cot and record.kind != "text"]
+        texts = [prompts.target(record, docstring=data.docstring) for record in gold]
+        failed = score.audit_gold(
+            data.name,
+            data.cot,
+            texts,
+            [r.answer for r in gold],
+            [r.item_id for r in gold],
+            matcher=data.matcher,
+            **verifier.limits,
+        )
+        named = ", ".join(f"{item} ({grade.status}, extracted {grade.extracted})" for item, grade in failed[:5])
+        if len(failed) > verifier.max_gold_failures * len(gold):
+            raise InputError(
+                f"{data.train_file or data.name}: {len(failed)} of {len(gold)} gold answers do not grade as correct ({named}); over "
+                f"config.rewards.max_gold_failures={verifier.max_gold_failures}. Look at data.matcher, data.cot, rewards.timeout_s, or mend the "
+                "records"
+            )
+        notes.append(
+            f"gold check: {len(gold) - len(failed)} of {len(gold)} training answers grade as correct"
+            + (f"; not: {named}" if failed else "")
+        )
+    return notes
+
+
+def check_sources(config: settings.Config):
+    """Every source that is no stage must exist, before anything is trained."""
+    from reft_jax import models
+    from reft_jax.run import checkpoint
+
+    names = {"random", *(name for name, _ in config.stages)}
+    for name, stage in config.stages:
+        for key, source in settings.sources(stage):
+            if source not in names and models.resolve(source) is None and checkpoint.locate(source) is None:
+                shipped = (
+                    ", ".join(sorted(p.name for p in models.SHIPPED.iterdir() if p.is_dir()))
+                    if models.SHIPPED.is_dir()
+                    else "none"
+                )
+                raise InputError(
+                    f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, "
+                    f"a checkpoint directory, or a shipped model ({shipped})"
+                )
+
+
+def check_sizes(config: settings.Config, arch):
+    """Every directory that a stage begins with must hold a whole model of the run's architecture, and what a model with learned
+    positions reads and writes must have positions."""
+    from reft_jax import models
+    from reft_jax.run import begin, checkpoint
+
+    shapes = models.shapes(models.Model(arch, vocab_multiple=config.model.vocab_multiple))
+
+    longest = config.data.max_prompt + config.data.max_response
+    if arch.positions == "learned" and longest > arch.max_positions:
+        raise InputError(
+            f"config.data.max_prompt + max_response: got {longest}; the model has {arch.max_positions} positions: lower one of them"
+        )
+    names, checked = {name for name, _ in config.stages}, set()
+    for name, stage in config.stages:
+        for token in () if stage.kind in ("sft", "export") else stage.sampling.forbidden:
+            if token >= arch.vocab_size:
+                raise InputError(
+                    f"config.stages.{name}.sampling.forbidden: got {token}; the model has tokens 0 to {arch.vocab_size - 1}"
+                )
+        for key, source in settings.sources(stage):
+            folder = None if source in names else models.resolve(source)
+            if folder is None and source not in names and source != "random":
+                begin.check_stored(checkpoint.locate(source), f"config.stages.{name}.{key}={source}", shapes)
+            if folder is None or folder in checked:
+                continue
+            if (other := models.read_config(folder)) != arch:
+                raise InputError(
+                    f"config.stages.{name}.{key}={source}: {begin.differing(other, arch)} between its config.json and config.model"
+                )
+            models.check_hf(folder)
+            checked.add(folder)
+
+
+def check_adapters(config: settings.Config, model):
+    """Adapters must adapt something, and a quantized base needs its library."""
+    from reft_jax import models
+
+    if config.model.lora is not None and not models.only_adapters(
+        models.shapes(dataclasses.replace(model, lora=config.model.lora))
+    ):
+        raise InputError(
+            f"config.model.lora.targets: got {config.model.lora.targets!r}; it matches no matrix of this model "
+            f"({', '.join(settings.MATRICES)}; mlp.gate only where the feed-forward is gated)"
+        )
+    if config.model.base != "full":
+        models.quantize.library()
+
+
+def check_batches(config: settings.Config, layout):
+    """Rows must divide over the mesh, or some devices would hold copies of the work."""
+    parts = layout.parts("batch")
+    for name, stage in config.stages:
+        sizes = {
+            "sft": lambda s: {"batch_size": s.batch_size // s.accumulate, "eval_batch_size": s.eval_batch_size},
+            "reft": lambda s: {
+                "batch_size": s.batch_size,
+                "ppo.minibatch_size": s.ppo.part_size,
+                "eval_batch_size": s.eval_batch_size,
+            },
+            "self_train": lambda s: {
+                "batch_size": s.batch_size * (1 if s.mode == "offline" else s.num_samples + 1) // s.accumulate,
+                "sample_batch_size": s.sample_batch_size,
+                "eval_batch_size": s.eval_batch_size,
+            },
+            "reranker": lambda s: {
+                "batch_size": s.batch_size // s.accumulate,
+                "sample_batch_size": s.sample_batch_size,
+            },
+            "evaluate": lambda s: {"batch_size": s.batch_size},
+            "export": lambda s: {},
+        }[stage.kind](stage)
+        for key, size in sizes.items():
+            if size % parts:
+                raise InputError(
+                    f"config.stages.{name}.{key}: {size} rows at a time do not divide over data x fsdp = {parts} of config.mesh; use a multiple"
+                )

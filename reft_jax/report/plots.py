@@ -1,0 +1,296 @@
+"""The pictures of a finished or running workdir: accuracy over epochs, what ReFT does, and the results with intervals.
+
+Reads only what the stages wrote (`<stage>/metrics.jsonl`, `results.json`), so it can be run at any time, also while a
+run is under way; what is not there yet is left out.  accuracy.png corresponds to the training curves of the ReFT paper
+(arXiv 2401.08967).  Colours are Okabe and Ito's, which colour-blind readers tell apart, and a stage has the same one in
+every picture.
+
+    python -c "from reft_jax.report import plots; print(*plots.make('runs/demo'), sep='\\n')"
+"""
+
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from reft_jax.errors import InputError
+
+STAGE_COLORS = {"base": "#999999", "warmup": "#56B4E9", "sft": "#E69F00", "reft": "#0072B2", "self_train": "#009E73"}
+OTHER_COLORS = ("#CC79A7", "#D55E00", "#F0E442", "#000000")
+STAGE_NAMES = {"base": "base model", "warmup": "warm-up", "sft": "SFT", "reft": "ReFT", "self_train": "self-training"}
+STATUS_COLORS = {
+    "correct": "#0072B2",
+    "wrong": "#E69F00",
+    "no_answer": "#999999",
+    "error": "#D55E00",
+    "timeout": "#CC79A7",
+    "blocked": "#000000",
+}
+# key in metrics.jsonl, title, unit
+REFT_PANELS = (
+    ("reward/mean", "Score", "mean per response"),
+    ("kl/mean", "KL to the warm-up model", "nats per response"),
+    ("sample/length_mean", "Response length", "tokens"),
+    ("entropy/mean", "Policy entropy", "nats per token"),
+    ("ppo/value_loss", "Value loss", ""),
+)
+STATUS_PREFIX = "status/"  # followed by a status of `reft_jax.rewards.score.Grade`: its share of the sampled responses
+DRAWN = {"step", "epoch", "eval/dev_accuracy", "reward/accuracy", *(key for key, *_ in REFT_PANELS)}
+SAMPLED = re.compile(r"(avg|maj|vote|pass)@(\d+)")  # the metrics of results.json that are drawn beside `accuracy`
+INK, FAINT = "#333333", "#DDDDDD"
+
+
+def make(workdir: str | os.PathLike) -> list[pathlib.Path]:
+    """Draws `workdir`/plots/{accuracy,reft,results}.png, each if there is anything to show, and returns their paths.
+
+    Raises InputError for a workdir that does not exist or a file in it that is no valid JSON.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
+    metrics = {stage: read_metrics(workdir / stage / "metrics.jsonl") for stage in ("warmup", "sft", "reft")}
+    figures = {
+        "accuracy.png": accuracy_figure(metrics),
+        "reft.png": reft_figure(metrics["reft"]),
+        "results.png": results_figure(read_results(workdir / "results.json")),
+    }
+    return [save(figure, workdir / "plots" / name) for name, figure in figures.items() if figure is not None]
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """The logged steps of one stage, in order, with the keys that are drawn; none if the file is missing. A half-written last
+    line is left out."""
+    if not path.exists():
+        return []
+    rows, damaged = [], None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if damaged is not None:
+                raise damaged
+            try:
+                row = json.loads(line)
+            except (
+                json.JSONDecodeError
+            ) as error:  # if it is the last: the stage is writing it just now, or was killed then
+                damaged = InputError(f"{path}:{number}: not a JSON object ({error.msg}); remove the damaged line")
+                continue
+            if not isinstance(row, dict):
+                raise InputError(
+                    f"{path}:{number}: expected a JSON object, got {line.strip()[:40]!r}; remove the damaged line"
+                )
+            drawn = (key for key in row if key in DRAWN or key.startswith(STATUS_PREFIX))
+            rows.append({sys.intern(key): row[key] for key in drawn})
+    return rows
+
+
+def read_results(path: pathlib.Path) -> dict[str, dict]:
+    """Label -> its results (accuracies as fractions), in the file's order; none if the file is missing."""
+    if not path.exists():
+        return {}
+    try:
+        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        if not all(isinstance(row, dict) for row in stages.values()):
+            raise TypeError
+        return stages
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected JSON with an object 'stages'; run the evaluate stage again") from error
+
+
+def series(rows: list[dict], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """The two keys' values, f64[N] each, of the rows that hold both as finite numbers."""
+    pairs = [(row[x], row[y]) for row in rows if _is_number(row.get(x)) and _is_number(row.get(y))]
+    values = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
+    return values[:, 0], values[:, 1]
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving mean of f64[N]; at both ends the window shrinks to what there is, on the two sides alike."""
+    half = np.minimum(window // 2, np.minimum(np.arange(len(values)), np.arange(len(values))[::-1]))
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    return (total[index + half + 1] - total[index - half]) / (2 * half + 1)
+
+
+def accuracy_figure(metrics: dict[str, list[dict]]) -> Figure | None:
+    """Greedy dev accuracy of each stage over its epochs, and as a thin line the accuracy of ReFT's own samples.
+
+    ReFT counts its own epochs; it is drawn from where the warm-up, which it starts from, ended.
+    """
+    curves = {stage: series(rows, "epoch", "eval/dev_accuracy") for stage, rows in metrics.items()}
+    warmup_end = max((row.get("epoch", 0.0) for row in metrics.get("warmup", [])), default=0.0)
+    if "reft" in curves:
+        curves["reft"] = (curves["reft"][0] + warmup_end, curves["reft"][1])
+    curves = {stage: curve for stage, curve in curves.items() if len(curve[0])}
+    sampled_x, sampled_y = series(metrics.get("reft", []), "epoch", "reward/accuracy")
+    sampled_x = sampled_x + warmup_end
+    if not curves and not len(sampled_x):
+        return None
+    figure = new_figure(7.2, 4.2)
+    axes = figure.add_subplot()
+    style(axes)
+    for stage, (x, y) in curves.items():
+        label = f"{_name(stage)}, dev, greedy (best {y.max():.1%})"
+        axes.plot(x, y, color=STAGE_COLORS[stage], linewidth=2, marker="o", markersize=4.5, label=label)
+    if len(sampled_x):
+        thin = {"color": STAGE_COLORS["reft"], "linewidth": 0.9, "alpha": 0.55, "zorder": 1}
+        axes.plot(sampled_x, sampled_y, label="ReFT, its training samples", **thin)
+    axes.set_xlabel("epoch (passes over the training questions)")
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Accuracy during training", loc="left", fontsize=12, color=INK)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    return figure
+
+
+def reft_figure(rows: list[dict]) -> Figure | None:
+    """What ReFT does step by step: score, KL, length, entropy, value loss, and what became of the sampled responses."""
+    panels = [(title, unit, *series(rows, "step", key)) for key, title, unit in REFT_PANELS]
+    panels = [panel for panel in panels if len(panel[2])]
+    shares = _status_shares(rows)
+    num_panels = len(panels) + bool(shares)
+    if not num_panels:
+        return None
+    columns = min(3, num_panels)
+    grid = (math.ceil(num_panels / columns), columns)
+    figure = new_figure(3.7 * grid[1], 2.8 * grid[0])
+    for position, (title, unit, x, y) in enumerate(panels, start=1):
+        axes = figure.add_subplot(*grid, position)
+        style(axes)
+        window = max(1, len(y) // 10)
+        if window >= 3:
+            axes.plot(x, y, color=STAGE_COLORS["reft"], linewidth=0.8, alpha=0.4)
+            y = smooth(y, window)
+        axes.plot(x, y, color=STAGE_COLORS["reft"], linewidth=1.8)
+        _step_axis(axes, title, unit)
+    if shares:
+        axes = figure.add_subplot(*grid, num_panels)
+        style(axes)
+        steps = shares.pop("step")
+        colors = [STATUS_COLORS.get(status, FAINT) for status in shares]
+        labels = [status.replace("_", " ") for status in shares]
+        axes.stackplot(steps, *shares.values(), colors=colors, labels=labels, linewidth=0)
+        axes.set_ylim(0, 1)
+        axes.margins(x=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        _step_axis(axes, "Sampled responses", "")
+        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22), handlelength=1)
+    figure.suptitle("ReFT, step by step", x=0.01, ha="left", fontsize=12, color=INK)
+    return figure
+
+
+def results_figure(results: dict[str, dict]) -> Figure | None:
+    """Bars of each label's accuracies with their 95 % intervals: greedy, then avg@k, maj@k and pass@k as they come.
+
+    The interval of `accuracy` is its `ci95`, that of another metric `<metric>_ci95`; a bar without one has no whisker.
+    """
+    results = {label: row for label, row in results.items() if _is_number(row.get("accuracy"))}
+    if not results:
+        return None
+    sampled = {key for row in results.values() for key in row if SAMPLED.fullmatch(key)}
+    metrics = ["accuracy", *sorted(sampled, key=_rank)]
+    figure = new_figure(max(5.0, 1.2 + 0.42 * len(metrics) * (len(results) + 0.6)), 4.2)
+    axes = figure.add_subplot()
+    style(axes)
+    width = 0.84 / len(results)
+    colors = _colors(results)
+    for i, (label, row) in enumerate(results.items()):
+        shown = [(position, key) for position, key in enumerate(metrics) if _is_number(row.get(key))]
+        x = np.array([position + (i - (len(results) - 1) / 2) * width for position, _ in shown])
+        height = np.array([row[key] for _, key in shown])
+        bounds = [row.get("ci95" if key == "accuracy" else f"{key}_ci95") or (row[key], row[key]) for _, key in shown]
+        whiskers = np.abs(np.array(bounds).T - height)
+        axes.bar(x, height, width * 0.94, color=colors[label], label=_name(label))
+        known = whiskers.sum(axis=0) > 0
+        if known.any():
+            sides = whiskers[:, known]
+            axes.errorbar(x[known], height[known], sides, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
+        for center, value, top in zip(x, height, height + whiskers[1], strict=True):
+            above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{100 * value:.1f}", (center, top), fontsize=7.5, color=INK, **above)
+    axes.set_xticks(range(len(metrics)), ["greedy" if key == "accuracy" else key for key in metrics])
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(0, 1.08)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.set_ylabel("accuracy")
+    num_questions = {row["num_questions"] for row in results.values() if _is_number(row.get("num_questions"))}
+    title = "Results with 95 % intervals"
+    if len(num_questions) == 1:
+        title += f" (greedy: {num_questions.pop():,} questions)"
+    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=24)
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0.2, "borderaxespad": 0.2}
+    axes.legend(frameon=False, fontsize=9, ncols=6, handlelength=1, **above)
+    return figure
+
+
+def _rank(metric: str) -> tuple[int, int]:
+    kind, k = SAMPLED.fullmatch(metric).groups()
+    return ("avg", "maj", "vote", "pass").index(kind), int(k)
+
+
+def _status_shares(rows: list[dict]) -> dict[str, np.ndarray]:
+    """'step' and each status that ever occurs -> f64[N]; empty if no row holds a status. A status not logged is 0."""
+    rows = [row for row in rows if _is_number(row.get("step")) and any(key.startswith(STATUS_PREFIX) for key in row)]
+    present = {key for row in rows for key, share in row.items() if key.startswith(STATUS_PREFIX) and share > 0}
+    known = [STATUS_PREFIX + status for status in STATUS_COLORS]
+    keys = [key for key in known if key in present] + sorted(present - set(known))
+    if not keys:
+        return {}
+    columns = {key.removeprefix(STATUS_PREFIX): np.array([float(row.get(key, 0.0)) for row in rows]) for key in keys}
+    return {"step": np.array([float(row["step"]) for row in rows])} | columns
+
+
+def _colors(labels: dict) -> dict[str, str]:
+    others = itertools.cycle(OTHER_COLORS)
+    return {label: STAGE_COLORS[label] if label in STAGE_COLORS else next(others) for label in labels}
+
+
+def _name(stage: str) -> str:
+    return STAGE_NAMES.get(stage, stage)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of that many inches that belongs to no window and to no global list, so nothing has to be closed."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#888888")
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.xaxis.label.set(color=INK, fontsize=10)
+    axes.yaxis.label.set(color=INK, fontsize=10)
+    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _step_axis(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("step", fontsize=9)
+    axes.set_ylabel(unit, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
+def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+    """Writes the PNG in one move, so that a viewer or a kill never meets half a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
+    return path

@@ -1,0 +1,320 @@
+"""Grades the stored responses of a finished workdir again, with any matcher: nothing is sampled and no model is loaded.
+
+    python -m reft_jax.rescore WORKDIR [--matcher=NAME | --all-matchers] [--k=K] [--limit-disagreements=N] [--write]
+
+Reads config.json, results.json and every <label>/predictions.jsonl, and prints for each label, with 95 % intervals, greedy accuracy, the vote
+of the first k samples and the unbiased pass@k. --matcher: one of reft_jax/rewards/matchers (default: the run's). --all-matchers: all that
+read this task's answers, and then on how many greedy responses each two disagree, with the first N (default 10) of them: why a
+score differs from another tool's. --k: samples of a question that count (default: all). The workdir is only read, unless --write is
+given: then results.json gets the figures, as <label>/rescored/<matcher>. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+import itertools
+import json
+import pathlib
+import sys
+
+from reft_jax.errors import InputError, RunError
+from reft_jax.rewards import estimates, matchers, score
+from reft_jax.run.metrics import table, write_json
+
+USAGE = "usage: python -m reft_jax.rescore WORKDIR [--matcher=NAME | --all-matchers] [--k=K] [--limit-disagreements=N] [--write]"
+FIELDS = ("item_id", "k", "prefix", "response", "status", "gold", "split", "mode")
+BOOTSTRAP_SEED = 0
+
+
+def parse(argv: list[str]) -> dict:
+    """The command line's values. Raises InputError."""
+    if {"-h", "--help"} & set(argv):
+        raise SystemExit(f"{__doc__}\n{USAGE}")
+    values = {
+        "matcher": None,
+        "all-matchers": False,
+        "k": 0,
+        "limit-disagreements": 10,
+        "write": False,
+        "workdir": None,
+    }
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("-"):
+            if values["workdir"] is not None:
+                raise InputError(f"one workdir at a time: got {values['workdir']!r} and {word!r}\n{USAGE}")
+            values["workdir"] = word
+        elif not word.startswith("--") or name not in values or name == "workdir":
+            raise InputError(f"unknown argument {word!r}\n{USAGE}")
+        elif name in ("all-matchers", "write"):
+            if equals:
+                raise InputError(f"--{name} takes no value; got {value!r}\n{USAGE}")
+            values[name] = True
+        else:
+            if not equals and not rest:
+                raise InputError(f"--{name} needs a value\n{USAGE}")
+            values[name] = value if equals else rest.pop(0)
+    for name, least in (("k", 1), ("limit-disagreements", 0)):
+        text = values[name]
+        if isinstance(text, str):
+            if not text.isascii() or not text.isdigit() or int(text) < least:
+                raise InputError(f"--{name}: got {text!r}; it must be a whole number from {least}")
+            values[name] = int(text)
+    if values["workdir"] is None:
+        raise InputError(f"WORKDIR is missing\n{USAGE}")
+    if values["matcher"] is not None and values["all-matchers"]:
+        raise InputError(f"--matcher and --all-matchers exclude each other\n{USAGE}")
+    return values
+
+
+# ---- what a workdir holds ------------------------------------------------------------------------------------------------
+
+
+def read_json(path: pathlib.Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; WORKDIR is the folder of a run that has evaluated") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds {type(value).__name__}; a JSON object is expected")
+    return value
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+    """The lines of a predictions.jsonl. Errors name file:line."""
+    lines = []
+    try:
+        texts = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    for number, text in enumerate(texts, start=1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not JSON ({error}); was the evaluation killed? run it again") from error
+        if not isinstance(line, dict) or (missing := [name for name in FIELDS if name not in line]):
+            what = f"lacks {', '.join(missing)}" if isinstance(line, dict) else "is no JSON object"
+            raise InputError(f"{path}:{number}: {what}; a line holds {', '.join(FIELDS)}")
+        lines.append(line)
+    return lines
+
+
+def labels_of(workdir: pathlib.Path, results: dict) -> dict[str, list[dict]]:
+    """label -> lines, in the order of results.json; then folders that it does not name."""
+    found = sorted(path.parent.name for path in workdir.glob("*/predictions.jsonl"))
+    if not found:
+        raise InputError(
+            f"{workdir}: no <label>/predictions.jsonl; WORKDIR is the folder of a run with an evaluate stage"
+        )
+    known = [label for label in results.get("stages", {}) if label in found]
+    return {label: read_lines(workdir / label / "predictions.jsonl") for label in dict.fromkeys([*known, *found])}
+
+
+# ---- grading and figures -----------------------------------------------------------------------------------------------
+
+
+def regrade(
+    lines: list[dict], texts: list[str | None], task: str, cot: str, matcher: str, rewards: dict, ran: dict
+) -> list[score.Grade]:
+    """A grade for each line; a question that was too long to be asked (no text) has no answer."""
+    asked = [i for i, text in enumerate(texts) if text is not None]
+    limits = {
+        key: rewards[key] for key in ("timeout_s", "memory_mb", "workers", "max_verifier_failures") if key in rewards
+    }
+    golds = [str(lines[i]["gold"]) for i in asked]
+    grades = score.grade(task, cot, [texts[i] for i in asked], golds, matcher=matcher, ran=ran, **limits)
+    out = [score.Grade("no_answer", None, False)] * len(lines)
+    for i, grade in zip(asked, grades, strict=True):
+        out[i] = grade
+    return out
+
+
+def figures(lines: list[dict], grades: list[score.Grade], k: int, where: str) -> dict:
+    """Greedy accuracy, vote@k and pass@k of one label on the test split (dev where there is no other), with 95 % intervals."""
+    split = "test" if any(line["split"] == "test" for line in lines) else "dev"
+    greedy, sampled = [], {}
+    for line, grade in zip(lines, grades, strict=True):
+        if line["split"] == split and line["mode"] == "greedy":
+            greedy.append(grade.correct)
+        elif line["split"] == split and line["mode"] == "sampled":
+            sampled.setdefault(line["item_id"], []).append((line["k"], line["status"] == "too_long", grade))
+    out = {"split": split}
+    if greedy:
+        out |= {
+            "accuracy": sum(greedy) / len(greedy),
+            "ci95": list(estimates.wilson(sum(greedy), len(greedy))),
+            "num_questions": len(greedy),
+            "num_correct": sum(greedy),
+        }
+    if not sampled:
+        if k:
+            raise InputError(f"--k={k}: {where} holds no samples, only greedy responses")
+        return out
+    asked = [
+        [g for _, too_long, g in sorted(rows, key=lambda row: row[0]) if not too_long] for rows in sampled.values()
+    ]
+    stored = min((len(row) for row in asked if row), default=0)
+    if k > stored:
+        raise InputError(f"--k={k}: {where} holds {stored} samples of a question; k can be 1 to {stored}")
+    k = k or stored
+    voted = [
+        bool(row) and estimates.vote_is_right([g.extracted for g in row[:k]], [g.correct for g in row[:k]])
+        for row in asked
+    ]
+    passed = [estimates.pass_at_k(len(row), sum(g.correct for g in row), k) if row else 0.0 for row in asked]
+    return out | {
+        f"maj@{k}": sum(voted) / len(voted),
+        f"maj@{k}_ci95": list(estimates.wilson(sum(voted), len(voted))),
+        f"pass@{k}": sum(passed) / len(passed),
+        f"pass@{k}_ci95": list(estimates.bootstrap(passed, seed=BOOTSTRAP_SEED)),
+        "num_sampled_questions": len(voted),
+    }
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------------
+
+
+def percent(row: dict, key: str) -> str:
+    if key not in row:
+        return "-"
+    interval = row["ci95" if key == "accuracy" else f"{key}_ci95"]
+    return "{:.1f} ({:.1f}-{:.1f})".format(100 * row[key], *(100 * bound for bound in interval))
+
+
+def figures_table(results: dict[str, dict]) -> str:
+    """label -> figures as a table, in %."""
+    sampled = sorted({key for row in results.values() for key in row if "@" in key and not key.endswith("_ci95")})
+    splits = sorted({row["split"] for row in results.values()})
+    header = ["", f"{'/'.join(splits)} greedy", *(key.replace("maj", "vote") for key in sampled)]
+    rows = [[label, *(percent(row, key) for key in ("accuracy", *sampled))] for label, row in results.items()]
+    return table(header, rows)
+
+
+def disagreements(greedy: dict[str, dict], names: list[str], limit: int) -> str:
+    """Of how many greedy responses each two matchers think differently, and the first of them. `greedy`: (label, line) per index
+    under "lines", and a list of grades under each matcher's name."""
+    num, blocks = len(greedy["lines"]), []
+    differ = {
+        pair: [i for i in range(num) if greedy[pair[0]][i].correct != greedy[pair[1]][i].correct]
+        for pair in itertools.combinations(names, 2)
+    }
+    rows = [
+        [a, *(str(len(differ[tuple(sorted((a, b), key=names.index))])) if a != b else "-" for b in names)]
+        for a in names
+    ]
+    blocks.append(
+        f"Greedy responses, of {num}, that one matcher calls right and the other wrong\n\n" + table(["", *names], rows)
+    )
+    for pair, places in differ.items():
+        if places[:limit]:
+            items = []
+            for i in places[:limit]:
+                label, line = greedy["lines"][i]
+                read = [f"{greedy[name][i].extracted or greedy[name][i].status}" for name in pair]
+                marks = ["+" if greedy[name][i].correct else "" for name in pair]
+                items.append(
+                    [
+                        line["item_id"],
+                        label,
+                        str(line["gold"]),
+                        *(short(r) + m for r, m in zip(read, marks, strict=True)),
+                    ]
+                )
+            title = f"{pair[0]} against {pair[1]}: the first {len(items)} of {len(places)} (+ = right)"
+            blocks.append(f"{title}\n\n" + table(["item_id", "label", "gold", *pair], items))
+    return "\n\n".join(blocks)
+
+
+def short(text: str, most: int = 32) -> str:
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------
+
+
+def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, limit: int, write: bool) -> str:
+    """What the command prints; with `write` it also puts the figures into results.json."""
+    if not workdir.is_dir():
+        raise InputError(f"{workdir}: there is no such folder; WORKDIR is the folder of a run that has evaluated")
+    path = workdir / "results.json"
+    run, results = read_json(workdir / "config.json"), read_json(path) if path.exists() or write else {}
+    try:
+        config = run["config"]
+        data, rewards = config["data"], config["rewards"]
+        task, cot, own = data["name"], data["cot"], data["matcher"]
+        kind = score.answer_kind(task)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{workdir / 'config.json'}: lacks {error}; it must be the config.json that the run wrote"
+        ) from error
+    names = matchers.names(kind) if every else [matcher or own]
+    matchers.get(names[0], kind)
+    labels = labels_of(workdir, results)
+
+    figure_of = {name: {} for name in names}
+    greedy = {"lines": [], **{name: [] for name in names}}
+    ran: dict = {}  # programs are run once for all matchers
+    notes = []
+    for label, lines in labels.items():
+        texts = [None if line["response"] is None else line["prefix"] + line["response"] for line in lines]
+        places = [i for i, line in enumerate(lines) if line["mode"] == "greedy"]
+        greedy["lines"] += [(label, lines[i]) for i in places]
+        for name in names:
+            grades = regrade(lines, texts, task, cot, name, rewards, ran)
+            figure_of[name][label] = figures(lines, grades, k, f"{workdir / label}/predictions.jsonl")
+            greedy[name] += [grades[i] for i in places]
+            others = [i for i, line in enumerate(lines) if texts[i] is not None and line["status"] != grades[i].status]
+            if name == own and others:
+                line = lines[others[0]]
+                notes.append(
+                    f"note: {label}: {len(others)} of {len(lines)} responses are graded otherwise than when the run was made, the first is "
+                    f"{line['item_id']} k={line['k']} ({line['split']}, {line['mode']}): {line['status']}, now {grades[others[0]].status}"
+                )
+    blocks = [
+        f"matcher {name}{' (the run' + chr(39) + 's)' if name == own else ''}, in % with 95 % intervals\n\n{figures_table(figure_of[name])}"
+        for name in names
+    ]
+    if every:
+        blocks.append(disagreements(greedy, names, limit))
+    if notes:
+        blocks.append("\n".join(notes))
+    if write:
+        for name, label in itertools.product(names, labels):
+            stage = results.setdefault("stages", {}).setdefault(label, {})
+            stage.setdefault("rescored", {})[name] = figure_of[name][label]
+        write_json(path, results)
+        blocks.append(f"wrote the figures into {path}")
+    return "\n\n".join(blocks)
+
+
+def main(argv: list[str]) -> int:
+    try:
+        asked = parse(argv)
+        print(
+            rescore(
+                pathlib.Path(asked["workdir"]),
+                matcher=asked["matcher"],
+                every=asked["all-matchers"],
+                k=asked["k"],
+                limit=asked["limit-disagreements"],
+                write=asked["write"],
+            )
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was changed", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Questions, responses and grades."""

@@ -1,0 +1,42 @@
+"""Prompts as arrays, what draws responses to them, and how sequences share rows."""
+
+import numpy as np
+
+from reft_jax.config.settings import Sampling
+from reft_jax.data import batching, packing
+from reft_jax.data import tokenizer as tokenizers
+from reft_jax.run.run import Run
+from reft_jax.sampling.engine import Engine
+from reft_jax.types import Prompts
+
+
+def make_prompts(run: Run, encoded, rows) -> Prompts:
+    """The prompts of those rows, left-padded to the bucket of the longest; host arrays."""
+    tokens = [encoded[i].prompt for i in rows]
+    length = batching.bucket(max(map(len, tokens)), run.config.data.prompt_buckets)
+    padded, mask = batching.pad_left(tokens, length, run.tokenizer.pad_token_id)
+    return Prompts(padded, mask, np.asarray(rows, np.int32))
+
+
+def pack(run: Run, prompts: Prompts, mask, groups, parts: int = 1) -> list[packing.Packing | None]:
+    """How each group's sequences share rows, on the mesh (`packing.pack`); None where config.data.pack is off. Host arrays."""
+    if not run.config.data.pack:
+        return [None] * len(groups)
+    packings = packing.pack(prompts.mask, mask, groups, parts=parts, multiple=run.layout.parts("batch"))
+    return run.layout.batch(packings)
+
+
+def make_sampler(run: Run, model, sampling: Sampling, num_slots: int, num_samples: int = 1) -> Engine:
+    """What draws responses from `model` with `sampling`, num_slots of them at a time."""
+    return Engine(
+        model,
+        max_prompt=run.config.data.max_prompt,
+        max_new=sampling.max_new or run.config.data.max_response,
+        num_slots=num_slots,
+        eos_ids=run.eos_ids,
+        pad_id=run.tokenizer.pad_token_id,
+        num_samples=num_samples,
+        sampling=sampling,
+        text=lambda ids: tokenizers.decode(run.tokenizer, ids, ends=run.eos_ids),
+        layout=run.config.mesh.decode,
+    )

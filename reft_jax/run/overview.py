@@ -1,0 +1,92 @@
+"""The first lines of a run: what it runs on, what it trains, on how much data, and what is left to do."""
+
+import dataclasses
+import json
+import math
+import os
+
+import jax
+
+from reft_jax import models
+from reft_jax.run import checkpoint
+
+
+def first_lines(run, about: dict) -> str:
+    """What main prints before the first stage; `about` is what config.json says."""
+    arch, layout, data = run.model.arch, run.layout, run.config.data
+    shapes = models.shapes(run.model)
+    places = models.param_shardings(run.model, shapes)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    each = sum(
+        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(places), strict=True)
+    )
+    devices, num = layout.mesh.devices.flat, layout.mesh.devices.size
+    mesh = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
+    share = f" ({amount(each)} a device)" if each != whole else ""
+    splits, adapters = run.splits, ""
+    if run.tuned.lora is not None:
+        trained = models.only_adapters(models.shapes(dataclasses.replace(run.model, lora=run.tuned.lora)))
+        adapters = f" ({sum(leaf.size for leaf in jax.tree.leaves(trained)):,} more in adapters, which are trained)"
+    ends = f"{run.tokenizer.eos_token!r} ({', '.join(map(str, run.eos_ids))})"
+    rows = [
+        ("run", f"{run.workdir}, commit {(about['git_commit'] or 'unknown')[:12]}, jax {about['packages']['jax']}"),
+        ("devices", f"{num} x {devices[0].device_kind}, {memory(jax.local_devices()[0])}; mesh: {mesh}"),
+        (
+            "model",
+            f"{run.config.model.name}: {count:,} parameters{adapters}, {amount(whole)} in {run.model.param_dtype}{share}, computes in "
+            f"{run.model.compute_dtype}",
+        ),
+        ("tokens", f"vocabulary {arch.vocab_size:,}, ends with {ends}"),
+        (
+            "data",
+            f"{data.name} ({data.cot}): {len(splits.train):,} train, {len(splits.dev):,} dev, {len(splits.test):,} test questions",
+        ),
+    ]
+    for i, (name, stage) in enumerate(run.config.stages):
+        rows.append(("" if i else "stages", f"{name}: {state(run, name, stage)}"))
+    rows += [("note", note) for note in about["notes"]]
+    return "\n".join(f"{key:<8} {value}" for key, value in rows)
+
+
+def state(run, name: str, stage) -> str:
+    """What is done of a stage."""
+    folder = run.folder(name)
+    if run.done(name):
+        step = run.facts(name).get("last_step")
+        return "done before" if step is None else f"done before ({step:,} steps)"
+    if stage.kind == "evaluate":
+        path = run.workdir / "results.json"
+        known = json.loads(path.read_text())["stages"] if path.exists() else {}
+        done = sum(label in known for label, _ in stage.checkpoints)
+        return f"{len(stage.checkpoints) - done} of {len(stage.checkpoints)} checkpoints to evaluate"
+    if (last := checkpoint.locate(folder)) is not None:
+        return f"goes on after step {int(last.name):,}"
+    if parts := len(list(folder.glob("drawn/*.jsonl"))):
+        return f"goes on with its samples ({parts} parts are drawn)"
+    return "to do"
+
+
+def chosen(run, name: str) -> str:
+    """What to say of the checkpoint that a finished stage chose."""
+    facts = run.facts(name)
+    if facts.get("selected_on") is None:
+        return ""
+    return f"; step {facts['selected_step']:,} of {facts['last_step']:,} is the best on {facts['selected_on']} ({facts['best_accuracy']:.3f})"
+
+
+def memory(device) -> str:
+    """How much memory a device has; on a CPU, the machine's."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return f"{amount(stats['bytes_limit'])} each"
+    if device.platform == "cpu":
+        return f"{amount(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))} of memory"
+    return "memory unknown"
+
+
+def amount(num_bytes: float) -> str:
+    """Bytes as 1.6 MB (powers of 1000)."""
+    power = min(int(math.log10(max(num_bytes, 1)) // 3), 4)
+    return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

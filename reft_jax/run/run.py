@@ -1,0 +1,69 @@
+"""One run: its config, folder, model, tokenizer and data in one record, and the keys of everything random."""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+
+import jax
+
+from reft_jax import models
+from reft_jax.config.settings import Config
+from reft_jax.data.records import Splits
+from reft_jax.errors import Preempted, Stop
+from reft_jax.mesh import distributed
+from reft_jax.mesh.sharding import Layout
+from reft_jax.run.metrics import write_json
+
+SAMPLE, PERMUTE, DROPOUT, INIT = range(4)  # streams of random numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: the checked config, its folder, the model, the tokenizer and the data."""
+
+    config: Config
+    workdir: pathlib.Path
+    model: models.Model
+    tokenizer: object  # a transformers fast tokenizer
+    splits: Splits
+    stop: Stop
+    more_eos_ids: tuple[int, ...] = ()  # further tokens that end a response: an instruction-tuned model's end of a turn
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.tokenizer.eos_token_id, *self.more_eos_ids)
+
+    @property
+    def layout(self) -> Layout:
+        return self.model.layout
+
+    @property
+    def tuned(self) -> models.Model:
+        """The model as it is trained: with adapters if the config has them, over a base that may be quantized."""
+        return dataclasses.replace(self.model, lora=self.config.model.lora, base=self.config.model.base)
+
+    def folder(self, stage: str) -> pathlib.Path:
+        return self.workdir / stage
+
+    def done(self, stage: str) -> bool:
+        return (self.folder(stage) / "DONE").exists()
+
+    def finish(self, stage: str, **facts):
+        """Marks a stage as finished; `facts` say what it chose."""
+        write_json(self.folder(stage) / "DONE", facts)
+        distributed.barrier(f"{stage} is done")
+
+    def facts(self, stage: str) -> dict:
+        return json.loads((self.folder(stage) / "DONE").read_text())
+
+    def stop_if_asked(self):
+        """Raises Preempted after a signal; the caller has saved what it has to."""
+        if self.stop.requested:
+            raise Preempted
+
+
+def key_of(seed: int, name: str, step: int, stream: int) -> jax.Array:
+    """The key of a stream at a step: a function of its arguments alone, so that nothing random need be saved."""
+    root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(jax.random.fold_in(root, step), stream)

@@ -1,0 +1,181 @@
+"""A run's folder: whether a command may go on in it, one process at a time, and what config.json says of the run."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+
+from reft_jax.config import settings
+from reft_jax.errors import InputError
+from reft_jax.mesh import distributed
+
+# Settings that a started run may change: they say how it is watched and kept, or where it lies, not what it computes.
+CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor", "decode", "moments")
+
+
+def flatten(tree, prefix="config"):
+    """{dotted path: value} of a nested dict."""
+    if not isinstance(tree, dict):
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    return {path: value for key, child in tree.items() for path, value in flatten(child, f"{prefix}.{key}").items()}
+
+
+def fingerprint(splits) -> str:
+    """SHA-256 of the records: a data file that changed under a run would change its data order without a word."""
+    digest = hashlib.sha256()
+    for records in (splits.train, splits.dev, splits.test):
+        digest.update(repr([(r.item_id, r.question, r.cot, r.answer, r.kind) for r in records]).encode())
+    return digest.hexdigest()
+
+
+def check_fingerprint(workdir: pathlib.Path, data_sha256: str):
+    """Refuses to go on with a run whose data is no longer what it was."""
+    path = workdir / "config.json"
+    before = json.loads(path.read_text()).get("data_sha256") if os.path.exists(path) else None
+    if before not in (None, data_sha256):
+        raise InputError(
+            f"--workdir={workdir}: its run was begun with other records (the data files have changed); restore them, or choose another folder"
+        )
+
+
+def identities(config: settings.Config) -> dict:
+    """{source: what it is now} of every directory that a stage reads from outside the workdir: a Hugging Face directory's files
+    (names, sizes, the first and last megabyte of each), a checkpoint's folder with its step."""
+    from reft_jax import models
+    from reft_jax.run import checkpoint
+
+    names, out = {"random", *(name for name, _ in config.stages)}, {}
+    for _, stage in config.stages:
+        for _, source in settings.sources(stage):
+            if source in names:
+                continue
+            if (folder := models.resolve(source)) is None:
+                out[source] = str(checkpoint.locate(source).resolve())
+                continue
+            digest = hashlib.sha256()
+            for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+                size = path.stat().st_size
+                digest.update(f"{path.name} {size}\n".encode())
+                with open(path, "rb") as file:
+                    digest.update(file.read(2**20))
+                    file.seek(max(size - 2**20, 0))
+                    digest.update(file.read())
+            out[source] = digest.hexdigest()
+    return out
+
+
+def check_identities(workdir: pathlib.Path, now: dict):
+    """Refuses to go on with a run whose starting weights are no longer what they were: a resumed stage reads them again."""
+    path = workdir / "config.json"
+    before = json.loads(path.read_text()).get("sources", {}) if os.path.exists(path) else {}
+    for source, identity in before.items():
+        if now.get(source, identity) != identity:
+            raise InputError(
+                f"--workdir={workdir}: its run was begun with other weights in {source} (they have changed since: {identity} then, "
+                f"{now[source]} now); restore them, name a checkpoint by its step, or choose another folder"
+            )
+
+
+@contextlib.contextmanager
+def opened(workdir: pathlib.Path):
+    """Makes the folder, and keeps a second process out of it while the block runs; the lock goes with the process."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # where permissions tell nothing: /proc, a name that is too long
+        raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from error
+    if not distributed.is_primary():
+        yield
+        return
+    handle = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"--workdir={workdir}: another process is running in it; wait for it, or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def check(workdir: pathlib.Path, tree: dict):
+    """Refuses a folder that cannot be written, or that holds a run of another config; writes nothing."""
+    parent = workdir
+    while not os.path.exists(parent):  # unlike Path.exists, False also where one may not look
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--workdir={workdir}: cannot be written ({parent} is {'not writable' if parent.is_dir() else 'a file'}); choose another folder"
+        )
+    path = workdir / "config.json"
+    if not os.path.exists(path):
+        if os.path.exists(workdir) and any(not name.name.endswith(".tmp") for name in workdir.iterdir()):
+            raise InputError(
+                f"--workdir={workdir}: holds other files and no config.json; choose an empty or a new folder"
+            )
+        return
+    try:
+        before = flatten(dict(json.loads(path.read_text())["config"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the config of a run ({error!r}); choose another --workdir") from error
+    now = flatten(json.loads(json.dumps(tree)))
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key) or key.split(".")[-1] in CHANGEABLE and key in before and key in now:
+            continue
+        parts = key.split(".")
+        if parts[1] == "logging":
+            continue  # how it is watched
+        if parts[1] == "stages" and not (workdir / parts[2]).exists():
+            continue  # that stage has not begun
+        changed.append(f"{key}: there {before.get(key, '(absent)')!r}, now {now.get(key, '(absent)')!r}")
+    if changed:
+        shown = "\n  ".join(changed[:20])
+        raise InputError(
+            f"--workdir={workdir}: holds a run of another config:\n  {shown}\nchoose another folder, or give the config that it was begun with"
+        )
+
+
+def describe(tree: dict, layout) -> dict:
+    """What config.json holds: the frozen config, and what it ran on."""
+    import jax
+
+    root = pathlib.Path(__file__).resolve().parents[2]
+    git = (
+        subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        if (root / ".git").exists()
+        else None
+    )
+    packages = (
+        "reft_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "tokenizers",
+        "sympy",
+        "numpy",
+    )
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "config": tree,
+        "git_commit": git.stdout.strip() if git is not None and git.returncode == 0 else None,
+        "packages": versions,
+        "python": platform.python_version(),
+        "devices": [str(d) for d in layout.mesh.devices.flat],
+        "device_kind": jax.devices()[0].device_kind,
+        "mesh": dict(layout.mesh.shape),
+    }

@@ -1,0 +1,91 @@
+"""GSM8K, SVAMP and MathQA as TensorFlow Datasets, written as array_record files and read without TensorFlow: `read_objects`.
+
+`config.data.source = "tfds"` builds a data set once (config.data.tfds_dir) from its original files, which TFDS downloads
+or config.data.manual_dir holds, and reads it with random access. What comes out are the same (place, object) pairs that
+`files.read_objects` gives for the original files, in their order, so that everything after it is the same code.
+The published sets hold no Python programs, and SVAMP no reasoning: those come from files of the ReFT authors' form
+(config.data.train_file). What is built from manual files lies in a folder named by their SHA-256: other files, another
+build.
+
+`checksums.tsv` holds sizes and SHA-256 in TFDS's form. GSM8K's are those of its public files, MathQA's those that TFDS's
+own `math_qa` has. SVAMP's are not known here: the first download is not checked, and registers them there
+(`register_checksums`) for those that follow.
+
+    pip install 'reft_jax[tfds]'
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import pathlib
+
+from reft_jax.errors import InputError
+
+# data set -> (class in `builders`, its original files)
+BUILDERS = {
+    "gsm8k": ("ReftGsm8k", ("train.jsonl", "test.jsonl")),
+    "svamp": ("ReftSvamp", ("SVAMP.json",)),
+    "mathqa": ("ReftMathqa", ("MathQA.zip",)),
+    "mathqa-numeric": ("ReftMathqa", ("MathQA.zip",)),
+}
+
+
+def read_objects(name: str, split: str, *, tfds_dir: str = "", manual_dir: str = "") -> list[tuple[str, dict]]:
+    """Every record of a split ("train" or "test") as a dict of texts, with its place ("reft_gsm8k/1.0.0/train:1", from 1);
+    builds the data set first where that has not been done. InputError: not installed, files absent or malformed."""
+    class_name, originals = BUILDERS[name]
+    if manual_dir:
+        folder = pathlib.Path(manual_dir).expanduser()
+        absent = [file for file in originals if not (folder / file).is_file()]
+        if absent:
+            raise InputError(
+                f"config.data.manual_dir={manual_dir!r} holds no {', '.join(absent)}; it must hold the original files of {name}: "
+                f"{', '.join(originals)} (or be empty, and TFDS downloads them)"
+            )
+    try:
+        import array_record  # noqa: F401  (what the files are written with)
+        import tensorflow_datasets as tfds
+
+        from reft_jax.tasks.tfds import builders
+    except ImportError as error:
+        raise InputError(
+            f"config.data.source='tfds' needs tensorflow-datasets and array_record ({error}); pip install 'reft_jax[tfds]', or "
+            "name the original files: config.data.source='files' reads them too"
+        ) from error
+    try:
+        base = pathlib.Path(tfds_dir or tfds.core.constants.DATA_PATH).expanduser()
+        data_dir = base / f"manual_{_digest(folder, originals)}" if manual_dir else base
+        data_dir.mkdir(parents=True, exist_ok=True)
+        builder = getattr(builders, class_name)(data_dir=data_dir, file_format="array_record")
+        with _alone(data_dir):
+            builders.build(builder, manual_dir=folder if manual_dir else None)
+        source = builder.as_data_source(split=split)
+    except Exception as error:  # TFDS has no class of its own for what fails in a build
+        cause = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        said = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"config.data.source='tfds': cannot build or read {name}: {type(error).__name__}: {said}. Without a network, put "
+            f"{', '.join(originals)} into a folder and name it in config.data.manual_dir"
+        ) from error
+    where = f"{builder.info.full_name}/{split}"
+    return [(f"{where}:{i}", {k: v.decode() for k, v in row.items()}) for i, row in enumerate(source, start=1)]
+
+
+def _digest(folder: pathlib.Path, originals) -> str:
+    """The beginning of the SHA-256 of the original files, one after the other."""
+    digest = hashlib.sha256()
+    for file in originals:
+        digest.update((folder / file).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path):
+    """Keeps other processes from building into the folder while the block runs."""
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

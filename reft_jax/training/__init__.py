@@ -1,0 +1,1 @@
+"""Updates, and the loops around them."""
