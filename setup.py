@@ -6,7 +6,13 @@ is tested with.  By hand, in an environment of your own:
     pip install -c launch/constraints.txt -e '.[test]'     # or [gpu], [tpu], several: '.[gpu,test]'
 """
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+INIT = pathlib.Path(__file__).parent / "reft_jax" / "__init__.py"
+[VERSION] = re.findall(r'^__version__ = "(.+?)"', INIT.read_text(encoding="utf-8"), re.MULTILINE)
 
 RUN_TIME = [
     "absl-py>=2.1",
@@ -66,7 +72,7 @@ EXTRAS["test"] += EXTRAS["tfds"]
 
 setup(
     name="reft_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Reinforced fine-tuning (ReFT) of language models for reasoning, in JAX",
     license="Apache-2.0",
     classifiers=[
@@ -80,8 +86,10 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.11",
-    packages=find_packages(include=["reft_jax", "reft_jax.*"]),
+    # reft_jax/configs is a link to configs/, which is no package: a user's own folder of that name keeps its place on the path
+    packages=[*find_packages(include=["reft_jax", "reft_jax.*"]), "reft_jax.configs"],
     package_data={"reft_jax": ["assets/**/*", "tasks/tfds/checksums.tsv"]},
+    entry_points={"console_scripts": ["reft = reft_jax.__main__:main"]},
     install_requires=RUN_TIME,
     extras_require=EXTRAS,
 )

@@ -32,21 +32,17 @@ TOY = dict(rows=2, length=40, slots=4, width=48, heads=2, head_dim=32, tokens=2,
 
 
 def a_preset(name, **changes):
-    from configs.models import PRESETS, spelled_out
-    from reft_jax.config import settings
+    from reft_jax.config import records, settings
+    from reft_jax.configs.models import PRESETS
 
-    keys = spelled_out(PRESETS[name])
-    return settings.Arch(**keys | {"rope_scaling": settings.RopeScaling(**keys["rope_scaling"])} | changes)
+    return records.build(settings.Arch, PRESETS[name] | changes, name)
 
 
 def a_layout(devices, fsdp, tensor):
-    from configs import common
     from reft_jax.config import settings
     from reft_jax.mesh import sharding
 
-    return sharding.make_layout(
-        settings.Mesh(-1, fsdp, tensor, tuple(common.mesh(dict(name=""))["rules"].items())), devices
-    )
+    return sharding.make_layout(settings.Mesh(-1, fsdp, tensor), devices)
 
 
 # ------------------------------------------------------------------ times on a device
@@ -173,9 +169,8 @@ def training_program(what, model, rows, length):
     import jax
     import jax.numpy as jnp
 
-    from configs import common
+    from benchmarks import common
     from reft_jax import models
-    from reft_jax.config import settings
     from reft_jax.training import optim, steps
     from reft_jax.types import PPOBatch, Prompts, TrainState
 
@@ -192,12 +187,13 @@ def training_program(what, model, rows, length):
     if what == "score":
         params = placed(params, models.param_shardings(model, params))
         return steps.make_score(model).lower(params, params, prompts, tokens, mask)
-    tx = optim.make_optimizer(settings.Optim(**common.optim(1e-5)), 100)
+    stage = common.reft_stage(rows, rows, lr=1e-5, kl_coef=0.05)
+    tx = optim.make_optimizer(stage.optim, 100)
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), number), params, tx.init(params)), params)
     state = placed(state, steps.state_shardings(model, tx, params))
-    ppo = settings.PPO(**common.ppo(kl_coef=0.05, minibatch_size=rows))
     batch = PPOBatch(prompts, tokens, mask, *(reals,) * 4)
-    return steps.make_ppo_step(model, tx, params, ppo).lower(state, batch, jax.ShapeDtypeStruct((rows,), number))
+    step = steps.make_ppo_step(model, tx, params, stage.objective, accumulate=1, reduce=stage.reduce)
+    return step.lower(state, batch, jax.ShapeDtypeStruct((rows,), number))
 
 
 def decoding_program(model, num_slots, width):

@@ -119,16 +119,16 @@ def twice(work):
 
 
 def make_arch(given):
-    from configs.models import PRESETS, spelled_out
-    from reft_jax.config import settings as settings_lib
+    from reft_jax.config import records, settings
+    from reft_jax.configs.models import PRESETS
 
     if not given.size:
-        return settings_lib.Arch(**TOY_SIZES if given.toy else SIZES)
+        return settings.Arch(**TOY_SIZES if given.toy else SIZES)
     if given.size not in PRESETS:
         raise SystemExit(f"--size={given.size} is no preset of configs/models.py: {', '.join(PRESETS)}")
-    keys = spelled_out(PRESETS[given.size])
-    keys |= dict(rope_scaling=settings_lib.RopeScaling(**keys["rope_scaling"]))
-    return settings_lib.Arch(**keys | dict(vocab_size=keys["vocab_size"] or SIZES["vocab_size"]))
+    keys = PRESETS[given.size]
+    keys = keys | dict(vocab_size=keys["vocab_size"] or SIZES["vocab_size"])
+    return records.build(settings.Arch, keys, f"--size={given.size}")
 
 
 def make_model(given, *, layout=None, remat="none"):
@@ -141,6 +141,18 @@ def make_model(given, *, layout=None, remat="none"):
     jax_settings.multiply_in(given.dtype)
     model = models.Model(make_arch(given), given.dtype, given.dtype, remat=remat, layout=layout)
     return model, models.init(model, jax.random.key(0))
+
+
+def reft_stage(rows: int, minibatch: int, *, lr: float, kl_coef: float):
+    """A reft stage with the paper's settings, `rows` questions a step."""
+    from reft_jax.config import records
+    from reft_jax.configs import common as configs
+    from reft_jax.stages import reft
+
+    sizes = dict(batch_size=rows, minibatch_size=minibatch)
+    tree = configs.reft("random", 1, configs.optim(lr), **sizes, **configs.method(kl_coef=kl_coef))
+    del tree["kind"]
+    return records.build(reft.Stage, tree, "the benchmark's stage")
 
 
 def torch_device() -> str:

@@ -16,6 +16,7 @@ import sys
 import textwrap
 
 from reft_jax import recipe, tasks
+from reft_jax.config import renamed
 
 WIDTH, HEIGHT, LINE = 1024, 396, 15
 BLUE, ORANGE, GREEN, RED, INK, FAINT = "#0072B2", "#B87700", "#007A5A", "#B84A00", "#222222", "#6A6A6A"
@@ -90,7 +91,7 @@ def curve(workdir: pathlib.Path, stage: str) -> tuple[list[float], list[float]]:
 
 
 def draw(workdir: pathlib.Path) -> str:
-    config = recipe.build(json.loads((workdir / "config.json").read_text())["config"])
+    config = recipe.build(renamed.modern(json.loads((workdir / "config.json").read_text())["config"]))
     samples = choose(read_lines(workdir / "reft" / "samples.jsonl"))
     splits = tasks.load(config.data)
     [gold] = [record for record in splits.train if record.item_id == samples[0]["item_id"]]

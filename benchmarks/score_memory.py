@@ -20,14 +20,13 @@ def main(preset="qwen2_5_0_5b", length=1024):
     import jax.numpy as jnp
     from jax.experimental import topologies
 
-    from configs.models import PRESETS, spelled_out
     from reft_jax import models
-    from reft_jax.config import settings
+    from reft_jax.config import records, settings
+    from reft_jax.configs.models import PRESETS
 
     chip = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
     place = jax.sharding.SingleDeviceSharding(chip)
-    keys = spelled_out(PRESETS[preset])
-    arch = settings.Arch(**keys | {"rope_scaling": settings.RopeScaling(**keys["rope_scaling"])})
+    arch = records.build(settings.Arch, PRESETS[preset], preset)
     for chunk in (64, 128, 256, length):
         model = models.Model(arch, "bfloat16", "bfloat16", logits_chunk=chunk)
 

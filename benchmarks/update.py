@@ -52,14 +52,6 @@ NAMES = ("whole", "ours", "torch")
 # update(load, tokens, mask, scored, scores) -> the first minibatch's loss.
 
 
-def settings(rows: int, minibatch: int):
-    """The paper's (PPO, Optim)."""
-    from configs import common as configs
-    from reft_jax.config import settings
-
-    return settings.PPO(**configs.ppo(kl_coef=0.01, minibatch_size=minibatch)), settings.Optim(**configs.optim(3e-7))
-
-
 def orders(rows: int, ppo):
     """Rows of every minibatch of an update, the same for both sides."""
     rng = np.random.default_rng(2)
@@ -70,29 +62,27 @@ def orders(rows: int, ppo):
 class Ours:
     library = "jax"
 
-    def __init__(self, given, ppo, optim, load, folder):
+    def __init__(self, given, stage, load, folder):
         import jax
 
-        from configs import common as configs
         from reft_jax import models
         from reft_jax.config import settings
         from reft_jax.mesh import sharding
         from reft_jax.training import steps
         from reft_jax.training.optim import make_optimizer
 
-        rules = tuple(configs.mesh(dict(name=""))["rules"].items())
-        layout = sharding.make_layout(settings.Mesh(1, 1, 1, rules), jax.devices()[:1])
+        layout = sharding.make_layout(settings.Mesh(1, 1, 1), jax.devices()[:1])
         self.model, params = common.make_model(given, layout=layout, remat="block" if given.remat else "dots")
-        tx = make_optimizer(optim, 1000)
-        self.reference, self.ppo = params, ppo
-        head = models.init_value_head(self.model, jax.random.key(1), how=ppo.value_init, bias=ppo.value_bias)
-        params = params | {"value_head": head}
+        tx = make_optimizer(stage.optim, 1000)
+        self.reference, self.stage = params, stage
+        params = models.with_critic(self.model, params, jax.random.key(1), stage.critic)
         self.state = steps.init_state(self.model, tx, params)
         self.score_fn, self.advantages_fn = (
-            steps.make_score(self.model, most=ppo.minibatch_size),
-            steps.make_advantages(ppo),
+            steps.make_score(self.model, most=stage.ppo.part_size),
+            steps.make_advantages(stage.advantage),
         )
-        self.ppo_step = steps.make_ppo_step(self.model, tx, self.state.params, ppo)
+        how = dict(accumulate=stage.ppo.accumulate, reduce=stage.reduce)
+        self.ppo_step = steps.make_ppo_step(self.model, tx, self.state.params, stage.objective, **how)
         self.engine = rollout.make_engine(self.model, load)
 
     def sample(self, load):
@@ -105,7 +95,7 @@ class Ours:
         from reft_jax.data import packing
 
         questions = rollout.prompts_of(load)
-        self.orders = orders(len(mask), self.ppo)
+        self.orders = orders(len(mask), self.stage.ppo)
         together, *self.packings = self.model.layout.batch(
             packing.pack(questions.mask, mask, [np.arange(len(mask))]) + packing.pack(questions.mask, mask, self.orders)
         )
@@ -132,16 +122,16 @@ class Ours:
 class Torch:
     library = "torch"
 
-    def __init__(self, given, ppo, optim, load, folder):
+    def __init__(self, given, stage, load, folder):
         import jax
         import torch
 
         from reft_jax import models
 
         self.policy, self.reference = common.make_torch(given, folder), common.make_torch(given, folder)
-        self.device, self.ppo, self.optim = self.policy.device, ppo, optim
-        model = models.Model(common.make_arch(given))
-        ours = models.init_value_head(model, jax.random.key(1), how=ppo.value_init, bias=ppo.value_bias)
+        self.device, self.stage, optim = self.policy.device, stage, stage.optim
+        model, critic = models.Model(common.make_arch(given)), stage.critic
+        ours = models.init_value_head(model, jax.random.key(1), how=critic.init, bias=critic.bias)
         self.head = torch.nn.Linear(model.arch.dim, 1, device=self.device)
         with torch.no_grad():
             self.head.weight[0], self.head.bias[0] = (torch.tensor(np.array(ours[x])) for x in ("kernel", "bias"))
@@ -182,7 +172,7 @@ class Torch:
         )
         first, parts = load.tokens.shape[1], []
         with torch.no_grad():
-            for part in torch.arange(len(ids), device=self.device).split(self.ppo.minibatch_size):
+            for part in torch.arange(len(ids), device=self.device).split(self.stage.ppo.minibatch_size):
                 logp, hidden = self.forward(self.policy, ids[part], real[part], first)
                 ref_logp, _ = self.forward(self.reference, ids[part], real[part], first)
                 parts.append((logp, ref_logp, self.value(hidden)))
@@ -191,15 +181,15 @@ class Torch:
     def advantages(self, mask, logp, ref_logp, values, scores):
         import torch
 
-        ppo = self.ppo
+        gae = self.stage.advantage
         last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-        rewards = last * scores[:, None] - ppo.kl_coef * (logp - ref_logp) * mask
+        rewards = last * scores[:, None] - gae.kl.coef * (logp - ref_logp) * mask
         values = values * mask
         next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-        deltas = (rewards + ppo.gamma * next_values - values) * mask
+        deltas = (rewards + gae.gamma * next_values - values) * mask
         adv, so_far = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
         for t in reversed(range(deltas.shape[1])):
-            so_far = deltas[:, t] + ppo.gamma * ppo.lam * so_far
+            so_far = deltas[:, t] + gae.gamma * gae.lam * so_far
             adv[:, t] = so_far
         adv = adv * mask
         count = mask.sum()
@@ -217,11 +207,11 @@ class Torch:
         batch = (ids, real, mask.float(), logp, values, adv, returns)
         self.policy.train()  # nothing is dropped; remat asks for it
         losses = []
-        for rows in torch.tensor(orders(len(ids), self.ppo), device=self.device).long():
+        for rows in torch.tensor(orders(len(ids), self.stage.ppo), device=self.device).long():
             loss = self.loss(first, *(x[rows] for x in batch))
             self.optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.optim.max_grad_norm)
             self.optimizer.step()
             losses.append(loss.detach())
         return torch.stack(losses).tolist()[0]
@@ -229,15 +219,15 @@ class Torch:
     def loss(self, first, ids, real, mask, old_logp, old_values, adv, returns):
         import torch
 
-        ppo = self.ppo
+        clip, critic = dict(self.stage.losses)["policy"].clip, self.stage.critic
         logp, hidden = self.forward(self.policy, ids, real, first)
         values = self.value(hidden)
         ratio = torch.exp((logp - old_logp) * mask)
-        policy = torch.maximum(-adv * ratio, -adv * ratio.clamp(1 - ppo.clip, 1 + ppo.clip))
-        clipped = old_values + (values - old_values).clamp(-ppo.value_clip, ppo.value_clip)
+        policy = torch.maximum(-adv * ratio, -adv * ratio.clamp(1 - clip, 1 + clip))
+        clipped = old_values + (values - old_values).clamp(-critic.clip, critic.clip)
         value = 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
         lengths = mask.sum(1).clamp(min=1)
-        return (((policy + ppo.value_coef * value) * mask).sum(1) / lengths).mean()
+        return (((policy + critic.coef * value) * mask).sum(1) / lengths).mean()
 
 
 SIDES = {"ours": Ours, "torch": Torch}
@@ -259,14 +249,27 @@ def bucket(lengths, load) -> int:
     return min(-(-int(max(lengths)) // 64) * 64, load.max_new)
 
 
-def grade(tokens, mask):
-    """f32[B] scores of the programs that the responses are turned into."""
+def grade(terms, tokens, mask):
+    """f32[B] scores, by these reward terms, of the programs that the responses are turned into."""
+    from reft_jax.data.records import Record
     from reft_jax.rewards import score
+    from reft_jax.rewards.total import Responses, total
 
     texts = [f"def solution():\n    total = {row[real].sum()}\n    return total % 10\n"
              for row, real in zip(tokens, mask, strict=True)]  # fmt: skip
-    grades = score.grade("gsm8k", "program", texts, ["7"] * len(texts))
-    return score.score(grades, partial_reward=0.1, partial_on="numeric", task="gsm8k")
+    num, golds = len(texts), ["7"] * len(texts)
+    responses = Responses(
+        records=[Record("made_up", "", "", "7", "program")] * num,
+        texts=texts,
+        tokens=[row[real].tolist() for row, real in zip(tokens, mask, strict=True)],
+        grades=score.grade("gsm8k", "program", texts, golds),
+        golds=golds,
+        lengths=mask.sum(1),
+        group=np.arange(num),
+        step=1,
+        task_kind=score.answer_kind("gsm8k"),
+    )
+    return total(terms, responses, {})[0]
 
 
 def measure(name: str, given):
@@ -279,9 +282,9 @@ def measure(name: str, given):
     if rows % minibatch:
         raise SystemExit(f"--minibatch={minibatch} does not divide --rows={rows}")
     load = common.make_load(given, num=rows)
-    ppo, optim = settings(rows, minibatch)
+    stage = common.reft_stage(rows, minibatch, lr=3e-7, kl_coef=0.01)
     with tempfile.TemporaryDirectory() as folder:
-        side = SIDES[name](given, ppo, optim, load, folder)
+        side = SIDES[name](given, stage, load, folder)
     work = functools.partial(whole_step if whole else update, side, load, common.make_arch(given).vocab_size)
     (mask, parts, loss), first, again = common.twice(work)
     peak_mb = common.peak_mb(side.library)
@@ -294,7 +297,7 @@ def measure(name: str, given):
         from reft_jax import models
 
         tokens, padded = int(lengths.sum() + prompts.sum()), mask.size + load.mask.size
-        flops = common.update_flops(models.Model(common.make_arch(given)), prompts, lengths, ppo.epochs)
+        flops = common.update_flops(models.Model(common.make_arch(given)), prompts, lengths, stage.ppo.epochs)
         peak = common.peak_flops(side.library, given.dtype)
         line |= dict(tokens_per_s=round(tokens / again, 1), tokens=tokens, real=round(tokens / padded, 3))
         line |= dict(tflop=float(f"{flops / 1e12:.5g}"), tflop_per_s=float(f"{flops / again / 1e12:.4g}"))
@@ -315,7 +318,7 @@ def whole_step(side, load, vocab_size):
     tokens, mask = (np.pad(x[:, :width], ((0, 0), (0, max(0, width - x.shape[1])))) for x in (tokens * mask, mask))
     clock.append(time.perf_counter())
     scored = side.score(load, tokens, mask)
-    scores = grade(tokens, mask)
+    scores = grade(side.stage.rewards, tokens, mask)
     clock.append(time.perf_counter())
     loss = side.update(load, tokens, mask, scored, scores)
     clock.append(time.perf_counter())

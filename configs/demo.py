@@ -7,7 +7,7 @@ there ReFT wins. annotations=canonical is the control: with one way to write eve
 python -m reft_jax.main --config=configs/demo.py:seed=0,annotations=diverse --workdir=runs/demo
 """
 
-from configs import common
+from reft_jax.configs import common
 
 
 def get_config(arg=""):
@@ -21,7 +21,6 @@ def get_config(arg=""):
     epochs, warmup_epochs = (4, 2) if smoke else (20, 4)
     rate = common.optim(5e-4, hold=warmup_epochs / epochs, final=0.0, schedule_epochs=float(epochs), weight_decay=0.1)
     sft = dict(batch_size=16 if smoke else 32, dropout=0.1, eval_batch_size=batch, log_every=2 if smoke else 10)
-    rl = dict(kl_coef=0.02, minibatch_size=16 if smoke else 64, value_coef=1.0, value_init="zeros")
     return common.config(
         seed=arg.seed,
         model=common.model(base),
@@ -33,8 +32,9 @@ def get_config(arg=""):
                 "warmup",
                 2 if smoke else 20,
                 common.optim(3e-4, final=0.1),
-                common.ppo(**rl),
                 batch_size=32 if smoke else 256,
+                minibatch_size=16 if smoke else 64,
+                **common.method(kl_coef=0.02, coef=1.0, init="zeros"),
                 eval_every=1 if smoke else 4,
                 eval_batch_size=batch,
                 save_every=1 if smoke else 10,

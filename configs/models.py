@@ -1,57 +1,11 @@
-"""Architectures by name: small ones to train from nothing, and those of published models. Each is a dict of `config.Arch`'s keys.
+"""Architectures by name: small ones to train from nothing, and those of published models. Each is a dict of
+`config.settings.Arch`'s keys, without those that are as in a Llama.
 
 A published preset is what the model's Hugging Face config.json says, and its vocabulary is the rows of the embedding, which
 may be more than its tokenizer has. No weights come with it: for those, name the Hugging Face directory instead.
 """
 
 import math
-
-# ------------------------------------------------------------------ every key
-
-# What a decoder is unless a preset says otherwise: a Llama.
-NO_SCALING = dict(
-    kind="none",
-    factor=1.0,
-    original_max_positions=8192,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    beta_fast=32.0,
-    beta_slow=1.0,
-    attention_factor=0.0,
-    truncate=True,
-)
-LLAMA = dict(
-    family="llama",
-    max_positions=4096,
-    positions="rotary",
-    position_offset=0,
-    rotary_dim=0,
-    rope_interleaved=False,
-    rope_scaling=NO_SCALING,
-    local_rope_theta=0.0,
-    windows=(),
-    norm="rms",
-    post_norms=False,
-    qk_norm=False,
-    parallel=False,
-    activation="silu",
-    gated=True,
-    qkv_bias=False,
-    out_bias=False,
-    mlp_bias=False,
-    unembed_bias=False,
-    attention_scale=0.0,
-    scale_by_layer=False,
-    attention_softcap=0.0,
-    logit_softcap=0.0,
-    embed_scale=1.0,
-)
-
-
-def spelled_out(preset):
-    """A preset with every key of an Arch."""
-    return LLAMA | preset | dict(rope_scaling=NO_SCALING | preset.get("rope_scaling", {}))
-
 
 # ------------------------------------------------------------------ one function per family
 

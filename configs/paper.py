@@ -24,7 +24,7 @@ Lengths are the same in both: 1024 tokens in all where SFT or offline self-train
 import dataclasses
 import difflib
 
-from configs import common, sft
+from reft_jax.configs import common, sft
 
 # What each preset's weights are called on the Hugging Face hub.
 MODELS = dict(
@@ -58,9 +58,7 @@ def get_config(arg=""):
             model=model,
             data=data_of(row, arg, setting),
             mesh=mesh_of(model, arg.smoke),
-            rewards=common.rewards(),
-            logging=common.logging(),
-            stages=stages_of(row, arg, setting, model["directory"] or "random"),
+            stages=stages_of(row, arg, setting, model.get("directory", "random")),
         )
     ).lock()
 
@@ -263,7 +261,7 @@ def settings(row: Row, variant: str, smoke: bool):
         critic="shared",
         partial_reward=0.1,
         partial_on="all" if script else "numeric",
-        append_prefix="reft" if script else "everywhere",
+        append_prefix="rollouts" if script else "everywhere",
         top_k=50 if script else 0,
         select_on="test" if script else "dev",
         hold_out=not script,
@@ -331,7 +329,7 @@ def stages_of(row: Row, arg, setting, base: str):
     # self_train and reranker sample from a stage of their own config
     own_warmup = reranked or not needs(row.name, arg.variant) or not arg.runs
     warmup = "warmup" if own_warmup else f"{arg.runs}/{job(sibling(row, 'sft'), arg.variant)}/warmup"
-    drawn = dict(sampling=common.sampling() | dict(top_k=setting.top_k))
+    drawn = dict(sampling=dict(top_k=setting.top_k))
     chosen = dict(select_on=setting.select_on)
     check = dict(eval_every=setting.eval_every, eval_batch_size=setting.eval_rows)
 
@@ -353,15 +351,18 @@ def stages_of(row: Row, arg, setting, base: str):
         return stage | chosen
 
     def make_reft():
-        ppo = common.ppo(
-            kl_coef=setting.kl_coef,
+        partial = dict(weight=setting.partial_reward, on=setting.partial_on)
+        return common.reft(
+            warmup,
+            setting.reft_epochs,
+            common.optim(setting.reft_lr),
+            batch_size=setting.reft_batch,
             minibatch_size=setting.reft_batch,
-            value_coef=setting.value_coef,
-            critic=setting.critic,
+            rewards=dict(right={}, partial=partial),
+            **common.method(kl_coef=setting.kl_coef, coef=setting.value_coef, trunk=setting.critic),
+            **check,
+            **chosen,
         )
-        optim = common.optim(setting.reft_lr)
-        stage = common.reft(warmup, setting.reft_epochs, optim, ppo, batch_size=setting.reft_batch, **check)
-        return stage | dict(partial_reward=setting.partial_reward, partial_on=setting.partial_on) | chosen
 
     def make_reranker(source):
         stage = common.reranker(

@@ -10,7 +10,7 @@ sequences: ReFT in 20 steps of 256 questions, the group advantages in 20 of 64 q
 their gold). The re-ranker begins as SFT's checkpoint, learns from the warm-up's samples, and is the same judge for every method.
 """
 
-from configs import common
+from reft_jax.configs import common
 
 METHODS = dict(
     base="the pretrained base",
@@ -30,14 +30,8 @@ METHODS = dict(
 COTS, STYLES, SEEDS = ("program", "nl"), ("diverse", "canonical"), (0, 1, 2)
 ARGS = dict(cot="program", style="diverse", seed=0, methods="", smoke=False)
 
-# What each variant changes in ReFT; a group's KL and mean over tokens are those of its own paper.
-PPO = dict(
-    reft={},
-    no_partial_reward={},
-    no_kl=dict(kl_coef=0.0),
-    separate_critic=dict(critic="separate"),
-    **common.CRITIC_FREE,
-)
+# The variants of ReFT; a group's KL and mean over tokens are those of its own paper.
+PPO = ("reft", "no_partial_reward", "no_kl", "separate_critic", *common.CRITIC_FREE)
 
 
 # Sizes of a run and at toy size: questions to train on and responses that decode together; steps of the online methods, of so many
@@ -121,21 +115,24 @@ def stages_of(chosen, base, sizes, *, log_every):
     falling = common.optim(3e-4, final=0.1)
 
     def reft(method):
-        in_group = "advantage" in PPO[method]
+        in_group = method in common.CRITIC_FREE
         asked, k = (questions // size.group, size.group) if in_group else (questions, 1)
-        ppo = dict(kl_coef=0.02, minibatch_size=size.minibatch, value_coef=1.0, value_init="zeros") | PPO[method]
-        stage = common.reft(
+        critic = dict(coef=1.0, init="zeros") | (dict(trunk="separate") if method == "separate_critic" else {})
+        how = common.method(method, kl_coef=0.0 if method == "no_kl" else 0.02, **critic)
+        if method == "no_partial_reward":
+            how |= dict(rewards=dict(right={}, partial=dict(weight=0.0)))
+        return common.reft(
             "warmup",
             steps * asked / num_train,
             falling,
-            common.ppo(**ppo),
             batch_size=asked,
             num_samples=k,
+            minibatch_size=size.minibatch,
             eval_every=steps * asked / num_train / size.checks,
             save_every=steps,
+            **how,
             **check,
         )
-        return stage | (dict(partial_reward=0.0) if method == "no_partial_reward" else {})
 
     stages = dict(
         warmup=common.sft(base, size.warmup_epochs, rate, select="last", **sft),

@@ -8,7 +8,7 @@ Stages and methods are those of configs/paper_small.py, with other sizes. The de
 same for all seeds), what is online learns from 1,280 own responses in 80 updates of 32 sequences, and programs have no docstring.
 """
 
-from configs import common, paper_small
+from reft_jax.configs import common, paper_small
 
 METHODS, COTS, SEEDS = paper_small.METHODS, paper_small.COTS, paper_small.SEEDS
 STYLES = ("svamp",)  # the data set stands where the generated problems' annotations do

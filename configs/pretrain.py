@@ -6,7 +6,7 @@ reft_jax/assets/arithmetic_base was made by
 python -m reft_jax.main --config=configs/pretrain.py --workdir=runs/pretrain
 """
 
-from configs import common
+from reft_jax.configs import common
 
 
 def get_config(arg=""):

@@ -12,7 +12,7 @@ python -m reft_jax.main --workdir=runs/words_2 \\
     --config=configs/pretrain_text.py:base=runs/words/export/hf,seed=1,questions_file=DATA/svamp_python_sdp.json
 """
 
-from configs import common
+from reft_jax.configs import common
 
 ARGS = dict(cot="both", seed=0, num_train=300_000, model="words", base="", questions_file="", smoke=False)
 

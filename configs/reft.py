@@ -9,7 +9,7 @@ without one), online or offline (self-training). The online ones draw as many re
 dr_grpo and rloo draw GROUP for each question, so that they see fewer questions. All have ReFT's beta; GRPO's paper has 0.04, Dr. GRPO's 0.
 """
 
-from configs import common, sft
+from reft_jax.configs import common, sft
 
 GROUP, SMOKE_GROUP = 8, 4  # responses to a question that are compared
 ARGS = sft.ARGS | dict(method="reft")
@@ -57,10 +57,10 @@ def stage_of(arg, setting, base):
         k = (SMOKE_GROUP if arg.smoke else GROUP) if arg.method in ("grpo", "dr_grpo", "rloo") else 1
         # beta: 0.01 for programs, 0.05 for natural language (0.01 on MathQA-numeric, as the authors' scripts have it)
         kl_coef = 0.05 if arg.cot == "nl" and arg.data != "mathqa-numeric" else 0.01
-        ppo = common.ppo(kl_coef=kl_coef, minibatch_size=size, **common.CRITIC_FREE.get(arg.method, {}))
         check["eval_every"] /= k  # of its fewer questions
-        sizes = dict(batch_size=size // k, num_samples=k)
-        return common.reft("warmup", setting.reft_epochs / k, online, ppo, **sizes, **check)
+        sizes = dict(batch_size=size // k, num_samples=k, minibatch_size=size)
+        how = common.method(arg.method, kl_coef=kl_coef)
+        return common.reft("warmup", setting.reft_epochs / k, online, **sizes, **how, **check)
 
     others = dict.fromkeys(("reft", *common.CRITIC_FREE), make_reft)
     return common.one_of("method", arg.method, others | dict(online=make_online, offline=make_offline))()

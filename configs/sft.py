@@ -4,7 +4,7 @@ python -m reft_jax.main --config=configs/sft.py:data=svamp,cot=program,model=tin
 `model`: a preset (trained from scratch) or a Hugging Face directory. `smoke`: all of it at toy size.
 """
 
-from configs import common
+from reft_jax.configs import common
 
 
 def get_config(arg=""):

@@ -1,15 +1,16 @@
 """Looks through data files before anything is trained on them, and names everything that is wrong, not only the first:
 
-    python -m reft_jax.doctor FILE... [--test=FILE] [--name=gsm8k|svamp|mathqa|mathqa-numeric] [--cot=program|nl]
-        [--tokenizer=DIR|SHIPPED|PRESET|bpe ...] [--max-prompt=N] [--max-response=N] [--json]
+    python -m reft_jax.doctor FILE... [--test=FILE] [--task=NAME] [--cot=program|nl] [--tokenizer=DIR|SHIPPED|PRESET|bpe ...]
+        [--max-prompt=N] [--max-response=N] [--json]
 
 Findings, each with file and line: records that training would refuse (malformed JSON, fields that are absent or of another
 type, ids that stand twice), questions that stand twice or in --test too (case and punctuation aside), gold CoTs whose
 answer is not the label (programs are run in the sandbox; N-CoT is compared where it says "the answer is ..." itself),
 and records over --max-prompt or --max-response tokens. Reading is training's own (`files.py`). Then a census of each file.
 
---name and --cot are told from the records where they are not given. --tokenizer can be given several times; `bpe`, or a
-preset that is trained from nothing, stands for the tokenizer that such a run would build from the file.
+--task (a file of reft_jax/tasks that reads files, or one of your own, my.py) and --cot are told from the records where they are not given.
+--tokenizer can be given several times; `bpe`, or a preset that is trained from nothing, stands for the tokenizer that such a run would build
+from the file.
 Exit codes: 0 nothing found, 1 findings, 2 wrong usage or no such file.
 """
 
@@ -23,7 +24,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from reft_jax import tasks
+from reft_jax.config import choices
+from reft_jax.configs.models import PRESETS
 from reft_jax.data import files, prompts, splits
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import Record
@@ -32,7 +34,7 @@ from reft_jax.rewards import answer, program, score
 from reft_jax.run.progress import Progress
 
 USAGE = (
-    "usage: python -m reft_jax.doctor FILE... [--test=FILE] [--name=gsm8k|svamp|mathqa|mathqa-numeric] [--cot=program|nl] "
+    "usage: python -m reft_jax.doctor FILE... [--test=FILE] [--task=NAME] [--cot=program|nl] "
     "[--tokenizer=DIR|SHIPPED|PRESET|bpe ...] [--max-prompt=N] [--max-response=N] [--json]"
 )
 ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -47,7 +49,7 @@ class Options:
 
     files: tuple[str, ...]
     test: str = ""
-    name: str = ""
+    task: str = ""
     cot: str = ""
     tokenizers: tuple[str, ...] = ()
     max_prompt: int = 0  # tokens; 0 = no limit
@@ -81,7 +83,7 @@ def parse(argv: Sequence[str]) -> Options:
             names.append(text)
         elif flag == "--json" and not equals:
             values[key] = True
-        elif flag not in ("--test", "--name", "--cot", "--tokenizer", "--max-prompt", "--max-response"):
+        elif flag not in ("--test", "--task", "--cot", "--tokenizer", "--max-prompt", "--max-response"):
             raise InputError(f"unknown argument {text!r}\n{USAGE}")
         elif not value:
             raise InputError(f"{flag} needs a value: {flag}=...\n{USAGE}")
@@ -95,12 +97,22 @@ def parse(argv: Sequence[str]) -> Options:
             values[key] = value
     if not names:
         raise InputError(f"no file is named\n{USAGE}")
-    for key, legal in (("name", tasks.FILE_SETS), ("cot", score.COTS)):
-        if values.get(key, legal[0]) not in legal:
-            raise InputError(f"--{key}: got {values[key]!r}; legal are {', '.join(legal)}")
+    task, cot = values.get("task"), values.get("cot", "nl")
+    if task and task not in _readers() and not (choices.is_path(task) and hasattr(choices.load("tasks", task), "read")):
+        known = ", ".join(_readers())
+        raise InputError(
+            f"--task: got {task!r}; legal are {known}, or a file of your own (my.py) whose Task has a read"
+        )
+    if cot not in score.COTS:
+        raise InputError(f"--cot: got {cot!r}; legal are {', '.join(score.COTS)}")
     if ("max_prompt" in values or "max_response" in values) and not more:
         raise InputError("--max-prompt and --max-response count tokens: name a --tokenizer")
     return Options(tuple(names), tokenizers=tuple(more), **values)
+
+
+def _readers() -> list[str]:
+    """The tasks that are read from files."""
+    return [name for name in choices.names("tasks") if hasattr(choices.load("tasks", name), "read")]
 
 
 def examine(path: str, options: Options) -> tuple[dict, list[Finding]]:
@@ -108,10 +120,10 @@ def examine(path: str, options: Options) -> tuple[dict, list[Finding]]:
     found, complaints = [], []
     records, how = _records(path, options, "train", complaints)
     found += [_finding(error.place, "record", error.field, error.problem) for error in complaints]
-    census = {"name": how.name, "cot": how.cot, "records": len(records), "refused": len({e.place for e in complaints})}
+    census = {"task": how.task, "cot": how.cot, "records": len(records), "refused": len({e.place for e in complaints})}
     if not records:
         return census, found
-    kind = score.answer_kind(how.name)
+    kind = score.answer_kind(how.task)
     found += _twice(records, kind)
     census |= {
         "distinct_questions": len({splits.question_words(r.question) for r in records}),
@@ -148,26 +160,25 @@ def _records(path: str, options: Options, split: str, complaints: list) -> tuple
     """The records of a file, and the options with what they left open filled in. A file without any CoT is a test set's."""
     objects = files.read_objects(path, complaints=complaints)
     rows = [row for _, row in objects]
-    name, cot = options.name or _told_name(rows), options.cot or _told_cot(rows)
-    if not name and objects:
-        raise InputError(
-            f"{path}: the records do not tell which data set it is; say --name={'|'.join(tasks.FILE_SETS)}"
-        )
-    how = dataclasses.replace(options, name=name or tasks.FILE_SETS[0], cot=cot)
+    task, cot = options.task or _told_task(rows), options.cot or _told_cot(rows)
+    if not task and objects:
+        raise InputError(f"{path}: the records do not tell which task they are of; say --task={'|'.join(_readers())}")
+    how = dataclasses.replace(options, task=task or _readers()[0], cot=cot)
     if not any({"answer_cot", "answer", "Rationale"} & row.keys() for row in rows):
         split = "test"
-    return tasks.read(how.name, objects, how, split=split, complaints=complaints), how
+    return choices.load("tasks", how.task)().read(objects, how, split=split, complaints=complaints), how
 
 
-def _told_name(rows) -> str:
-    """The data set that ids ("svamp_17") or the fields of a published file tell; "" if none does."""
+def _told_task(rows) -> str:
+    """The task that ids ("svamp_17") or the fields of a published file tell; "" if none does."""
+    readers = _readers()
     for row in rows:
         prefix = str(row.get("item_id", "")).rpartition("_")[0]
-        if prefix in tasks.FILE_SETS:
+        if prefix in readers:
             return prefix
-        for field, name in (("Problem", "mathqa"), ("Body", "svamp"), ("answer", "gsm8k")):
+        for field, task in (("Problem", "mathqa"), ("Body", "svamp"), ("answer", "gsm8k")):
             if field in row and "answer_value" not in row:
-                return name
+                return task
     return ""
 
 
@@ -177,13 +188,18 @@ def _told_cot(rows) -> str:
     return "program" if 2 * sum(cot.startswith("def ") for cot in cots) > len(cots) else "nl"
 
 
+def _read_by(kind: str) -> dict:
+    """How answers of that kind are read: the arguments of `rewards.answer`."""
+    return dict(kind=kind, matcher="math" if kind == "expression" else "reft")
+
+
 def _twice(records, kind: str) -> list[Finding]:
     """Questions that stand in the file already."""
     first, found = {}, []
     for record in records:
         before = first.setdefault(splits.question_words(record.question), record)
         if before is not record:
-            same = answer.equal(before.answer, record.answer, kind=kind)
+            same = answer.equal(answer.canonical(before.answer, **_read_by(kind)), record.answer, **_read_by(kind))
             answers = "the same answer" if same else f"another answer, {before.answer} and not {record.answer}"
             problem = f"the question stands at {before.place} already, with {answers}; keep one, or make them differ"
             found.append(_finding(record.place, "question", "question", problem))
@@ -215,7 +231,8 @@ def _run(gold, how: Options) -> tuple[dict, list[Finding]]:
 
 def _failed(how: Options, texts, golds, places) -> tuple[list, list, list]:
     """(places, grades, what people want to know) of the programs that do not grade as correct."""
-    failed = score.audit_gold(how.name, "program", texts, golds, places)
+    matcher = _read_by(score.answer_kind(how.task))["matcher"]
+    failed = score.audit_gold(how.task, "program", texts, golds, places, matcher=matcher)
     sources = dict(zip(places, texts, strict=True))
     results = program.run_programs([sources[place] for place, _ in failed])
     return [place for place, _ in failed], [grade for _, grade in failed], [result.detail for result in results]
@@ -226,10 +243,10 @@ def _compare(gold, kind: str) -> tuple[dict, list[Finding]]:
     counted, found = collections.Counter(agree=0, differ=0, none=0), []
     for record in gold:
         own = _OWN_ANSWER.search(record.cot)
-        value = answer.canonical(own[1], kind=kind) if own else None
+        value = answer.canonical(own[1], **_read_by(kind)) if own else None
         if value is None:
             counted["none"] += 1
-        elif answer.equal(value, record.answer, kind=kind):
+        elif answer.equal(value, record.answer, **_read_by(kind)):
             counted["agree"] += 1
         else:
             counted["differ"] += 1
@@ -245,8 +262,8 @@ def _lengths(records, name: str, how: Options) -> tuple[dict, list[Finding]]:
     for i, record in enumerate(records, start=1):
         with files.telling(failed := []):
             try:
-                row = prompts.encode(tokenizer, record, how, purpose="reft")
-                response = len(prompts.encode(tokenizer, record, how, purpose="sft").response) if record.cot else 0
+                row = prompts.encode(tokenizer, record, how, purpose="rollout")
+                response = len(prompts.encode(tokenizer, record, how, purpose="teach").response) if record.cot else 0
             except InputError as error:
                 raise files.RecordError(record.place, "", f"{name}: {error}") from error
             asked.append(len(row.prompt))
@@ -267,10 +284,6 @@ def _tokenizer(name: str, records):
     for folder in (pathlib.Path(name).expanduser(), ASSETS / name):
         if folder.is_dir():
             return tokenizers.load(folder)
-    try:
-        from configs.models import PRESETS
-    except ModuleNotFoundError:  # installed without the configs
-        PRESETS = {}
     if name != "bpe" and PRESETS.get(name, {"vocab_size": 1})["vocab_size"]:
         shipped = ", ".join(sorted(path.name for path in ASSETS.iterdir() if path.is_dir()))
         raise InputError(
@@ -282,9 +295,9 @@ def _tokenizer(name: str, records):
 
 
 def _answer_form(text: str, kind: str) -> str:
-    """letter, whole number, decimal or fraction ("203.0" is whole)."""
-    if kind == "choice":
-        return "letter"
+    """letter, expression, or of numbers whole, decimal or fraction ("203.0" is whole)."""
+    if kind != "number":
+        return "letter" if kind == "choice" else "expression"
     return "fraction" if "/" in text else "whole" if float(text).is_integer() else "decimal"
 
 
@@ -303,7 +316,7 @@ def _finding(place: str, kind: str, field: str, problem: str) -> Finding:
 def report(path: str, census: dict, found: Sequence[Finding]) -> str:
     """The findings, a line each, and the census under them."""
     lines = [f"{f.file}:{f.line}: {f.kind}: {f.problem}" for f in found]
-    lines.append(f"{path}: {census['name']}, {census['cot']}: {census['records']} records, {census['refused']} refused")
+    lines.append(f"{path}: {census['task']}, {census['cot']}: {census['records']} records, {census['refused']} refused")
     if not census["records"]:
         return "\n".join(lines)
 

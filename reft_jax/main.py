@@ -16,7 +16,6 @@ import shlex
 import sys
 import time
 
-from reft_jax import prepare
 from reft_jax.errors import InputError, Preempted, RunError, Stop
 from reft_jax.mesh import distributed
 from reft_jax.run import jax_settings, profiler, progress, trackers, workdirs
@@ -53,13 +52,22 @@ def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]], dict]:
     return spec, workdir, overrides, distributed.read_flags(processes, os.environ)
 
 
+def prepare(argv: list[str], stop):
+    """What `prepare.prepare` gives; imported here, after the environment is set."""
+    given = parse(argv)
+    from reft_jax import prepare
+
+    return prepare.prepare(*given, stop)
+
+
 def execute(run, about: dict):
     """Writes the run's first files and runs what is not done yet."""
     from reft_jax import models
+    from reft_jax.config import choices
     from reft_jax.data import tokenizer as tokenizers
     from reft_jax.run import overview
     from reft_jax.run.metrics import write_json
-    from reft_jax.stages import evaluate, export, reft, reranker, self_train, sft
+    from reft_jax.stages import evaluate, export
 
     jax_settings.multiply_in(run.model.compute_dtype)
     workdir = run.workdir
@@ -71,21 +79,13 @@ def execute(run, about: dict):
     generation = export.generation_config(run.tokenizer, run.eos_ids)
     write_json(workdir / "tokenizer" / "generation_config.json", generation)
     print(overview.first_lines(run, about), flush=True)
-    kinds = {
-        "sft": sft.run,
-        "reft": reft.run,
-        "self_train": self_train.run,
-        "reranker": reranker.run,
-        "evaluate": evaluate.run,
-        "export": export.run,
-    }
     for name, stage in run.config.stages:
         if run.done(name):
             continue
         run.stop_if_asked()
         run.folder(name).mkdir(exist_ok=True)
         began = time.monotonic()
-        run_stage(kinds[stage.kind], name, stage, run)
+        run_stage(choices.module("stages", dict(run.config.kinds)[name]).run, name, stage, run)
         distributed.rest()
         print(f"{name}: finished in {progress.clock(time.monotonic() - began)}{overview.chosen(run, name)}", flush=True)
     if (workdir / "results.json").exists():
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
     stop = Stop()
     try:
         with stop.listening():
-            run, about = prepare.prepare(*parse(argv), stop)
+            run, about = prepare(argv, stop)
             with workdirs.opened(run.workdir):
                 jax_settings.keep_compiled(run.workdir)
                 execute(run, about)

@@ -37,3 +37,17 @@ def reduce(x: jax.Array, mask: jax.Array, how: str, length: int = 0) -> jax.Arra
     if how == "constant":
         return total(x, mask) / (x.shape[0] * (length or x.shape[1]))
     return mean(mean(x, mask, axis=1), mask.any(axis=1))
+
+
+class Mean:
+    """What a loss reduces its tokens with, as its stage says: `mean(x)` of x f32[B, R] is `reduce` over the batch's mask; `mean.share(x)` is of
+    the tokens that there are, for metrics."""
+
+    def __init__(self, mask: jax.Array, how: str, length: int = 0):
+        self.mask, self.how, self.length = mask, how, length
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return reduce(x, self.mask, self.how, self.length)
+
+    def share(self, x: jax.Array) -> jax.Array:
+        return reduce(x, self.mask, "sequence" if self.how == "constant" else self.how, self.length)

@@ -3,29 +3,30 @@
 import dataclasses
 import pathlib
 
-from reft_jax import recipe, tasks
-from reft_jax.config import settings
+from reft_jax import models, recipe, tasks
+from reft_jax.config import choices, settings
+from reft_jax.data import batching, prompts
+from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
-from reft_jax.mesh import distributed
-from reft_jax.run import trackers, workdirs
+from reft_jax.mesh import distributed, sharding
+from reft_jax.rewards import program, score
+from reft_jax.run import begin, checkpoint, trackers, workdirs
+from reft_jax.run.run import Run
 
 # ------------------------------------------------------------------ model, tokenizer, data
 
 
-def build_tokenizer(config: settings.Config, splits, directory):
+def build_tokenizer(config: settings.Recipe, splits, directory):
     """The model directory's tokenizer, or one built from the data (word level for generated problems, BPE for text)."""
-    from reft_jax.data import prompts
-    from reft_jax.data import tokenizer as tokenizers
-    from reft_jax.tasks import arithmetic
-
     if directory is not None:
         return tokenizers.load(directory)
     if config.data.tokenizer == "word":
-        if config.data.name != "arithmetic":
+        task = choices.load("tasks", config.data.task)()
+        if not hasattr(task, "words"):
             raise InputError(
-                f"config.data.tokenizer: 'word' is for the closed vocabulary of arithmetic; {config.data.name} needs 'bpe'"
+                f"config.data.tokenizer: got 'word'; it is for tasks of a closed vocabulary, {config.data.task} needs 'bpe'"
             )
-        return tokenizers.build_word(arithmetic.PIECE, arithmetic.vocabulary())
+        return tokenizers.build_word(*task.words())
     texts = (
         text
         for record in splits.train
@@ -34,11 +35,8 @@ def build_tokenizer(config: settings.Config, splits, directory):
     return tokenizers.build_bpe(texts, config.data.vocab_size)
 
 
-def resolve_arch(config: settings.Config, tokenizer, directory) -> settings.Arch:
+def resolve_arch(config: settings.Recipe, tokenizer, directory) -> settings.Arch:
     """The architecture with its vocabulary size filled in; InputError if the tokenizer has more ids than the model."""
-    from reft_jax import models
-    from reft_jax.data import tokenizer as tokenizers
-
     arch = models.read_config(directory) if directory is not None else config.model.arch
     if arch.vocab_size == 0:
         arch = dataclasses.replace(arch, vocab_size=len(tokenizer))
@@ -46,10 +44,8 @@ def resolve_arch(config: settings.Config, tokenizer, directory) -> settings.Arch
     return arch
 
 
-def build_model(config: settings.Config, arch: settings.Arch, layout):
+def build_model(config: settings.Recipe, arch: settings.Arch, layout):
     """The config's model, without adapters, on that layout."""
-    from reft_jax import models
-
     names = "param_dtype", "compute_dtype", "remat", "logits_chunk", "vocab_multiple", "attention"
     return models.Model(arch, layout=layout, **{name: getattr(config.model, name) for name in names})
 
@@ -60,17 +56,14 @@ def build_model(config: settings.Config, arch: settings.Arch, layout):
 def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes: dict, stop):
     """Everything up to the first write: (Run, what config.json is to say of it). Raises InputError."""
     config, tree = recipe.load(spec, overrides)
+    check_files(config)
     trackers.check(config.logging)
     workdir = pathlib.Path(workdir).absolute()
-    workdirs.check(workdir, tree)
+    workdirs.check(workdir, tree, recipe.binding)
+    workdirs.check_own_files(workdir, own_files := recipe.own_files(tree))
     distributed.initialize(processes)
     if distributed.several():
         stop.agree = distributed.asked_to_stop
-
-    from reft_jax import models
-    from reft_jax.data import tokenizer as tokenizers
-    from reft_jax.mesh import sharding
-    from reft_jax.run import run as run_lib
 
     directory = None
     if config.model.directory and (directory := models.resolve(config.model.directory)) is None:
@@ -101,40 +94,41 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
         "attention": {what: f"{way}: {why}" if why else way for what, (way, why) in ways.items()},
         "data_sha256": data_sha256,
         "sources": sources,
+        "own_files": own_files,
         "notes": notes,
     }
-    return run_lib.Run(config, workdir, model, tokenizer, splits, stop, more), about
+    return Run(config, workdir, model, tokenizer, splits, stop, more), about
 
 
-def asks(config: settings.Config, stage) -> tuple[str, ...]:
+def check_files(config: settings.Recipe):
+    """InputError where a stage chooses by questions that no file has."""
+    for name, stage in config.stages:
+        by_test = getattr(stage, "select", "") == "best" and stage.select_on == "test"
+        if by_test and config.data.source == "files" and not config.data.test_file:
+            raise InputError(f"config.stages.{name}.select_on: got 'test'; it needs config.data.test_file")
+
+
+def asks(config: settings.Recipe, stage) -> tuple[str, ...]:
     """The purposes (`data.prompts`) for which a stage reads training questions."""
-    if stage.kind == "self_train":
-        return "sft", config.purpose(stage.sample_from) if stage.mode == "offline" else "reft"
-    if stage.kind == "reranker":
-        return (config.purpose(stage.sample_from),)
-    return (stage.kind,) if stage.kind in ("sft", "reft") else ()
+    return stage.asks(config) if hasattr(stage, "asks") else ()
 
 
-def check_data(config: settings.Config, tokenizer, splits) -> list[str]:
+def check_data(config: settings.Recipe, tokenizer, splits) -> list[str]:
     """Tokenizes what the stages will use and grades the gold answers; returns notes for the user, raises InputError."""
-    from reft_jax.data import batching, prompts
-    from reft_jax.rewards import program, score
-
-    data, verifier, notes = config.data, config.rewards, list(splits.notes)
-    kinds = {stage.kind for _, stage in config.stages}
+    data, verifier, notes = config.data, config.verifier, list(splits.notes)
     purposes = {purpose for _, stage in config.stages for purpose in asks(config, stage)}
-    uses = [("train", splits.train, purpose) for purpose in ("sft", "reft", "evaluate") if purpose in purposes]
-    uses += [(name, records, "evaluate") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
+    uses = [("train", splits.train, purpose) for purpose in prompts.PURPOSES if purpose in purposes]
+    uses += [(name, records, "ask") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
     for name, records, purpose in uses:
         if note := batching.fit(tokenizer, records, data, purpose=purpose).note:
             notes.append(f"{name} ({purpose}): {note}")
-    if data.cot == "program" and kinds != {"export"}:
+    if data.cot == "program" and {kind for _, kind in config.kinds} != {"export"}:
         program.use_sandbox(verifier.sandbox)
-    if kinds & {"reft", "self_train", "reranker"}:  # those that learn from grades
+    if any(getattr(stage, "learns_from_grades", False) for _, stage in config.stages):
         gold = [record for record in splits.train if record.cot and record.kind != "text"]
         texts = [prompts.target(record, docstring=data.docstring) for record in gold]
         failed = score.audit_gold(
-            data.name,
+            data.task,
             data.cot,
             texts,
             [r.answer for r in gold],
@@ -145,8 +139,8 @@ def check_data(config: settings.Config, tokenizer, splits) -> list[str]:
         named = ", ".join(f"{item} ({grade.status}, extracted {grade.extracted})" for item, grade in failed[:5])
         if len(failed) > verifier.max_gold_failures * len(gold):
             raise InputError(
-                f"{data.train_file or data.name}: {len(failed)} of {len(gold)} gold answers do not grade as correct ({named}); over "
-                f"config.rewards.max_gold_failures={verifier.max_gold_failures}. Look at data.matcher, data.cot, rewards.timeout_s, or mend the "
+                f"{data.train_file or data.task}: {len(failed)} of {len(gold)} gold answers do not grade as correct ({named}); over "
+                f"config.verifier.max_gold_failures={verifier.max_gold_failures}. Look at data.matcher, data.cot, verifier.timeout_s, or mend the "
                 "records"
             )
         notes.append(
@@ -156,14 +150,11 @@ def check_data(config: settings.Config, tokenizer, splits) -> list[str]:
     return notes
 
 
-def check_sources(config: settings.Config):
+def check_sources(config: settings.Recipe):
     """Every source that is no stage must exist, before anything is trained."""
-    from reft_jax import models
-    from reft_jax.run import checkpoint
-
     names = {"random", *(name for name, _ in config.stages)}
     for name, stage in config.stages:
-        for key, source in settings.sources(stage):
+        for key, source in stage.sources():
             if source not in names and models.resolve(source) is None and checkpoint.locate(source) is None:
                 shipped = (
                     ", ".join(sorted(p.name for p in models.SHIPPED.iterdir() if p.is_dir()))
@@ -176,12 +167,9 @@ def check_sources(config: settings.Config):
                 )
 
 
-def check_sizes(config: settings.Config, arch):
+def check_sizes(config: settings.Recipe, arch):
     """Every directory that a stage begins with must hold a whole model of the run's architecture, and what a model with learned
     positions reads and writes must have positions."""
-    from reft_jax import models
-    from reft_jax.run import begin, checkpoint
-
     shapes = models.shapes(models.Model(arch, vocab_multiple=config.model.vocab_multiple))
 
     longest = config.data.max_prompt + config.data.max_response
@@ -191,12 +179,12 @@ def check_sizes(config: settings.Config, arch):
         )
     names, checked = {name for name, _ in config.stages}, set()
     for name, stage in config.stages:
-        for token in () if stage.kind in ("sft", "export") else stage.sampling.forbidden:
+        for token in stage.sampling.forbidden if hasattr(stage, "sampling") else ():
             if token >= arch.vocab_size:
                 raise InputError(
                     f"config.stages.{name}.sampling.forbidden: got {token}; the model has tokens 0 to {arch.vocab_size - 1}"
                 )
-        for key, source in settings.sources(stage):
+        for key, source in stage.sources():
             folder = None if source in names else models.resolve(source)
             if folder is None and source not in names and source != "random":
                 begin.check_stored(checkpoint.locate(source), f"config.stages.{name}.{key}={source}", shapes)
@@ -210,10 +198,8 @@ def check_sizes(config: settings.Config, arch):
             checked.add(folder)
 
 
-def check_adapters(config: settings.Config, model):
+def check_adapters(config: settings.Recipe, model):
     """Adapters must adapt something, and a quantized base needs its library."""
-    from reft_jax import models
-
     if config.model.lora is not None and not models.only_adapters(
         models.shapes(dataclasses.replace(model, lora=config.model.lora))
     ):
@@ -225,29 +211,11 @@ def check_adapters(config: settings.Config, model):
         models.quantize.library()
 
 
-def check_batches(config: settings.Config, layout):
+def check_batches(config: settings.Recipe, layout):
     """Rows must divide over the mesh, or some devices would hold copies of the work."""
     parts = layout.parts("batch")
     for name, stage in config.stages:
-        sizes = {
-            "sft": lambda s: {"batch_size": s.batch_size // s.accumulate, "eval_batch_size": s.eval_batch_size},
-            "reft": lambda s: {
-                "batch_size": s.batch_size,
-                "ppo.minibatch_size": s.ppo.part_size,
-                "eval_batch_size": s.eval_batch_size,
-            },
-            "self_train": lambda s: {
-                "batch_size": s.batch_size * (1 if s.mode == "offline" else s.num_samples + 1) // s.accumulate,
-                "sample_batch_size": s.sample_batch_size,
-                "eval_batch_size": s.eval_batch_size,
-            },
-            "reranker": lambda s: {
-                "batch_size": s.batch_size // s.accumulate,
-                "sample_batch_size": s.sample_batch_size,
-            },
-            "evaluate": lambda s: {"batch_size": s.batch_size},
-            "export": lambda s: {},
-        }[stage.kind](stage)
+        sizes = stage.rows() if hasattr(stage, "rows") else {}
         for key, size in sizes.items():
             if size % parts:
                 raise InputError(

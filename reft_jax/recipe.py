@@ -1,116 +1,179 @@
-"""What a config may hold, and how a config file and flags become one checked, frozen record.
+"""A config file and flags -> one checked, frozen Recipe, before any device is touched.
 
-A config file (`configs/*.py`) is a program whose `get_config(arg)` returns an ml_collections ConfigDict that spells out
-every key; the dataclasses below are the other half: the legal keys, their types and their ranges. `load` runs the file,
-applies `--config.a.b=value` overrides and returns a `Config` of frozen (hence hashable) records, before any device is
-touched. Everything wrong raises `InputError` with the key, the value, what is legal and the nearest known name.
+A config file (`configs/*.py`) is a program whose `get_config(arg)` returns an ml_collections ConfigDict of what it changes; the records in
+`config/settings.py`, `stages/` and the other rooms have the legal keys, their types, ranges and defaults. `load` runs the file, fills every default
+in, applies `--config.a.b=value` overrides and builds the records. Everything wrong raises `InputError` with the key, the value, what is legal
+and the nearest known name.
 """
 
-import ast
 import importlib.util
 import pathlib
 import sys
 
 import ml_collections
 
-from reft_jax.config import checks, records, settings
+from reft_jax.config import choices, records, renamed
+from reft_jax.config.settings import OWN_FOLDERS, Data, Logging, Mesh, Model, Recipe, Verifier
+from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
 
+GROUPS = dict(model=Model, data=Data, mesh=Mesh, verifier=Verifier, logging=Logging)
+OPTIONAL = ("mesh", "verifier", "logging")
+SHIPPED = pathlib.Path(__file__).resolve().parent / "configs"
+SEED = dict(low=0, high=2**31 - 1)
 
-def build(tree: dict, *, reads_data: bool = True) -> settings.Config:
-    """The checked record of a nested dict; InputError for the first thing wrong. reads_data False: files need not be named."""
-    if missing := [key for key in ("seed", "model", "data", "mesh", "rewards", "stages") if key not in tree]:
-        raise InputError(f"config: missing {', '.join(missing)}")
-    known = settings.Config.__dataclass_fields__
+
+# ------------------------------------------------------------------ trees
+
+
+def fill(tree: dict) -> dict:
+    """The nested dict with every default written out; InputError for unknown and missing keys."""
+    known = ("seed", *GROUPS, "stages")
     for key in tree:
         if key not in known:
-            raise InputError(f"config.{key}: unknown key; {records.nearest(key, known)}known are {', '.join(known)}")
+            raise InputError(
+                f"config.{key}: {renamed.told(f'config.{key}') or f'unknown key; {nearest(key, known)}known are {listed(known)}'}"
+            )
+    if missing := [key for key in known if key not in tree and key not in OPTIONAL]:
+        raise InputError(f"config: missing {listed(missing)}")
     if not isinstance(tree["stages"], dict) or not tree["stages"]:
         raise InputError("config.stages: got none; it must be an ordered dict name -> stage")
-    stages = []
-    for name, stage in tree["stages"].items():
-        path = f"config.stages.{name}"
-        if not isinstance(stage, dict) or stage.get("kind") not in settings.KINDS:
-            got = stage.get("kind") if isinstance(stage, dict) else stage
-            raise InputError(
-                f"{path}.kind: got {got!r}; {records.nearest(str(got), settings.KINDS)}legal are {', '.join(settings.KINDS)}"
-            )
-        stages.append((name, records._build(settings.KINDS[stage["kind"]], stage, path)))
-    seed = records._leaf(tree["seed"], int, "config.seed", dict(low=0, high=2**31 - 1, above=None, one_of=None))
-    config = settings.Config(
-        seed,
-        *(
-            records._build(cls, tree[key], f"config.{key}")
-            for key, cls in (
-                ("model", settings.Model),
-                ("data", settings.Data),
-                ("mesh", settings.Mesh),
-                ("rewards", settings.Rewards),
-            )
-        ),
-        tuple(stages),
-        records._build(settings.Logging, tree.get("logging", {}), "config.logging"),
+    groups = {key: records.fill(cls, tree.get(key, {}), f"config.{key}") for key, cls in GROUPS.items()}
+    stages = {name: _fill_stage(stage, f"config.stages.{name}") for name, stage in tree["stages"].items()}
+    return {"seed": tree["seed"], **groups, "stages": stages}
+
+
+def _fill_stage(stage, path: str) -> dict:
+    kind = stage.get("kind") if isinstance(stage, dict) else stage
+    if not isinstance(kind, str):
+        raise InputError(f"{path}.kind: got {kind!r}; {choices.legal('stages')}")
+    cls = records.chosen("stages", kind, f"{path}.kind")
+    return {"kind": kind} | records.fill(cls, _without_kind(stage), path)
+
+
+def _without_kind(stage: dict) -> dict:
+    return {key: value for key, value in stage.items() if key != "kind"}
+
+
+def build(tree: dict) -> Recipe:
+    """The checked record of a nested dict; InputError for the first thing wrong."""
+    tree = fill(tree)
+    seed = records.leaf(tree["seed"], int, "config.seed", SEED)
+    groups = {key: records.build(cls, tree[key], f"config.{key}") for key, cls in GROUPS.items()}
+    kinds = tuple((name, stage["kind"]) for name, stage in tree["stages"].items())
+    stages = tuple(
+        (
+            name,
+            records.build(choices.load("stages", kind), _without_kind(tree["stages"][name]), f"config.stages.{name}"),
+        )
+        for name, kind in kinds
     )
-    checks.check(config, reads_data=reads_data)
-    return config
+    recipe = Recipe(seed, stages=stages, kinds=kinds, **groups)
+    earlier = {}
+    for name, stage in stages:
+        path = f"config.stages.{name}"
+        _check_place(name, stage, recipe, earlier, path)
+        if hasattr(stage, "check_in"):
+            records.refuse(stage.check_in(recipe, earlier), tree["stages"][name], path)
+        earlier[name] = stage
+    return recipe
+
+
+def _check_place(name: str, stage, recipe: Recipe, earlier: dict, path: str):
+    """The stage's name, and that what it begins with or evaluates comes before it."""
+    if not name.isidentifier():
+        raise InputError(f"{path}: a stage's name is also a folder's: letters, digits and underscores only")
+    if name in OWN_FOLDERS:
+        raise InputError(f"{path}: {name!r} is a folder of the workdir; give the stage another name")
+    later = {n for n, _ in recipe.stages} - set(earlier)
+    for key, source in stage.sources():
+        if source in later:
+            raise InputError(
+                f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)"
+            )
+        if (
+            source in earlier
+            and not getattr(earlier[source], "is_policy", False)
+            and dict(recipe.kinds)[source] == "reranker"
+        ):
+            raise InputError(
+                f"{path}.{key}: {source!r} is a re-ranker, which answers no questions; an evaluate stage names it in its rerankers"
+            )
+
+
+def binding(tree: dict) -> dict:
+    """{dotted path: value} of all that a started run may not change."""
+    out = {"config.seed": tree["seed"]}
+    for key, cls in GROUPS.items():
+        out |= records.binding(cls, tree[key], f"config.{key}")
+    for name, stage in tree["stages"].items():
+        out[f"config.stages.{name}.kind"] = stage["kind"]
+        out |= records.binding(choices.load("stages", stage["kind"]), _without_kind(stage), f"config.stages.{name}")
+    return out
+
+
+def own_files(tree: dict) -> dict:
+    """{name: SHA-256} of every file of the user's own that a filled tree chooses."""
+    names = [name for key, cls in GROUPS.items() for name in records.own_files(cls, tree[key])]
+    for stage in tree["stages"].values():
+        names += [stage["kind"]] * choices.is_path(stage["kind"])
+        names += records.own_files(choices.load("stages", stage["kind"]), _without_kind(stage))
+    return {name: choices.sha256(name) for name in dict.fromkeys(names)}
 
 
 # ------------------------------------------------------------------ files and flags
 
 
-def _parse_value(text, current, path):
-    """A flag's text as a value of the type that the key has now."""
-    if isinstance(current, bool):
-        if text.lower() in ("true", "1", "false", "0"):
-            return text.lower() in ("true", "1")
-        raise InputError(f"{path}: got {text!r}; it must be True or False")
-    if isinstance(current, str):
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    legal = (
-        (int, float)
-        if isinstance(current, float)
-        else (tuple, list)
-        if isinstance(current, (tuple, list))
-        else (type(current),)
+def override(tree: dict, path: str, text: str):
+    """Sets config.<path> of a filled tree from a flag's text."""
+    head, _, rest = path.partition(".")
+    if head == "seed" and not rest:
+        tree["seed"] = records.parse_value(text, tree["seed"], "config.seed")
+    elif head in GROUPS and rest:
+        records.override(GROUPS[head], tree[head], rest, text, f"config.{head}")
+    elif head == "stages" and rest:
+        _override_stage(tree["stages"], *rest.partition(".")[::2], text)
+    elif head in tree:
+        raise InputError(f"config.{path}: it is a group; set one of {listed(tree[head])}")
+    else:
+        known = list(tree)
+        told = renamed.told(f"config.{path}") or f"unknown key; {nearest(head, known)}known are {listed(known)}"
+        raise InputError(f"config.{path if renamed.told(f'config.{path}') else head}: {told}")
+
+
+def _override_stage(stages: dict, name: str, rest: str, text: str):
+    path = f"config.stages.{name}"
+    if name not in stages:
+        raise InputError(f"{path}: unknown key; {nearest(name, stages)}known are {listed(stages)}")
+    if not rest:
+        raise InputError(f"{path}: it is a group; set one of {listed(stages[name])}")
+    if rest == "kind":
+        raise InputError(f"{path}.kind: a stage's kind stands in the config file (now {stages[name]['kind']!r})")
+    records.override(choices.load("stages", stages[name]["kind"]), stages[name], rest, text, path)
+
+
+def find(file: str) -> pathlib.Path:
+    """The config file that --config names: a path, or of those shipped with the package `demo`, `demo.py` or `configs/demo.py`."""
+    path = pathlib.Path(file)
+    if path.is_file():
+        return path.resolve()
+    shipped = SHIPPED / (path.name if path.suffix == ".py" else f"{path.name}.py")
+    if path.parent in (pathlib.Path("."), pathlib.Path("configs")) and shipped.is_file():
+        return shipped.resolve()
+    names = sorted(one.stem for one in SHIPPED.glob("*.py") if one.stem not in ("common", "models"))
+    raise InputError(
+        f"--config: no file {file!r} (from {pathlib.Path.cwd()}); {nearest(path.stem, names)}it is FILE.py[:key=value,...], or one of those "
+        f"that the package has: {listed(names)}"
     )
-    if current is not None and (not isinstance(value, legal) or isinstance(value, bool)):
-        raise InputError(f"{path}: got {text!r}; it must be of type {type(current).__name__} (now {current!r})")
-    return float(value) if isinstance(current, float) else value
 
 
-def override(config: ml_collections.ConfigDict, path: str, text: str):
-    """Sets config.<path> from a flag's text; the key must exist."""
-    *groups, last = path.split(".")
-    node = config
-    for i, key in enumerate([*groups, last]):
-        here = ".".join(["config", *path.split(".")[: i + 1]])
-        if not isinstance(node, ml_collections.ConfigDict) or key not in node:
-            known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
-            raise InputError(
-                f"{here}: unknown key; {records.nearest(key, known)}known are {', '.join(known) or 'none (it is a value)'}"
-            )
-        if i < len(groups):
-            node = node[key]
-    if isinstance(node[last], ml_collections.ConfigDict):
-        raise InputError(f"config.{path}: it is a group; set one of {', '.join(node[last])}")
-    with node.ignore_type(), node.unlocked():
-        node[last] = _parse_value(text, node[last], f"config.{path}")
-
-
-def load(spec: str, overrides: list[tuple[str, str]] = (), *, reads_data: bool = True) -> tuple[settings.Config, dict]:
-    """(record, plain dict) of "FILE.py[:argument]" with [(path, text)] overrides. Raises InputError."""
+def load(spec: str, overrides: list[tuple[str, str]] = ()) -> tuple[Recipe, dict]:
+    """(record, filled tree) of "FILE.py[:argument]" with [(path, text)] overrides. Raises InputError."""
     file, _, arg = spec.partition(":")
-    path = pathlib.Path(file).resolve()
-    if not path.is_file():
-        raise InputError(
-            f"--config: no file {file!r} (from {pathlib.Path.cwd()}); it is FILE.py[:key=value,...], for instance configs/demo.py"
-        )
-    root = str(path.parent.parent)  # so that a config finds its neighbours: `from configs import common`
-    sys.path.insert(0, root)
+    path = find(file)
+    own = path.parent != SHIPPED.resolve()
+    # so that a config of a project of its own finds its neighbours: `from configs import own`
+    path_before, sys.path[:0] = list(sys.path), [str(path.parent.parent)] * own
     try:
         module_spec = importlib.util.spec_from_file_location(f"reft_config_{path.stem}", path)
         module = importlib.util.module_from_spec(module_spec)
@@ -123,10 +186,10 @@ def load(spec: str, overrides: list[tuple[str, str]] = (), *, reads_data: bool =
     except Exception as error:  # the file is the user's program: whatever it raises is about the file
         raise InputError(f"--config={spec}: {type(error).__name__}: {error}") from error
     finally:
-        sys.path.remove(root)
+        sys.path[:] = path_before
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"--config={spec}: get_config gave {config!r}; it must give a ConfigDict")
+    tree = fill(config.to_dict())
     for key, text in overrides:
-        override(config, key, text)
-    tree = config.to_dict()
-    return build(tree, reads_data=reads_data), tree
+        override(tree, key, text)
+    return build(tree), fill(tree)

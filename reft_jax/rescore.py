@@ -3,10 +3,11 @@
     python -m reft_jax.rescore WORKDIR [--matcher=NAME | --all-matchers] [--k=K] [--limit-disagreements=N] [--write]
 
 Reads config.json, results.json and every <label>/predictions.jsonl, and prints for each label, with 95 % intervals, greedy accuracy, the vote
-of the first k samples and the unbiased pass@k. --matcher: one of reft_jax/rewards/matchers (default: the run's). --all-matchers: all that
-read this task's answers, and then on how many greedy responses each two disagree, with the first N (default 10) of them: why a
-score differs from another tool's. --k: samples of a question that count (default: all). The workdir is only read, unless --write is
-given: then results.json gets the figures, as <label>/rescored/<matcher>. Exit codes: 0 done, 1 failed, 2 bad input.
+of the first k samples and the unbiased pass@k. --matcher: a file of reft_jax/rewards/matchers, or one of your own, my.py (default: the
+run's). --all-matchers: all of reft_jax/rewards/matchers that read this task's answers, and then on how many greedy responses each two
+disagree, with the first N (default 10) of them: why a score differs from another tool's. --k: samples of a question that count (default:
+all). The workdir is only read, unless --write is given: then results.json gets the figures, as <label>/rescored/<matcher>. Exit codes: 0
+done, 1 failed, 2 bad input.
 """
 
 import itertools
@@ -14,6 +15,7 @@ import json
 import pathlib
 import sys
 
+from reft_jax.config import renamed
 from reft_jax.errors import InputError, RunError
 from reft_jax.rewards import estimates, matchers, score
 from reft_jax.run.metrics import table, write_json
@@ -117,12 +119,12 @@ def labels_of(workdir: pathlib.Path, results: dict) -> dict[str, list[dict]]:
 
 
 def regrade(
-    lines: list[dict], texts: list[str | None], task: str, cot: str, matcher: str, rewards: dict, ran: dict
+    lines: list[dict], texts: list[str | None], task: str, cot: str, matcher: str, verifier: dict, ran: dict
 ) -> list[score.Grade]:
     """A grade for each line; a question that was too long to be asked (no text) has no answer."""
     asked = [i for i, text in enumerate(texts) if text is not None]
     limits = {
-        key: rewards[key] for key in ("timeout_s", "memory_mb", "workers", "max_verifier_failures") if key in rewards
+        key: verifier[key] for key in ("timeout_s", "memory_mb", "workers", "max_verifier_failures") if key in verifier
     }
     golds = [str(lines[i]["gold"]) for i in asked]
     grades = score.grade(task, cot, [texts[i] for i in asked], golds, matcher=matcher, ran=ran, **limits)
@@ -243,9 +245,9 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
     path = workdir / "results.json"
     run, results = read_json(workdir / "config.json"), read_json(path) if path.exists() or write else {}
     try:
-        config = run["config"]
-        data, rewards = config["data"], config["rewards"]
-        task, cot, own = data["name"], data["cot"], data["matcher"]
+        config = renamed.modern(run["config"] | {"stages": {}})  # which are not read
+        data, verifier = config["data"], config["verifier"]
+        task, cot, own = data["task"], data["cot"], data["matcher"]
         kind = score.answer_kind(task)
     except (KeyError, TypeError) as error:
         raise InputError(
@@ -264,7 +266,7 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
         places = [i for i, line in enumerate(lines) if line["mode"] == "greedy"]
         greedy["lines"] += [(label, lines[i]) for i in places]
         for name in names:
-            grades = regrade(lines, texts, task, cot, name, rewards, ran)
+            grades = regrade(lines, texts, task, cot, name, verifier, ran)
             figure_of[name][label] = figures(lines, grades, k, f"{workdir / label}/predictions.jsonl")
             greedy[name] += [grades[i] for i in places]
             others = [i for i, line in enumerate(lines) if texts[i] is not None and line["status"] != grades[i].status]

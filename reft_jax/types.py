@@ -31,8 +31,22 @@ class Rollout(flax.struct.PyTreeNode):
     ref_logp: jax.Array  # f32[B, R] of the frozen reference
     values: jax.Array | None  # f32[B, R]; None without a critic
     entropy: jax.Array  # f32[B, R] of the policy's next-token distribution, nats
-    score: jax.Array  # f32[B]
-    num_samples: int = flax.struct.field(pytree_node=False, default=1)  # rows of a question, one after the other
+    scores: jax.Array  # f32[B], or f32[B, R] where terms pay tokens
+    group_size: int = flax.struct.field(pytree_node=False, default=1)  # rows of a question, one after the other
+
+    @property
+    def mask(self) -> jax.Array:
+        """bool[B, R] of the responses' tokens."""
+        return self.sample.mask
+
+
+class Outputs(flax.struct.PyTreeNode):
+    """What the model says of a batch; None where no loss needs it."""
+
+    logp: jax.Array | None = None  # f32[B, R] of the response tokens
+    entropy: jax.Array | None = None  # f32[B, R]
+    values: jax.Array | None = None  # f32[B, R]; None without a critic
+    right_logits: jax.Array | None = None  # f32[B] of "the answer is right"
 
 
 class SFTBatch(flax.struct.PyTreeNode):
@@ -47,7 +61,7 @@ class PPOBatch(flax.struct.PyTreeNode):
     mask: jax.Array  # bool[B, R]
     old_logp: jax.Array  # f32[B, R]
     old_values: jax.Array | None  # f32[B, R]; None without a critic
-    adv: jax.Array  # f32[B, R] scaled as config.PPO.advantage says
+    adv: jax.Array  # f32[B, R] scaled as the advantage does
     returns: jax.Array | None  # f32[B, R]; None without a critic
     weights: jax.Array | None = None  # f32[B, R] of the policy loss (truncated importance weights); None = 1
     ref_logp: jax.Array | None = None  # f32[B, R] of the frozen reference, where the loss has the KL to it

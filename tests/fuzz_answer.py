@@ -19,7 +19,10 @@ import atheris
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 with atheris.instrument_imports():
+    from reft_jax.config import choices
     from reft_jax.rewards import answer, matchers
+
+    MATCHERS = {name: matchers.get(name) for name in choices.names("rewards/matchers")}
 
     spec = importlib.util.spec_from_file_location("program_server", ROOT / "reft_jax/rewards/program_server.py")
     program_server = importlib.util.module_from_spec(spec)
@@ -34,7 +37,7 @@ PROOF = re.compile(r'(?:Integer\(\d+\)|Symbol\("[A-Za-z]+(?:_\{?\w+\}?)?"\)|[A-Z
 
 def check_answer(text: str) -> None:
     start = time.monotonic()
-    for name, matcher in matchers.MATCHERS.items():
+    for name, matcher in MATCHERS.items():
         for kind in matcher.kinds:
             for opening in OPENINGS:
                 whole = opening + text + "}" * (opening == "\\boxed{")

@@ -6,7 +6,7 @@ import pathlib
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {{data}} \u2028 & 'quoted' \"text\""
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error")
-DATA = {"name": "svamp", "cot": "nl", "source": "files", "seed": 0}
+DATA = {"task": "svamp", "cot": "nl", "source": "files", "seed": 0}
 
 
 def config(seed: int = 0, kl_coef: float = 0.02) -> dict:
@@ -30,6 +30,21 @@ def jsonl(path: pathlib.Path, rows, tail: str = ""):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + tail, encoding="utf-8")
 
 
+def methods() -> dict:
+    """A config whose stages are called by their methods: none is named sft or reft, and two kinds come twice."""
+    sft = {"kind": "sft", "continue_run": False, "batch_size": 32}
+    stages = {
+        "base": sft | {"init_from": "random"},
+        "warmup": sft | {"init_from": "base"},
+        "grpo": {"kind": "reft", "init_from": "warmup", "batch_size": 16, "num_samples": 4, "advantage": "grpo"},
+        "offline": {"kind": "self_train", "mode": "offline", "init_from": "base", "sample_from": "warmup"},
+        "online": {"kind": "self_train", "mode": "online", "init_from": "warmup", "batch_size": 8, "num_samples": 1},
+        "evaluate": {"kind": "evaluate"},
+    }
+    stages["offline"] |= {"batch_size": 32, "num_samples": 10}
+    return config() | {"stages": stages}
+
+
 def sft_rows(first: int, last: int) -> list[dict]:
     return [
         {"step": 10 * e, "epoch": float(e), "time": 1e9 + e, "sft/loss": 1 / e, "eval/dev_accuracy": 0.5 + e / 100}
@@ -38,12 +53,12 @@ def sft_rows(first: int, last: int) -> list[dict]:
 
 
 def reft_rows(num: int, shift: float = 0.0) -> list[dict]:
-    start = {"step": 0, "epoch": 0.0, "time": 1e9, "eval/dev_accuracy": 0.54, "time/eval_s": 1.0}
+    start = {"step": 0, "epoch": 0.0, "time": 1e9 + 20, "eval/dev_accuracy": 0.54, "time/eval_s": 1.0}
     rows = [
         {
             "step": t,
             "epoch": t / 4,
-            "time": 1e9 + 2 * t,
+            "time": 1e9 + 20 + 2 * t,
             "reward/mean": 0.6 + t / 500 + shift,
             "reward/accuracy": 0.5 + t / 500 + shift,
             "kl/mean": 0.1 * t,
@@ -147,6 +162,24 @@ def write(
     for stage in ("warmup", "sft", "reft", "evaluate"):
         (workdir / stage).mkdir(exist_ok=True)
         (workdir / stage / "DONE").write_text("{}")
+    return workdir
+
+
+def write_methods(workdir: pathlib.Path) -> pathlib.Path:
+    """A finished run of `methods`, of which base logs test accuracy, not dev; returns its workdir."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps({"config": methods()}))
+    base = [{key.replace("dev", "test"): value for key, value in row.items()} for row in sft_rows(1, 4)]
+    online = [{key: value for key, value in row.items() if key != "ppo/value_loss"} for row in reft_rows(24, 0.05)]
+    rows = {"base": base, "warmup": sft_rows(1, 5), "grpo": reft_rows(40), "offline": sft_rows(2, 9), "online": online}
+    for stage, lines in rows.items():
+        jsonl(workdir / stage / "metrics.jsonl", lines)
+    for stage in ("grpo", "online"):
+        jsonl(workdir / stage / "samples.jsonl", samples(5))
+    labels = ("base", "grpo", "offline", "online", "pretrained")
+    (workdir / "results.json").write_text(json.dumps({"stages": dict.fromkeys(labels, RESULTS["reft"])}))
+    for label in labels:
+        jsonl(workdir / label / "predictions.jsonl", predictions(label, 3))
     return workdir
 
 

@@ -1,6 +1,6 @@
 """Self-training, offline and online, a re-ranker and the evaluation of all of them on generated problems at toy size."""
 
-from configs import common
+from reft_jax.configs import common
 
 
 def get_config(arg=""):

@@ -71,7 +71,7 @@ def test_training_moves_adapters_alone_and_its_loss_is_the_merged_models(where):
     before = jax.tree.map(np.array, base)
     batch = tiny.sft_batch(np.random.default_rng(3), [6, 2, 4, 5, 6, 1, 3, 4], [7, 3, 5, 1, 2, 6, 7, 4])
     batch = model.layout.batch(batch)
-    step = steps.make_sft_step(model, TX, adapters, frozen=base, dropout=0.0, accumulate=2, reduce="token")
+    step = steps.make_sft_step(model, TX, adapters, tiny.NLL, frozen=base, dropout=0.0, accumulate=2, reduce="token")
     state = steps.init_state(model, TX, adapters)
     moments = jax.tree.leaves(state.opt_state)
     assert sum(x.size for x in moments) <= 2 * sum(x.size for x in jax.tree.leaves(adapters)) + 5
@@ -101,7 +101,7 @@ def test_ppo_with_adapters_scores_the_base_as_reference():
     np.testing.assert_array_equal(np.asarray(ref_logp)[batch.mask], np.asarray(same)[batch.mask])
     assert np.abs(np.asarray(logp) - np.asarray(alone))[batch.mask].max() > 0.01
     trained = adapters | head
-    step = steps.make_ppo_step(model, TX, trained, tiny.ppo(), frozen=base)
+    step = tiny.ppo_step(model, TX, trained, tiny.ppo(), frozen=base)
     state, _ = step(steps.init_state(model, TX, trained), batch, np.arange(8, dtype=np.int32))
     assert set(state.params) == {"blocks", "value_head"}
 
@@ -166,7 +166,7 @@ def test_training_over_a_quantized_base_leaves_it_as_it_was(where):
     frozen = models.quantize_base(model, params)
     before = jax.tree.map(np.array, frozen)
     batch = tiny.sft_batch(np.random.default_rng(3), [6, 2, 4, 5, 6, 1, 3, 4], [7, 3, 5, 1, 2, 6, 7, 4])
-    step = steps.make_sft_step(model, TX, adapters, frozen=frozen, dropout=0.0, accumulate=1, reduce="token")
+    step = steps.make_sft_step(model, TX, adapters, tiny.NLL, frozen=frozen, dropout=0.0, accumulate=1, reduce="token")
     state = steps.init_state(model, TX, adapters)
     losses = []
     for _ in range(5):
@@ -227,7 +227,7 @@ def test_a_run_with_adapters_goes_on_where_it_was(workdir, tmp_path):
     """The same command, killed by a full stop after the warm-up, ends with the same adapters."""
     spec = tmp_path / "first.py"
     spec.write_text(
-        "from configs import common, demo\n\n\n"
+        "from reft_jax.configs import common, demo\n\n\n"
         "def get_config(arg=''):\n"
         "    config = demo.get_config(arg).to_dict()\n"
         "    return common.ordered(config | dict(stages={'warmup': config['stages']['warmup']}))\n"

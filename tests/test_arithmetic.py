@@ -240,6 +240,10 @@ def test_vocabulary_is_closed_and_small():
     assert known - used == {" 0"}  # no number begins with it, but a user's own question may hold it
 
 
+def test_the_word_tokenizer_is_made_of_pattern_and_vocabulary():
+    assert arithmetic.Task().words() == (arithmetic.PIECE, arithmetic.vocabulary())
+
+
 def test_vocabulary_holds_every_digit_and_name_in_both_positions():
     known = set(arithmetic.vocabulary())
     assert {f"{space}{word}" for space in ("", " ") for word in (*"0123456789", *NAMES)} <= known

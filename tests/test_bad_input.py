@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from reft_jax import main as main_lib
-from reft_jax import models, prepare
+from reft_jax import models, recipe
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import Stop
 from reft_jax.run import metrics, workdirs
@@ -91,9 +91,13 @@ def test_flags_may_stand_apart_from_their_values(refused):
 
 @pytest.mark.parametrize("override, parts", [
     ("stages.reft.lr=1", ["config.stages.reft.lr: unknown key", "optim"]),
-    ("stages.reft.ppo.kl_coeff=1", ["config.stages.reft.ppo.kl_coeff: unknown key; did you mean 'kl_coef'?"]),
+    ("stages.reft.advantage.kl.coeff=1", ["config.stages.reft.advantage.kl.coeff: unknown key; did you mean 'coef'?"]),
+    ("stages.reft.ppo.kl_coef=1", ["config.stages.reft.ppo.kl_coef: it is now config.stages.reft.advantage.kl.coef"]),
+    ("rewards.workers=1", ["config.rewards.workers: it is now config.verifier.workers"]),
+    ("stages.reft.advantage=rlo", ["config.stages.reft.advantage: got 'rlo'; did you mean 'rloo'?", "my.py"]),
+    ("stages.reft.rewards.mine=my.py", ["config.stages.reft.rewards.mine: got 'my.py'; my.py: cannot be read"]),
     ("stages.reft.batch_size=many", ["config.stages.reft.batch_size", "'many'", "int"]),
-    ("stages.reft.ppo.clip=-1", ["config.stages.reft.ppo.clip", "-1.0", "> 0"]),
+    ("stages.reft.losses.policy.clip=-1", ["config.stages.reft.losses.policy.clip", "-1.0", "> 0"]),
     ("stages.reft.ppo.minibatch_size=7", ["config.stages.reft.ppo.minibatch_size", "7", "divide", "32"]),
     ("stages.warmup.init_from=nowhere", ["config.stages.warmup.init_from", "'nowhere'", "random", "arithmetic_base"]),
     ("stages.evaluate.checkpoints.base=nowhere", ["config.stages.evaluate.base", "'nowhere'", "random"]),
@@ -325,7 +329,31 @@ def test_a_workdir_of_another_config(refused, begun, override, parts):
 
 def test_a_workdir_of_another_experiment(refused, begun, tmp_path):
     message = refused(svamp(write(tmp_path / "train.json", records())), workdir=begun)
-    assert "config.data.name: there 'arithmetic', now 'svamp'" in message
+    assert "config.data.task: there 'arithmetic', now 'svamp'" in message
+
+
+def test_a_workdir_of_an_older_version(refused, begun):
+    path = begun / "config.json"
+    about = json.loads(path.read_text())
+    about["config"]["rewards"] = about["config"].pop("verifier")
+    path.write_text(json.dumps(about | dict(git_commit="0123456789abcdef")))
+    message = refused(DEMO, workdir=begun)
+    assert f"--workdir={begun}: its run was begun by an older version" in message
+    assert (
+        "report, tables, samples, convert and init_from read it" in message
+        and "git checkout 0123456789abcdef" in message
+    )
+
+
+def test_a_file_of_ones_own_that_changed_under_a_run(refused, begun, tmp_path, capfd):
+    own = write(tmp_path / "own.py", "from reft_jax.rewards.terms.right import Term as Term\n")
+    path, flag = begun / "config.json", f"--config.stages.reft.rewards.mine.use={own}"
+    _, about = main_lib.prepare([DEMO, f"--workdir={tmp_path / 'other'}", flag], Stop())
+    capfd.readouterr()
+    write(path, json.loads(json.dumps(about)))
+    write(own, own.read_text() + "# changed\n")
+    message = refused(DEMO, flag, workdir=begun)
+    assert f"--workdir={begun}: its run was begun with another {own} (it has changed since: SHA-256 " in message
 
 
 def test_changes_that_corrupt_nothing_are_allowed(begun, capfd):
@@ -333,7 +361,7 @@ def test_changes_that_corrupt_nothing_are_allowed(begun, capfd):
         "stages.reft.save_every=5",
         "stages.warmup.log_every=7",
         "stages.reft.log_samples=1",
-        "rewards.workers=1",
+        "verifier.workers=1",
         "mesh.data=2",
         "mesh.fsdp=4",
     ]
@@ -348,7 +376,7 @@ def test_a_stage_that_has_not_begun_may_change(refused, begun, capfd):
     for label in runs.LABELS:
         (begun / label / "predictions.jsonl").unlink()
     (begun / "results.json").unlink()
-    prepare.prepare([DEMO, f"--workdir={begun}", "--config.stages.evaluate.num_samples=2"], Stop())  # not refused
+    main_lib.prepare([DEMO, f"--workdir={begun}", "--config.stages.evaluate.num_samples=2"], Stop())  # not refused
     capfd.readouterr()
     assert "config.stages.sft.dropout" in refused(DEMO, "--config.stages.sft.dropout=0.2", workdir=begun)
 
@@ -368,7 +396,7 @@ def test_a_run_killed_while_it_began_is_no_stranger(tmp_path, monkeypatch, capfd
             patch.setattr(module, name, kill)
             with pytest.raises(Killed):
                 main_lib.main(argv)
-        prepare.prepare(argv, Stop())  # not refused
+        main_lib.prepare(argv, Stop())  # not refused
     capfd.readouterr()
 
 
@@ -493,8 +521,6 @@ def test_more_tokens_than_learned_positions(refused):
 
 
 def test_weights_that_changed_under_a_run(refused, model_directory, tmp_path):
-    from reft_jax import recipe
-
     spec, workdir = on(model_directory), tmp_path / "run"
     config, tree = recipe.load(spec.removeprefix("--config="))
     workdir.mkdir()

@@ -124,7 +124,7 @@ def program(i, question, body):
 
 def test_fit_keeps_what_fits_and_names_the_rest(word):
     records = [program(0, 5, 2), program(1, 6, 2), program(2, 5, 3), program(3, 1, 1)]
-    fitted = batching.fit(word, records, Data(max_prompt=10, max_response=10), purpose="sft")
+    fitted = batching.fit(word, records, Data(max_prompt=10, max_response=10), purpose="teach")
     assert [r.item_id for r in fitted.records] == ["r_0", "r_3"] and len(fitted.encoded) == 2
     assert [len(e.prompt) for e in fitted.encoded] == [10, 6] and [len(e.response) for e in fitted.encoded] == [10, 9]
     assert fitted.too_long == (batching.TooLong("r_1", 11, 10), batching.TooLong("r_2", 10, 11))
@@ -132,22 +132,22 @@ def test_fit_keeps_what_fits_and_names_the_rest(word):
         "2 of 4 records left out for their length (prompt + response over config.data.max_prompt=10 or max_response=10 "
         "tokens): r_1 (11 + 10), r_2 (10 + 11)"
     )
-    everything = batching.fit(word, records, Data(), purpose="sft")
+    everything = batching.fit(word, records, Data(), purpose="teach")
     assert everything.records == tuple(records) and everything.too_long == () and everything.note == ""
-    assert list(everything.encoded) == prompts.encode_all(word, records, Data(), purpose="sft")
+    assert list(everything.encoded) == prompts.encode_all(word, records, Data(), purpose="teach")
 
 
 def test_fit_for_sampling_counts_the_prefix_and_no_gold(word):
     records = [program(0, 5, 90), program(1, 3, 90)]
     data = Data(max_prompt=10, max_response=10)
-    fitted = batching.fit(word, records, data, purpose="reft")
+    fitted = batching.fit(word, records, data, purpose="rollout")
     assert [r.item_id for r in fitted.records] == ["r_1"] and fitted.too_long == (batching.TooLong("r_0", 12, 0),)
-    fitted = batching.fit(word, records, dataclasses.replace(data, append_prefix="nowhere"), purpose="reft")
+    fitted = batching.fit(word, records, dataclasses.replace(data, append_prefix="nowhere"), purpose="rollout")
     assert fitted.too_long == ()
 
 
 def test_fit_of_nothing_is_nothing(word):
-    assert batching.fit(word, [], Data(), purpose="evaluate") == batching.Fitted((), (), (), "")
+    assert batching.fit(word, [], Data(), purpose="ask") == batching.Fitted((), (), (), "")
 
 
 def test_fit_refuses_when_all_are_too_long(word):
@@ -155,9 +155,9 @@ def test_fit_refuses_when_all_are_too_long(word):
     with pytest.raises(
         InputError, match="none of 2 records fits: the shortest prompt has 25 tokens and config.data.max_prompt is 10"
     ):
-        batching.fit(word, records, Data(max_prompt=10), purpose="sft")
+        batching.fit(word, records, Data(max_prompt=10), purpose="teach")
     with pytest.raises(InputError, match="the shortest response has 10 tokens and config.data.max_response is 5"):
-        batching.fit(word, records, Data(max_response=5), purpose="sft")
+        batching.fit(word, records, Data(max_response=5), purpose="teach")
     mixed = [program(0, 30, 1), program(1, 1, 30)]
     with pytest.raises(InputError, match="each is over config.data.max_prompt=10 or config.data.max_response=10"):
-        batching.fit(word, mixed, Data(max_prompt=10, max_response=10), purpose="sft")
+        batching.fit(word, mixed, Data(max_prompt=10, max_response=10), purpose="teach")

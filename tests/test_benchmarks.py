@@ -149,8 +149,8 @@ def test_the_gpu_script_s_toy_run_prints_a_row_for_every_part(tmp_path):
 
 
 def test_the_picture_shows_one_question_of_the_run_and_its_curves(tmp_path):
-    from configs import demo
     from reft_jax import recipe, tasks
+    from reft_jax.configs import demo
 
     tree = json.loads(demo.get_config("smoke").to_json())
     record = tasks.load(recipe.build(tree).data).train[3]

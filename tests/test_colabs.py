@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from reft_jax.config import choices
 from tests import runs
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install -e '.[test]'")
@@ -171,7 +172,11 @@ def check_quickstart(work):
 def check_own_rules(work):
     """The matcher graded and the reward paid: not the package's 0.1 for a wrong number and 0 for a program that fails."""
     results = json.loads((work / "clock_smoke" / "results.json").read_text())["stages"]
-    assert {row["matcher"] for row in results.values()} == {"clock"}
+    rules = str(work / "clock_rules.py")
+    assert {row["matcher"] for row in results.values()} == {rules}
+    about = json.loads((work / "clock_smoke" / "config.json").read_text())
+    assert about["own_files"] == {rules: choices.sha256(rules)}
+    assert list(about["config"]["stages"]["reft"]["rewards"]) == ["clock"]
     samples = runs.lines(work / "clock_smoke" / "reft" / "samples.jsonl")
     worth = {"correct": 1.0, "wrong": 0.0, "no_answer": 0.0}
     assert all(line["score"] == pytest.approx(worth.get(line["status"], -0.2)) for line in samples)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import models
+from reft_jax import models, recipe
 from reft_jax.compile import __main__ as compiler
 from reft_jax.compile import hlo, measure, programs
 from reft_jax.config import settings
@@ -61,6 +61,49 @@ def test_every_function_of_self_training_and_the_reranker_is_compiled(capsys):
         == 3 * got["reranker/classifier_score"]["flops_per_device"]
         > 0
     )
+
+
+STAGE = """
+import dataclasses
+
+from reft_jax.config.settings import Checked
+from reft_jax.stages.sft import run as run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Checked):
+    kind = "mine"
+"""
+
+
+def test_a_stage_that_does_not_say_what_it_compiles_is_an_error(tmp_path, capsys):
+    """Once it was passed over, and the config was said to fit."""
+    (tmp_path / "own.py").write_text(STAGE)
+    (tmp_path / "spec.py").write_text(
+        "from reft_jax.configs import common, demo\n\n\ndef get_config(arg=''):\n"
+        "    config = demo.get_config('smoke').to_dict()\n"
+        "    warmup = config['stages']['warmup']\n"
+        f"    mine = dict(kind={str(tmp_path / 'own.py')!r}, **{{k: v for k, v in warmup.items() if k in ARGS}})\n"
+        "    out = dict(kind='export', init_from='random')\n"
+        "    return common.ordered(config | dict(stages=dict(out=out, mine=mine)))\n\n\n"
+        "ARGS = ('init_from', 'epochs', 'batch_size', 'optim', 'eval_batch_size')\n"
+    )
+    assert compiler.main([f"--config={tmp_path / 'spec.py'}", "--topology=cpu:1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(
+        f"error: config.stages.mine: a stage of kind '{tmp_path / 'own.py'}' does not say what it"
+    )
+    assert "programs(name, at)" in err and err.count("\n") == 1
+
+
+def test_an_export_compiles_nothing_and_says_so(monkeypatch):
+    config, _ = recipe.load("configs/pretrain.py:smoke")
+    named = dict(config.stages)
+    seen = []
+    monkeypatch.setattr(programs.Lowering, "add", lambda self, name, *rest, **more: seen.append(name.partition("/")[0]))
+    model = models.Model(dataclasses.replace(config.model.arch, vocab_size=300), layout=tiny.layout())
+    programs.programs(config, model)
+    assert list(named) == ["pretrain", "export", "evaluate"] and set(seen) == {"pretrain", "evaluate"}
 
 
 @pytest.mark.slow

@@ -27,13 +27,16 @@ PROMPT_LENGTHS, RESPONSE_LENGTHS = [3, 6, 1, 5, 4, 2, 1, 1], [7, 2, 5, 1, 2, 2, 
 def make(critic, where="one", **changes):
     """(model, parameters with that critic)."""
     model = tiny.model(where, **changes)
-    return model, models.with_critic(
-        model, tiny.params(model), jax.random.key(3), critic=critic, how="normal", bias=True
-    )
+    return model, models.with_critic(model, tiny.params(model), jax.random.key(3), critic_of(critic))
+
+
+def critic_of(name, **changes):
+    """The record of "shared" or "separate"; None for "none"."""
+    return None if name == "none" else settings_lib.Critic(trunk=name, **changes)
 
 
 def settings_of(critic, **changes):
-    return tiny.ppo(critic=critic, advantage="grpo" if critic == "none" else "gae", **changes)
+    return tiny.ppo(**(dict(advantage="grpo", kl_in="loss") if critic == "none" else dict(critic=critic)) | changes)
 
 
 def batch_of(critic="separate", **changes):
@@ -46,7 +49,7 @@ def batch_of(critic="separate", **changes):
 
 def update(model, params, batch, settings, *, tx=DESCENT, packing=None, **more):
     """(change of each parameter, metrics) of one update on all rows; with DESCENT the change is minus the gradient."""
-    step = steps.make_ppo_step(model, tx, params, settings, **more)
+    step = tiny.ppo_step(model, tx, params, settings, **more)
     state, metrics = step(steps.init_state(model, tx, params), model.layout.batch(batch), ROWS, packing=packing)
     return jax.tree.map(lambda after, before: np.asarray(after - before), state.params, params), metrics
 
@@ -144,7 +147,7 @@ def test_a_separate_critic_learns_returns_that_its_trunk_has_to_tell_apart():
     model, params = make("separate")
     tokens = np.asarray(batch_of().tokens)
     batch = batch_of(returns=np.where(tokens % 2, 1.0, -1.0).astype(np.float32))
-    step = steps.make_ppo_step(model, TX, params, settings_of("separate", value_clip=10.0))
+    step = tiny.ppo_step(model, TX, params, settings_of("separate", value_clip=10.0))
     state, losses = steps.init_state(model, TX, params), []
     for _ in range(30):
         state, metrics = step(state, batch, ROWS)
@@ -156,11 +159,10 @@ def test_adapters_give_a_critic_adapters_of_its_own_over_the_same_base():
     lora = settings_lib.Lora(rank=3, alpha=6.0, targets=r"attention\.[qv]")
     model, base = dataclasses.replace(tiny.model(), lora=lora), tiny.params(tiny.model())
     adapters = models.init_adapters(model, jax.random.key(1))
-    settings = dict(critic="separate", how="normal", bias=True)
-    params = models.with_critic(model, adapters, jax.random.key(2), **settings)
+    params = models.with_critic(model, adapters, jax.random.key(2), critic_of("separate"))
     assert jax.tree.structure(params["critic"]["blocks"]) == jax.tree.structure(adapters["blocks"])
     batch = batch_of()
-    step = steps.make_ppo_step(model, TX, params, settings_of("separate"), frozen=base)
+    step = tiny.ppo_step(model, TX, params, settings_of("separate"), frozen=base)
     state, _ = step(steps.init_state(model, TX, params), batch, ROWS)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params["critic"], params["critic"])
     assert moved["blocks"]["attention"]["q"]["lora_b"] > 1e-3 and moved["value_head"]["kernel"] > 1e-3
@@ -198,7 +200,7 @@ def test_a_checkpoint_keeps_a_critic_apart_from_the_policy(tmp_path):
 def test_a_value_head_that_is_there_goes_on(critic):
     model = tiny.model()
     params = tiny.params(model, value_head=True)
-    got = models.with_critic(model, params, jax.random.key(0), critic=critic, how="zeros", bias=False)
+    got = models.with_critic(model, params, jax.random.key(0), critic_of(critic, init="zeros", bias=False))
     head = got.get("critic", got).get("value_head")
     assert head is (None if critic == "none" else params["value_head"])
     assert ("value_head" in got) == (critic == "shared")
@@ -219,15 +221,15 @@ BANDITS = {
 @pytest.mark.parametrize("name", BANDITS)
 def test_every_method_raises_the_chance_of_the_rewarded_token(name):
     """The bandit of test_steps.py with four responses to each of eight questions."""
-    usual = dict(kl_coef=0.01, minibatch_size=16, value_coef=1.0, critic="none")
-    ppo_settings = tiny.ppo(**(usual | BANDITS[name]))
-    model, params = make(ppo_settings.critic)
+    stage = tiny.ppo(**dict(kl_coef=0.01, minibatch_size=16, value_coef=1.0) | BANDITS[name])
+    model, params = make("none" if stage.critic is None else stage.critic.trunk)
+    assert ("critic" in params) == (name == "separate") and "value_head" not in params
     tx = optim.make_optimizer(tiny.optim(0.02), 100)
     state = steps.init_state(model, tx, params)
     whole = settings_lib.Sampling(1.0, 0, 1.0)
     sampler = tiny.sampler(model, whole, max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=4)
-    score_fn, advantages = steps.make_score(model), steps.make_advantages(ppo_settings)
-    ppo_step = steps.make_ppo_step(model, tx, params, ppo_settings, max_response=2)
+    score_fn, advantages = steps.make_score(model), tiny.advantages(stage)
+    ppo_step = tiny.ppo_step(model, tx, params, stage, max_response=2)
     asked = Prompts(np.full((8, 2), 5, np.int32), np.ones((8, 2), bool), np.arange(8, dtype=np.int32))
     prompts, accuracy = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), asked), []
     for step in range(12):

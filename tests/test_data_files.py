@@ -9,9 +9,12 @@ import sys
 import pytest
 
 from reft_jax import tasks
+from reft_jax.config import choices
 from reft_jax.data import files, prompts
 from reft_jax.data.records import Record
+from reft_jax.data.splits import cut_dev
 from reft_jax.errors import InputError
+from reft_jax.rewards import score
 from reft_jax.tasks import arithmetic, gsm8k, mathqa, svamp
 from tests.tiny import shared_data
 
@@ -22,7 +25,7 @@ PROGRAM = 'def solution():\n    """How many?"""\n    return 3'
 class Data:
     """The fields of config.data that this module reads."""
 
-    name: str = "svamp"
+    task: str = "svamp"
     cot: str = "nl"
     source: str = "files"
     train_file: str = ""
@@ -37,6 +40,7 @@ class Data:
     max_overlap: float = 0.01
     tfds_dir: str = ""
     manual_dir: str = ""
+    questions_file: str = ""
 
 
 def row(i=0, **changes):
@@ -218,7 +222,7 @@ def test_mathqa_letters_and_numbers_are_told_apart(tmp_path):
 def test_mathqa_of_all_four_forms_comes_through_load(tmp_path, name, value, cot):
     texts = dict(nl="So it is that.", program="def solution():\n    return 'd'")
     rows = [row(i, item_id=f"{name}_{i}", answer_value=value, answer_cot=texts[cot]) for i in range(6)]
-    splits = tasks.load(Data(name=name, cot=cot, train_file=str(write(tmp_path / "a.json", rows)), dev_size=2))
+    splits = tasks.load(Data(task=name, cot=cot, train_file=str(write(tmp_path / "a.json", rows)), dev_size=2))
     assert (len(splits.train), len(splits.dev)) == (4, 2)
     assert {(r.answer, r.cot, r.kind) for r in splits.train} == {(value.lower(), texts[cot], cot)}
 
@@ -269,21 +273,21 @@ def test_gsm8k_reads_the_authors_form_too(tmp_path):
 def test_dev_cut_is_stable_and_keeps_equal_questions_together():
     records = [Record(f"r_{i}", f"How  many {i // 2 if i < 40 else i}?", "c", "1", "nl") for i in range(200)]
     records[1] = dataclasses.replace(records[1], question="how many 0?")  # equal but for case and spacing
-    train, dev = tasks.cut_dev(records, 50, seed=1)
+    train, dev = cut_dev(records, 50, seed=1)
     assert len(dev) == 50 and sorted(train + dev, key=records.index) == records
     assert not {" ".join(r.question.lower().split()) for r in train} & {
         " ".join(r.question.lower().split()) for r in dev
     }
     shuffled = random.Random(0).sample(records, len(records))
-    again_train, again_dev = tasks.cut_dev(shuffled, 50, seed=1)
+    again_train, again_dev = cut_dev(shuffled, 50, seed=1)
     assert set(again_dev) == set(dev) and list(again_dev) == [r for r in shuffled if r in set(dev)]
     assert set(again_train) == set(train)
-    assert set(tasks.cut_dev(records, 50, seed=2)[1]) != set(dev)
+    assert set(cut_dev(records, 50, seed=2)[1]) != set(dev)
     grown = [*records, Record("r_new", "Something else?", "c", "1", "nl")]
-    assert len(set(tasks.cut_dev(grown, 50, seed=1)[1]) & set(dev)) >= 48
-    assert tasks.cut_dev(records, 0, seed=1) == (tuple(records), ())
+    assert len(set(cut_dev(grown, 50, seed=1)[1]) & set(dev)) >= 48
+    assert cut_dev(records, 0, seed=1) == (tuple(records), ())
     for size in (200, 201, -1):
-        assert "legal are 0 to 199" in message(tasks.cut_dev, records, size, seed=1)
+        assert "legal are 0 to 199" in message(cut_dev, records, size, seed=1)
 
 
 def test_load_cuts_caps_and_says_so(tmp_path):
@@ -333,18 +337,18 @@ def test_load_says_which_programs_get_another_docstring(tmp_path):
 
 
 def test_load_refuses_what_does_not_go_together(tmp_path):
-    assert "config.data.train_file is empty" in message(tasks.load, Data())
-    assert "config.data.name='svamp' with config.data.source='generated'" in message(
+    assert "config.data.train_file: got ''; svamp is read from files" in message(tasks.load, Data())
+    assert "config.data.source: got 'generated'; legal for svamp are files, tfds" in message(
         tasks.load, Data(source="generated")
     )
-    assert "legal are 'arithmetic' with 'generated'" in message(tasks.load, Data(name="arithmetic"))
-    assert "config.data.name='gsm'" in message(tasks.load, Data(name="gsm"))
+    assert "got 'files'; legal for arithmetic are generated" in message(tasks.load, Data(task="arithmetic"))
+    assert "'gsm' is no file of tasks; did you mean 'gsm8k'?" in message(tasks.load, Data(task="gsm"))
     assert "no such file" in message(tasks.load, Data(train_file=str(tmp_path / "no.json"))).lower()
 
 
 @pytest.mark.parametrize("cot", ["program", "nl"])
 def test_generated_splits_do_not_meet(cot):
-    data = Data(name="arithmetic", source="generated", cot=cot, num_train=60, num_test=40, dev_size=20, docstring=False)
+    data = Data(task="arithmetic", source="generated", cot=cot, num_train=60, num_test=40, dev_size=20, docstring=False)
     splits = tasks.load(data)
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (60, 20, 40)
     assert len({r.question for r in splits.train + splits.dev + splits.test}) == 120
@@ -406,6 +410,70 @@ def test_a_broken_real_file_is_named_by_line(tmp_path):
     assert message(svamp.read, path, cot="nl").startswith(f"{path}:{begin + 1}: the record has no field 'question'")
 
 
+# Tasks as files
+
+
+def test_math_is_read_from_the_authors_form_and_its_answers_are_expressions(tmp_path):
+    answers = ["\\frac{1}{2}", " 2x + 1 ", "(1, 2]", 72, -0.5]
+    rows = [row(i, item_id=f"math_{i}", answer_value=value) for i, value in enumerate(answers)]
+    splits = tasks.load(Data(task="math", train_file=str(write(tmp_path / "a.json", rows)), dev_size=1))
+    found = {r.item_id: r.answer for r in splits.train + splits.dev}
+    assert [found[f"math_{i}"] for i in range(5)] == ["\\frac{1}{2}", "2x + 1", "(1, 2]", "72", "-0.5"]
+    for bad, shown in (
+        ("", 'text ""'),
+        ("$", 'text "$"'),
+        (None, "null null"),
+        (True, "true/false true"),
+        ([1], "list [1]"),
+    ):
+        path = tmp_path / "b.json"
+        path.write_text(f"{json.dumps(rows[0])}\n{json.dumps(rows[1] | {'answer_value': bad})}")
+        said = message(tasks.load, Data(task="math", train_file=str(path)))
+        assert said.startswith(
+            f"{path}:2: answer_value is {shown}; an expression is expected, in LaTeX or plain, such as \\frac"
+        )
+    assert "legal for math are files" in message(tasks.load, Data(task="math", source="tfds"))
+
+
+def test_tasks_say_what_goes_with_them():
+    def said(task, **changes):
+        data = dataclasses.replace(Data(task=task, num_train=5), **changes)
+        return list(choices.load("tasks", task)().check(data))
+
+    kinds = {name: choices.load("tasks", name)().kind for name in choices.names("tasks")}
+    numbers = dict.fromkeys(("arithmetic", "gsm8k", "mathqa-numeric", "stories", "svamp"), "number")
+    assert kinds == numbers | {"mathqa": "choice", "math": "expression"}
+    for name in kinds:
+        assert said(name) == []
+        generated = choices.load("tasks", name)().sources == ("generated",)
+        assert [key for key, _ in said(name, num_train=0)] == ["num_train"] * generated
+        assert [key for key, _ in said(name, questions_file="a.json")] == ["questions_file"] * (name != "stories")
+    assert said("gsm8k", questions_file="a.json") == [("questions_file", "it is for stories, and the task is 'gsm8k'")]
+    for annotations, keys in dict(diverse=[], corpus=[], canonical=["annotations"], worked=["annotations"]).items():
+        assert [key for key, _ in said("stories", annotations=annotations)] == keys
+        assert said("arithmetic", annotations=annotations) == []
+
+
+def test_a_task_of_ones_own_is_a_file(tmp_path):
+    path = tmp_path / "my.py"
+    path.write_text(
+        "from reft_jax.data import files\nfrom reft_jax.tasks import base\n\n\nclass Task(base.FromFiles):\n    kind = 'choice'\n\n"
+        "    def read(self, objects, data, *, split, complaints=None):\n"
+        "        how = dict(parse_answer=files.parse_choice, complaints=complaints)\n"
+        "        return files.authors_records(objects[1:], cot=data.cot, split=split, **how)\n"
+    )
+    rows = [row(i, answer_value="C") for i in range(4)]
+    data = Data(task=str(path), train_file=str(write(tmp_path / "a.json", rows)), dev_size=1)
+    splits = tasks.load(data)
+    assert {r.answer for r in splits.train + splits.dev} == {"c"} and len(splits.train) == 2
+    assert splits.notes == ("1 of 4 train questions left out: they are no questions of this task",)
+    assert score.answer_kind(str(path)) == "choice"
+    assert [g.status for g in score.grade(str(path), "nl", ["Therefore, the answer is: c"], ["c"])] == ["correct"]
+    assert f"config.data.train_file: got ''; {path} is read from files" in message(
+        tasks.load, dataclasses.replace(data, train_file="")
+    )
+
+
 def test_dev_smaller_than_asked_is_said(tmp_path):
     rows = [row(i, question=f"How many {i % 2}?") for i in range(6)]
     splits = tasks.load(Data(train_file=str(write(tmp_path / "a.json", rows)), dev_size=4))
@@ -415,7 +483,9 @@ def test_dev_smaller_than_asked_is_said(tmp_path):
 
 def test_data_modules_do_not_import_jax():
     code = (
-        "import sys; from reft_jax.data import arithmetic, batching, doctor, files, gsm8k, mathqa, prompts, splits, svamp, tokenizer;"
+        "import sys; from reft_jax import doctor, tasks; from reft_jax.config import choices\n"
+        "from reft_jax.data import batching, files, packing, prompts, splits, tokenizer\n"
+        "for name in choices.names('tasks'): choices.load('tasks', name)\n"
         "sys.exit(', '.join(m for m in ('jax', 'flax', 'optax', 'transformers', 'torch') if m in sys.modules) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common as fragments
 from reft_jax import main, masked, models, prepare, recipe, tasks
+from reft_jax.configs import common as fragments
+from reft_jax.data.records import Record
 from reft_jax.errors import InputError, RunError, Stop
 from reft_jax.losses.advantages import gae
 from reft_jax.losses.ppo import ppo_loss, token_rewards
@@ -19,6 +20,7 @@ from reft_jax.rewards import answer, estimates
 from reft_jax.rewards import score as rewards
 from reft_jax.rewards.program import ProgramResult, VerifierError
 from reft_jax.rewards.score import Grade
+from reft_jax.rewards.total import Responses, total
 from reft_jax.run.metrics import Lines
 from reft_jax.run.run import DROPOUT, INIT, PERMUTE, SAMPLE, Run, key_of
 from reft_jax.stages import evaluate, reft
@@ -41,10 +43,11 @@ def small_config(select_on="dev", **changes):
         "random",
         2,
         fragments.optim(1e-3),
-        fragments.ppo(kl_coef=0.0, minibatch_size=2),
         batch_size=4,
+        minibatch_size=2,
         eval_every=1,
         eval_batch_size=2,
+        **fragments.method(kl_coef=0.0),
     )
     reft_stage |= dict(select_on=select_on) | changes
     stages = dict(
@@ -75,8 +78,8 @@ def watched(tmp_path_factory):
     rollouts, batches, rows = [], [], []
     make_advantages, make_ppo_step = steps.make_advantages, steps.make_ppo_step
 
-    def watched_advantages(ppo):
-        advantages = make_advantages(ppo)
+    def watched_advantages(*args, **how):
+        advantages = make_advantages(*args, **how)
 
         def call(rollout):
             out = advantages(rollout)
@@ -113,8 +116,25 @@ def lines(path):
 # ------------------------------------------------------------------ "a reward buffer like the integer tokens turns 0.1 into 0"
 
 
+def score(grades):
+    """What a reft stage pays for these grades of answers to svamp, unless it is told otherwise."""
+    num = len(grades)
+    responses = Responses(
+        records=[Record(f"q_{i}", "How many?", "", "5", "program") for i in range(num)],
+        texts=[""] * num,
+        tokens=[[7]] * num,
+        grades=grades,
+        golds=["5"] * num,
+        lengths=np.ones(num, int),
+        group=np.arange(num),
+        step=1,
+        task_kind=rewards.answer_kind("svamp"),
+    )
+    return total(dict(small_config().stages)["reft"].rewards, responses, {})[0]
+
+
 def test_partial_rewards_are_float32_from_grades_to_scores():
-    got = rewards.score(GRADES, partial_reward=0.1, partial_on="numeric", task="svamp")
+    got = score(GRADES)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, SCORES)
 
@@ -139,8 +159,8 @@ def test_the_reft_stage_hands_the_graded_rewards_to_gae_unchanged(watched):
     run, rollouts, batches, _ = watched
     assert len(rollouts) == 4
     for rollout, batch in zip(rollouts, batches, strict=True):
-        assert rollout.score.dtype == np.float32
-        np.testing.assert_array_equal(rollout.score, SCORES)
+        assert rollout.scores.dtype == np.float32
+        np.testing.assert_array_equal(rollout.scores, SCORES)
         # kl_coef is 0: with gamma 1, adv_0 + value_0 before whitening is built from these rewards alone
         mask = rollout.sample.mask
         expected = reference.token_rewards(SCORES, rollout.logp, rollout.ref_logp, mask, kl_coef=0.0)
@@ -343,9 +363,7 @@ def test_a_programs_own_error_has_a_status_of_its_own_and_is_no_answer():
         ("wrong", "4", False),
         ("correct", "5", True),
     ]
-    np.testing.assert_array_equal(
-        rewards.score(grades, partial_reward=0.1, partial_on="numeric", task="svamp"), np.float32([0, 0, 0.1, 1])
-    )
+    np.testing.assert_array_equal(score(grades), np.float32([0, 0, 0.1, 1]))
 
 
 # ------------------------------------------------------------------ "votes that count 42 and 42.0 apart; pass@k that needs all on one sample"
@@ -375,8 +393,8 @@ def test_pass_at_k_counts_a_question_as_solved_by_any_one_right_sample():
 
 def sampled_with(correction, **changes):
     """small_config with that correction and those changes of the sampling."""
-    ppo = fragments.ppo(kl_coef=0.1, minibatch_size=2) | dict(correction=correction)
-    return small_config(ppo=ppo, sampling=fragments.sampling() | changes)
+    ppo = dict(minibatch_size=2, correction=correction)
+    return small_config(ppo=ppo, sampling=changes, **fragments.method(kl_coef=0.1))
 
 
 def test_log_probs_that_differ_from_trainings_stop_the_run_before_it_trains(tmp_path, monkeypatch):
@@ -411,7 +429,7 @@ def test_importance_weights_account_for_another_distribution(tmp_path):
     for row in lines(tmp_path / "reft" / "metrics.jsonl")[1:]:
         assert row["sample/logp_gap_mean"] > 0.1  # q holds five tokens, p all of them
         assert 0 < row["ppo/importance_mean"] < 1 and row["ppo/first_ratio_error"] < 1e-4
-    plain = small_config(ppo=fragments.ppo(kl_coef=0.1, minibatch_size=2) | dict(correction="importance"))
+    plain = sampled_with("importance")
     shutil.rmtree(tmp_path / "reft")
     run_stage(make_run(plain, tmp_path), "reft")
     for row in lines(tmp_path / "reft" / "metrics.jsonl")[1:]:

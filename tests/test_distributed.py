@@ -76,7 +76,7 @@ def test_one_process_is_all_there_is():
 def test_the_watchdog_ends_a_process_that_makes_no_step_with_all_its_stacks():
     code = """
 import threading, time
-from reft_jax import distributed
+from reft_jax.mesh import distributed
 distributed.initialize(distributed.read_flags(dict(watchdog="1"), {}), {})
 distributed._STATE.watchdog_s /= 60
 def waits_for_another_host():

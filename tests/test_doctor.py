@@ -112,7 +112,7 @@ def test_reading_for_training_stops_at_the_first_of_the_same_complaints(tmp_path
 def test_files_that_end_early_are_findings_not_crashes(tmp_path, capsys, text, line):
     path = tmp_path / "a.json"
     path.write_text(text)
-    places, _, _ = found(capsys, path, "--name=svamp")
+    places, _, _ = found(capsys, path, "--task=svamp")
     assert (line, "record", "") in places
 
 
@@ -178,21 +178,51 @@ def test_published_forms_and_answers_are_told(tmp_path, capsys):
     mathqa = {"Problem": "Half of 8?", "Rationale": '"4. answer is b"', "options": "a ) 3 , b ) 4 / 5", "correct": "b"}
     path = write(tmp_path / "m.json", [mathqa, mathqa | {"Problem": "Other?", "correct": "c"}], as_list=True)
     places, census, problems = found(capsys, path)
-    assert (census["name"], census["cot"], census["answers"]) == ("mathqa", "nl", {"letter": 1})
+    assert (census["task"], census["cot"], census["answers"]) == ("mathqa", "nl", {"letter": 1})
     assert places == [(3, "record", "options")] and "has no 'c' )" in problems[0]
-    _, census, _ = found(capsys, write(tmp_path / "n.json", [mathqa]), "--name=mathqa-numeric")
+    _, census, _ = found(capsys, write(tmp_path / "n.json", [mathqa]), "--task=mathqa-numeric")
     assert census["answers"] == {"fraction": 1}
     original = {"question": "Q?", "answer": "x\n#### 1,125"}
     path = write(tmp_path / "g.json", [original, original | {"question": 5, "answer": "no"}])
     places, census, _ = found(capsys, path)
-    assert census["name"] == "gsm8k" and census["answers"] == {"whole": 1}
+    assert census["task"] == "gsm8k" and census["answers"] == {"whole": 1}
     assert places == [(2, "record", "question"), (2, "record", "answer")]
+
+
+def test_expressions_are_compared_as_mathematics(tmp_path, capsys):
+    rows = [
+        row(0, item_id="math_0", answer_value="\\frac{1}{2}", answer_cot="So the answer is 0.5."),
+        row(1, item_id="math_1", answer_value="2x", answer_cot="So the answer is x."),
+        row(2, item_id="math_2", answer_value="x", question="How many are 0 ?", answer_cot="It is so."),
+        row(3, item_id="math_3", answer_value="$", answer_cot="It is so."),
+    ]
+    places, census, problems = found(capsys, write(tmp_path / "a.json", rows))
+    assert places == [(4, "record", "answer_value"), (3, "question", "question"), (2, "answer", "answer_cot")]
+    assert "another answer, \\frac{1}{2} and not x" in problems[1] and "the answer x and the label is 2x" in problems[2]
+    assert (census["task"], census["answers"]) == ("math", {"expression": 3})
+    assert census["own_answers"] == {"agree": 1, "differ": 1, "none": 1}
+    programs = ["return 0.5", "return '2*x'", "return 3"]
+    rows = [r | {"answer_cot": f"def solution():\n    {body}"} for r, body in zip(rows, programs, strict=False)]
+    places, census, _ = found(capsys, write(tmp_path / "p.json", rows))
+    assert census["programs"] == {"correct": 2, "wrong": 1} and places[-1] == (3, "answer", "answer_cot")
+
+
+def test_a_task_of_ones_own(tmp_path, capsys):
+    own = tmp_path / "my.py"
+    own.write_text("from reft_jax.tasks.svamp import Task as Task\n")
+    places, census, _ = found(capsys, write(tmp_path / "a.json", [row(0, item_id="mine_1")]), f"--task={own}")
+    assert not places and census["task"] == str(own) and census["programs"] == {"correct": 1}
+    own.write_text("class Task:\n    kind = 'number'\n")
+    code, _, err = told(capsys, tmp_path / "a.json", f"--task={own}")
+    assert code == 2 and "or a file of your own (my.py) whose Task has a read" in err
 
 
 @pytest.mark.parametrize("argv, part", [
     ([], "no file is named"),
     (["a.json", "--tests=b"], "unknown argument '--tests=b'"),
-    (["a.json", "--name=gsm"], "--name: got 'gsm'; legal are gsm8k"),
+    (["a.json", "--task=gsm"], "--task: got 'gsm'; legal are gsm8k, math, mathqa, mathqa-numeric, svamp"),
+    (["a.json", "--task=arithmetic"], "--task: got 'arithmetic'; legal are gsm8k"),
+    (["a.json", "--task=no.py"], "no.py: cannot be read"),
     (["a.json", "--cot=python"], "--cot: got 'python'"),
     (["a.json", "--max-prompt=x", "--tokenizer=bpe"], "--max-prompt: got 'x'"),
     (["a.json", "--max-prompt=3"], "name a --tokenizer"),
@@ -207,11 +237,11 @@ def test_wrong_usage_and_missing_files(capsys, argv, part):
 def test_what_cannot_be_told_must_be_said(tmp_path, capsys):
     path = write(tmp_path / "a.json", [row(0, item_id="mine_1")])
     code, _, err = told(capsys, path)
-    assert code == 2 and "--name=gsm8k|svamp" in err
-    assert told(capsys, path, "--name=svamp")[:2] == (0, told(capsys, path, "--name=svamp")[1])
-    code, _, err = told(capsys, path, "--name=svamp", "--tokenizer=codellama_7b")
+    assert code == 2 and "--task=gsm8k|math|mathqa|mathqa-numeric|svamp" in err
+    assert told(capsys, path, "--task=svamp")[:2] == (0, told(capsys, path, "--task=svamp")[1])
+    code, _, err = told(capsys, path, "--task=svamp", "--tokenizer=codellama_7b")
     assert code == 2 and "codellama_7b" in err and SHIPPED in err
-    assert told(capsys, path, "--name=svamp", f"--test={tmp_path / 'no.json'}")[0] == 2
+    assert told(capsys, path, "--task=svamp", f"--test={tmp_path / 'no.json'}")[0] == 2
 
 
 def test_ctrl_c_is_one_line(tmp_path):

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reft_jax import models, sampling
+from reft_jax import masked, models, sampling
+from reft_jax.config import choices
 from reft_jax.errors import InputError
-from reft_jax.losses.sft import sft_loss
+from reft_jax.losses import nll
 from reft_jax.training import steps
-from reft_jax.types import Prompts
+from reft_jax.types import Outputs, Prompts
 from tests import families, tiny
 
 pytest.importorskip("torch")
@@ -162,7 +163,7 @@ def test_gradients_of_an_sft_step_are_those_of_autograd(case, folder):
     def loss(params):
         hidden = steps.response_states(model, params, prompts, TOKENS[:, prompt:total], mask)
         logp, _ = models.token_logp(model, params, hidden, TOKENS[:, prompt:total])
-        return sft_loss(logp, mask, reduce="token")[0]
+        return nll.Loss()(Outputs(logp=logp), None, masked.Mean(mask, "token"))[0]
 
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     theirs.zero_grad()
@@ -173,7 +174,7 @@ def test_gradients_of_an_sft_step_are_those_of_autograd(case, folder):
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     there = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    table = models.hf.FAMILIES[model.arch.family].table(model.arch)
+    table = choices.module("models/families", model.arch.family).table(model.arch)
     for path, weight in table.items():
         ours = models.hf._at(grads, path)
         names = models.hf._names(weight, model.arch.num_layers)
@@ -226,7 +227,7 @@ def test_every_element_of_a_file_has_one_place(case, folder):
     """The tables' views cover each tensor exactly once, fused ones too."""
     model, _ = models.load_hf(folder(case))
     seen = {}
-    for weight in models.hf.FAMILIES[model.arch.family].table(model.arch).values():
+    for weight in choices.module("models/families", model.arch.family).table(model.arch).values():
         for name in models.hf._names(weight, model.arch.num_layers):
             count = seen.setdefault(name, np.zeros(weight.shape, int))
             weight.take(count)[...] += 1
@@ -238,7 +239,7 @@ def test_files_without_the_prefix_are_read(case, folder, tmp_path):
     """What a base model's class saved: no `model.` or `transformer.` before the names, and no output embedding if tied."""
     from safetensors.numpy import load_file, save_file
 
-    source, prefix = folder(case), models.hf.FAMILIES[case.split()[0]].PREFIX
+    source, prefix = folder(case), choices.module("models/families", case.split()[0]).PREFIX
     tensors = load_file(source / "model.safetensors")
     save_file({name.removeprefix(prefix): x for name, x in tensors.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((source / "config.json").read_text())

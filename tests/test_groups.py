@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from reft_jax import recipe
+from reft_jax.advantages import dr_grpo, groups, grpo, reinforce_pp, rloo
+from reft_jax.config import choices
 from reft_jax.errors import InputError
-from reft_jax.losses import groups, ppo
-from reft_jax.training import steps
+from reft_jax.losses import ppo
 from reft_jax.types import Rollout, Sample
 from tests import reference, tiny
 from tests.test_config import demo_tree
 
 METHODS = ("grpo", "dr_grpo", "rloo", "reinforce_pp")
 OF_GROUPS = METHODS[:3]
+GRPO_IN_REWARD = ("grpo", "reward")  # refused
+ESTIMATES = dict(grpo=grpo.grpo, dr_grpo=dr_grpo.dr_grpo, rloo=rloo.rloo)
 LENGTHS = [5, 1, 0, 6, 3, 2]
 MASK = tiny.lengths_mask(LENGTHS, 6, left=False)
 SETTINGS = dict(clip=0.2, value_clip=0.2, value_coef=5.0)
@@ -55,7 +58,7 @@ def of_groups(name, scores, k):
 @pytest.mark.parametrize("name", OF_GROUPS)
 def test_advantages_of_groups_match_the_oracles(name, k, scores):
     scores = np.array(scores, np.float32)
-    got = jax.jit(getattr(groups, name), static_argnums=1)(scores, k)
+    got = jax.jit(ESTIMATES[name], static_argnums=1)(scores, k)
     assert got.shape == (6,) and got.dtype == jnp.float32
     np.testing.assert_allclose(got, of_groups(name, scores.astype(np.float64), k), rtol=1e-5, atol=1e-6)
 
@@ -64,12 +67,12 @@ def test_advantages_of_groups_match_the_oracles(name, k, scores):
 @pytest.mark.parametrize("name", OF_GROUPS)
 def test_equal_scores_teach_exactly_nothing(name, k):
     scores = np.repeat(np.float32([0.1, 1.0, 0.3, 1e-9]), k)  # 0.1 less the mean of seven 0.1 need not be 0 in float32
-    np.testing.assert_array_equal(jax.jit(getattr(groups, name), static_argnums=1)(scores, k), 0.0)
+    np.testing.assert_array_equal(jax.jit(ESTIMATES[name], static_argnums=1)(scores, k), 0.0)
     assert groups.equal(scores, k).all() and not groups.equal(np.arange(4.0), 2).any()
 
 
 def test_rows_of_a_question_stand_together():
-    np.testing.assert_array_equal(groups.dr_grpo(jnp.array([1.0, 0, 5, 5, 2, 4]), 2), [0.5, -0.5, 0, 0, -1, 1])
+    np.testing.assert_array_equal(dr_grpo.dr_grpo(jnp.array([1.0, 0, 5, 5, 2, 4]), 2), [0.5, -0.5, 0, 0, -1, 1])
 
 
 @pytest.mark.parametrize("fill", [0.0, np.nan, np.inf, 3e38])
@@ -82,8 +85,12 @@ def test_reinforce_pp_matches_the_oracle(kl_coef, fill):
         for t in range(length):
             kl = sum(float(logp[b, u]) - float(ref_logp[b, u]) for u in range(t, length))
             to_go[b, t] = scores[b] - kl_coef * kl
-    estimate = jax.jit(functools.partial(groups.reinforce_pp, k=3, kl_coef=kl_coef))
-    got = estimate(scores, logp=logp, ref_logp=ref_logp, mask=MASK)
+
+    @jax.jit
+    def estimate(scores, logp, ref_logp):
+        return reinforce_pp.to_go(ppo.token_rewards(scores, logp, ref_logp, MASK, kl_coef=kl_coef), MASK)
+
+    got = estimate(scores, logp, ref_logp)
     np.testing.assert_allclose(got, reference.whiten(to_go, MASK), rtol=1e-4, atol=1e-5)
 
 
@@ -101,16 +108,17 @@ def loss_inputs(seed, fill=np.nan):
 
 
 def loss_oracle(logp, values, batch, *, reduce, clip_high=0.0, kl_coef=0.0, length=0):
-    """(total, policy, value, outside, k3), token by token; values None = the policy's alone."""
-    policy, value, outside, k3 = (np.zeros(MASK.shape) for _ in range(4))
+    """(total, policy, value, outside, k3), token by token; values None = no critic. The KL is in the total alone."""
+    policy, value, outside, k3, weighted = (np.zeros(MASK.shape) for _ in range(5))
     low, high = 1 - SETTINGS["clip"], 1 + (clip_high or SETTINGS["clip"])
     for b, size in enumerate(LENGTHS):
         for t in range(size):
             ratio, adv = math.exp(float(logp[b][t]) - float(batch.old_logp[b][t])), float(batch.adv[b][t])
             ahead = float(batch.ref_logp[b][t]) - float(logp[b][t])
             k3[b, t] = math.exp(ahead) - ahead - 1
-            policy[b, t] = -min(adv * ratio, adv * min(max(ratio, low), high)) + kl_coef * k3[b, t]
-            policy[b, t] *= 1.0 if batch.weights is None else float(batch.weights[b][t])
+            weight = 1.0 if batch.weights is None else float(batch.weights[b][t])
+            policy[b, t] = -weight * min(adv * ratio, adv * min(max(ratio, low), high))
+            weighted[b, t] = weight * k3[b, t]
             outside[b, t] = not low <= ratio <= high
             if values is not None:
                 new, old, target = (float(x[b][t]) for x in (values, batch.old_values, batch.returns))
@@ -122,7 +130,8 @@ def loss_oracle(logp, values, batch, *, reduce, clip_high=0.0, kl_coef=0.0, leng
 
     shares = "sequence" if reduce == "constant" else reduce
     told = [reference.reduce(x, MASK, shares) for x in (outside, k3)]
-    return reduced(policy) + SETTINGS["value_coef"] * reduced(value), reduced(policy), reduced(value), *told
+    total = reduced(policy) + SETTINGS["value_coef"] * reduced(value) + kl_coef * reduced(weighted)
+    return total, reduced(policy), reduced(value), *told
 
 
 LOSSES = [
@@ -196,14 +205,14 @@ def rollout_of(*, critic):
     return Rollout(batch.prompts, sample, logp, ref_logp, batch.old_values if critic else None, -logp, score, 2)
 
 
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name, kl_in", [(n, where) for n in METHODS for where in ("reward", "loss", "off") if (n, where) != GRPO_IN_REWARD]
+)
 def test_advantages_are_of_scores_with_the_kl_inside_or_without(name, kl_in):
     rollout = rollout_of(critic=False)
-    settings = tiny.ppo(critic="none", advantage=name, kl_in=kl_in, kl_coef=0.3)
-    batch, metrics, _ = steps.make_advantages(settings)(rollout)
+    batch, metrics, _ = tiny.advantages(tiny.ppo(advantage=name, kl_in=kl_in, kl_coef=0.3))(rollout)
     mask, coef = np.asarray(batch.mask), 0.3 if kl_in == "reward" else 0.0
-    rewards = reference.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coef=coef)
+    rewards = reference.token_rewards(rollout.scores, rollout.logp, rollout.ref_logp, mask, kl_coef=coef)
     if name == "reinforce_pp":
         expected = reference.whiten(np.cumsum(rewards[:, ::-1], axis=1)[:, ::-1], mask)
     else:
@@ -211,14 +220,14 @@ def test_advantages_are_of_scores_with_the_kl_inside_or_without(name, kl_in):
     np.testing.assert_allclose(batch.adv, expected, rtol=1e-3, atol=1e-5)
     assert (np.asarray(batch.adv)[~mask] == 0).all()
     assert batch.old_values is None and batch.returns is None
-    assert (batch.ref_logp is None) == (kl_in == "reward")
+    assert (batch.ref_logp is None) == (kl_in != "loss")
     assert ("reward/with_kl" in metrics) == (kl_in == "reward")
     assert not {"ppo/explained_variance", "value/mean"} & metrics.keys()
     assert metrics.get("reward/equal_groups") == (0.5 if name in OF_GROUPS else None)
 
 
 def test_a_rollout_with_a_critic_has_the_metrics_that_it_had():
-    _, metrics, _ = steps.make_advantages(tiny.ppo())(rollout_of(critic=True))
+    _, metrics, _ = tiny.advantages(tiny.ppo())(rollout_of(critic=True))
     assert {"ppo/explained_variance", "value/mean", "reward/with_kl"} <= metrics.keys()
     assert "reward/equal_groups" not in metrics
 
@@ -229,34 +238,49 @@ def test_a_rollout_with_a_critic_has_the_metrics_that_it_had():
 @pytest.mark.parametrize(
     "num_samples, changes, parts",
     [
-        (1, dict(critic="none"), ["reft.ppo.critic", "'none'", "'gae'", "'shared'", "grpo"]),
-        (2, dict(advantage="grpo"), ["reft.ppo.critic", "'shared'", "'grpo'", "'none'"]),
-        (2, dict(advantage="reinforce_pp", critic="separate"), ["reft.ppo.critic", "'separate'", "'none'"]),
-        *((1, dict(advantage=name, critic="none"), ["reft.num_samples", "got 1", name, ">= 2"]) for name in OF_GROUPS),
-        (2, dict(advantage="grpa", critic="none"), ["ppo.advantage", "'grpa'", "did you mean 'grpo'"]),
-        (1, dict(clip_high=-0.1), ["ppo.clip_high", "-0.1", ">= 0"]),
+        (1, dict(critic=dict(trunk="none")), ["reft.advantage.critic.trunk", "'none'", "legal are shared, separate"]),
+        (1, dict(critic=None), ["reft.advantage.critic", "got None", "trunk"]),
+        (2, dict(use="grpo", critic=dict(trunk="shared")), ["reft.advantage.critic", "unknown key", "known are kl"]),
+        (2, dict(use="reinforce_pp", critic=dict(trunk="separate")), ["reft.advantage.critic", "unknown", "are kl"]),
+        *((1, dict(use=name), ["reft.num_samples", "got 1", "compares", ">= 2"]) for name in OF_GROUPS),
+        (2, dict(use="grpa"), ["reft.advantage", "'grpa'", "did you mean 'grpo'"]),
+        (2, dict(use="grpo", kl={"in": "reward"}), ["reft.advantage.kl.in", "'reward'", "legal are loss, off"]),
     ],
 )
 def test_what_does_not_go_together_is_one_clear_error(num_samples, changes, parts):
     tree = demo_tree()
-    tree["stages"]["reft"]["num_samples"] = num_samples
-    tree["stages"]["reft"]["ppo"] |= changes
+    tree["stages"]["reft"] |= dict(num_samples=num_samples, advantage=changes)
     with pytest.raises(InputError) as caught:
         recipe.build(tree)
     for part in parts:
         assert part in str(caught.value)
 
 
+def test_a_negative_high_clip_is_refused():
+    tree = demo_tree()
+    tree["stages"]["reft"]["losses"]["policy"]["clip_high"] = -0.1
+    with pytest.raises(InputError, match=r"reft\.losses\.policy\.clip_high: got -0\.1; it must be >= 0"):
+        recipe.build(tree)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_goes_together_builds(name):
     tree = demo_tree()
     tree["stages"]["reft"]["num_samples"] = 1 if name == "reinforce_pp" else 2
-    tree["stages"]["reft"]["ppo"] |= dict(advantage=name, critic="none", kl_in="loss", reduce="constant")
-    assert dict(recipe.build(tree).stages)["reft"].ppo.advantage == name
+    tree["stages"]["reft"] |= dict(advantage=dict(use=name, kl={"in": "loss"}), reduce="constant")
+    stage = dict(recipe.build(tree).stages)["reft"]
+    assert type(stage.advantage) is choices.load("advantages", name) and stage.critic is None
 
 
 def test_settings_that_are_left_out_are_what_runs_were():
     tree = demo_tree()
-    for key, usual in dict(critic="shared", advantage="gae", clip_high=0.0, kl_in="reward").items():
-        assert tree["stages"]["reft"]["ppo"].pop(key) == usual
+    stage = tree["stages"]["reft"]
+    advantage, policy = stage["advantage"], stage["losses"]["policy"]
+    for group, key, usual in (
+        (advantage["critic"], "trunk", "shared"),
+        (advantage, "use", "gae"),
+        (policy, "clip_high", 0.0),
+        (advantage["kl"], "in", "reward"),
+    ):
+        assert group.pop(key) == usual
     assert recipe.build(tree) == recipe.build(demo_tree())

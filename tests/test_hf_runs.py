@@ -118,7 +118,7 @@ def test_every_stage_runs_on_a_directory_and_transformers_loads_what_comes_out(f
 def test_the_export_stage_merges_adapters_and_says_how_near_a_reload_is(tmp_path):
     spec = tmp_path / "spec.py"
     spec.write_text(
-        "from configs import common, demo\n\n\n"
+        "from reft_jax.configs import common, demo\n\n\n"
         "def get_config(arg=''):\n"
         "    config = demo.get_config(arg).to_dict()\n"
         "    stages = dict(warmup=config['stages']['warmup'], out=dict(kind='export', init_from='warmup'))\n"

@@ -16,6 +16,8 @@ import time
 
 import pytest
 
+import reft_jax
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["launch/demo.sh", "launch/test.sh", "launch/setup_env.sh", ".ci/run"]
 
@@ -33,7 +35,7 @@ case "$*" in
     trap 'exit 75' TERM
     printf 'run %s\\n' "$*" "in $PWD" "with $GLIBC_TUNABLES" >>"$FAKE_LOG"
     if [ -n "$FAKE_WAITS" ]; then sleep 20 >/dev/null 2>&1 & wait; fi
-    exit "${FAKE_EXIT:-0}" ;;
+    case "$*" in *"$FAKE_EXIT_OF"*) exit "${FAKE_EXIT:-0}" ;; esac ;;
 "-I - "*) test -e "$(dirname "$0")/installed" ;;
 esac
 """
@@ -181,6 +183,41 @@ def test_no_suitable_python_is_said(project, tmp_path):
     assert not (project.root / ".venv").exists()
 
 
+@pytest.fixture
+def ci(project, tmp_path):
+    """Runs .ci/run in the project: `ci(**env) -> (process, log lines)`."""
+    shutil.copytree(ROOT / ".ci", project.root / ".ci")
+    for browser in ("chromium", "chromedriver"):  # looked for, not run
+        (tmp_path / browser).touch(0o755)
+    return lambda **env: project("../.ci/run", PATH=f"{tmp_path}:{os.environ['PATH']}", **env)
+
+
+@pytest.mark.parametrize(
+    "of, code, expected, steps",
+    [
+        ("nothing", 1, 0, "set-up, lint, quick tests, slow tests, total"),
+        ("ruff", 3, 3, "set-up, lint (failed), total"),
+        ("-m not slow", 1, 1, "set-up, lint, quick tests (failed), total"),
+        ("-m slow", 1, 1, "set-up, lint, quick tests, slow tests (failed), total"),
+        ("-m slow", 5, 1, "set-up, lint, quick tests, slow tests (failed), total"),  # pytest found none
+    ],
+)
+def test_ci_stops_at_what_fails_and_says_how_long_each_step_took(ci, of, code, expected, steps):
+    process, log = ci(FAKE_EXIT_OF=of, FAKE_EXIT=str(code))
+    assert process.returncode == expected, process.stderr
+    assert re.sub(r" \d+\.\d\b", "", process.stdout.splitlines()[-1]) == f"minutes: {steps}"
+    assert ("no slow test was found" in process.stderr) == (code == 5)
+    commands = ["ruff check .", "pytest -m not slow -n 2 --dist loadfile", "pytest -m slow -n 2 --dist loadfile"]
+    ran = [line.removeprefix("run -m ") for line in log if line.startswith("run -m ")]
+    assert ran == commands[: steps.count(",") - 1]
+
+
+def test_ci_says_what_a_failed_installation_took(ci):
+    process, _ = ci(FAKE_PIP_FAILS=".[test]")
+    assert process.returncode == 1
+    assert re.fullmatch(r"minutes: set-up \d+\.\d \(failed\), total \d+\.\d", process.stdout.strip())
+
+
 def constraints():
     text = (ROOT / "launch" / "constraints.txt").read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
@@ -201,6 +238,7 @@ def test_every_requirement_is_pinned_and_torch_is_no_run_time_one(tmp_path):
     ).stdout
     arguments = json.loads(output)
     assert arguments["name"] == "reft_jax" and arguments["license"] == "Apache-2.0"
+    assert arguments["version"] == reft_jax.__version__
     run_time = {re.split(r"[\[<>=;]", requirement)[0].strip() for requirement in arguments["install_requires"]}
     extras = {re.split(r"[\[<>=;]", r)[0].strip() for extra in arguments["extras_require"].values() for r in extra}
     assert not run_time & {"torch", "tensorflow"}
@@ -230,6 +268,7 @@ def test_assets_travel_with_the_package(tmp_path):
     for package in ("reft_jax", "reft_jax/losses", "tests"):
         (tmp_path / package).mkdir(exist_ok=True)
         (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "reft_jax" / "__init__.py").write_text('__version__ = "1.0"\n')
     shutil.copy(ROOT / "setup.py", tmp_path)
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)

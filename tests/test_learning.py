@@ -10,7 +10,7 @@ def test_thirty_steps_of_reft_raise_the_sampled_accuracy(tmp_path):
     """1,000 questions, 256 a step: 7.68 epochs are 30 steps. Seen with the shipped base: .567 in the first five, .767 in the last."""
     path = tmp_path / "short.py"  # the demo's warm-up and ReFT, without the SFT baseline and the evaluation
     path.write_text(
-        "from configs import common, demo\n\n\n"
+        "from reft_jax.configs import common, demo\n\n\n"
         "def get_config(arg=''):\n"
         "    config = demo.get_config(arg).to_dict()\n"
         "    stages = {name: config['stages'][name] for name in ('warmup', 'reft')}\n"

@@ -285,12 +285,12 @@ def test_how_a_run_is_watched_may_change_and_may_be_new(tmp_path):
     for stage in tree["stages"]:
         (tmp_path / stage).mkdir()
     before.write_text(json.dumps({"config": config}))
-    workdirs.check(tmp_path, tree)
+    workdirs.check(tmp_path, tree, recipe.binding)
     assert recipe.build(config) == recipe.build(tree)
     before.write_text(json.dumps({"config": tree | {"logging": {"wandb": "offline", "gone": 1}}}))
-    workdirs.check(tmp_path, tree)
+    workdirs.check(tmp_path, tree, recipe.binding)
     with pytest.raises(InputError, match="config.seed: there 0, now 1"):
-        workdirs.check(tmp_path, tree | {"seed": 1})
+        workdirs.check(tmp_path, tree | {"seed": 1}, recipe.binding)
 
 
 # ------------------------------------------------------------------ traces

@@ -86,3 +86,13 @@ def test_reduce_matches_the_oracle_and_the_two_differ(how):
     )
     other = reference.reduce(x, MASK, {"sequence": "token", "token": "sequence"}[how])
     assert abs(float(masked.reduce(x, MASK, how)) - other) > 1e-2
+
+
+@pytest.mark.parametrize("how, of_metrics", [("sequence", "sequence"), ("token", "token"), ("constant", "sequence")])
+def test_a_stage_s_mean_is_its_reduce_and_its_share_is_of_the_tokens_that_there_are(how, of_metrics):
+    x, mean = numbers(), masked.Mean(MASK, how, 9)
+    real = np.where(MASK, x, 0.0).astype(np.float64)
+    expected = real.sum() / (len(x) * 9) if how == "constant" else reference.reduce(x, MASK, how)
+    np.testing.assert_allclose(jax.jit(mean)(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(mean.share)(x), reference.reduce(x, MASK, of_metrics), rtol=1e-5)
+    np.testing.assert_allclose(masked.Mean(MASK, "constant")(x), real.sum() / x.size, rtol=1e-5)  # as the arrays

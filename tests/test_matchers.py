@@ -4,19 +4,24 @@ import collections
 import pathlib
 import random
 import re
+import subprocess
+import sys
 import time
 
 import pytest
 
 from reft_jax import recipe
+from reft_jax.config import choices
 from reft_jax.errors import InputError
 from reft_jax.rewards import answer, matchers
-from reft_jax.rewards.matchers import algebra, boxed, gsm8k
+from reft_jax.rewards.matchers import algebra, gsm8k_flexible, gsm8k_strict
+from reft_jax.rewards.matchers import math as boxed
 from reft_jax.rewards.score import Ahead, Grade, VerifierError, grade
 from tests.matcher_cases import PROGRAMS, SENTENCE, cases
 
 LIMITS = {"timeout_s": 20.0, "memory_mb": 512, "workers": 1}  # a busy machine can hold up one process for seconds
-PAIRS = [(name, kind) for name, matcher in matchers.MATCHERS.items() for kind in matcher.kinds]
+NAMES = choices.names("rewards/matchers")
+PAIRS = [(name, kind) for name in NAMES for kind in matchers.get(name).kinds]
 
 
 def table():
@@ -36,7 +41,7 @@ def test_the_golden_table(matcher, task):
 
 
 def test_the_golden_table_is_large():
-    assert len(cases()) + 5 * len(PROGRAMS) > 500 and {c[0] for c in cases()} == set(matchers.MATCHERS)
+    assert len(cases()) + 5 * len(PROGRAMS) > 500 and {c[0] for c in cases()} == set(NAMES)
 
 
 @pytest.mark.parametrize("column", range(4))
@@ -57,7 +62,7 @@ def test_the_authors_cut_a_program_at_a_line_of_spaces():
     assert grade("svamp", "program", [source], ["5"], **LIMITS)[0].status == "error"
 
 
-@pytest.mark.parametrize("matcher", matchers.MATCHERS)
+@pytest.mark.parametrize("matcher", NAMES)
 def test_ahead_knows_every_matcher(matcher):
     ahead = Ahead(matcher=matcher, **LIMITS)
     ahead.add("def solution():\n    return 5\n\n")
@@ -69,7 +74,8 @@ def test_ahead_knows_every_matcher(matcher):
 
 @pytest.mark.parametrize("matcher", ["gsm8k-strict", "gsm8k_strikt"])
 def test_an_unknown_matcher_names_the_known_and_the_nearest(matcher):
-    message = f"matcher='{matcher}' is unknown; legal: {', '.join(matchers.MATCHERS)}; did you mean 'gsm8k_strict'?"
+    message = f"'{matcher}' is no file of rewards/matchers; did you mean 'gsm8k_strict'? legal are {', '.join(NAMES)}, "
+    message += "or the path of a file of your own (my.py)"
     for ask in (
         lambda: matchers.get(matcher),
         lambda: answer.extract("5", kind="number", matcher=matcher),
@@ -85,7 +91,7 @@ def test_an_unknown_matcher_names_the_known_and_the_nearest(matcher):
 
 def test_a_matcher_is_not_asked_for_what_it_does_not_read():
     with pytest.raises(
-        InputError, match="'gsm8k_strict' does not read answers of kind 'choice'; those that do: reft, reft_paper, math"
+        InputError, match="'gsm8k_strict' does not read answers of kind 'choice'; those that do: math, reft, reft_paper"
     ):
         grade("mathqa", "nl", [], [], matcher="gsm8k_strict")
     with pytest.raises(InputError, match="those that do: math$"):
@@ -99,9 +105,9 @@ def test_a_config_names_a_matcher_that_reads_its_answers():
 
     def load(data, matcher):
         asked = f"{file}:data={data},cot=nl,model=tiny"
-        return recipe.load(asked, [("data.matcher", matcher)], reads_data=False)[0].data.matcher
+        return recipe.load(asked, [("data.matcher", matcher)])[0].data.matcher
 
-    for name in matchers.MATCHERS:
+    for name in NAMES:
         assert load("gsm8k", name) == name
     with pytest.raises(
         InputError, match="config.data.matcher: got 'gsm8k_flexible'; the answers of mathqa are of kind 'choice'"
@@ -109,9 +115,61 @@ def test_a_config_names_a_matcher_that_reads_its_answers():
         load("mathqa", "gsm8k_flexible")
     with pytest.raises(
         InputError,
-        match="config.data.matcher: got 'gsm8k_strikt'; did you mean 'gsm8k_strict'.*legal are reft, reft_paper, gsm8k_strict",
+        match="config.data.matcher: got 'gsm8k_strikt'; did you mean 'gsm8k_strict'.*legal are gsm8k_flexible, gsm8k_strict, math",
     ):
         load("gsm8k", "gsm8k_strikt")
+
+
+OWN = """
+import re
+from reft_jax.rewards.matchers.base import NOTHING, Matcher, found
+
+def find(text, kind):
+    last = None
+    for last in re.finditer(r"<answer>(-?[0-9]+)</answer>", text):
+        pass
+    return found(last[1], *last.span(1)) if last else NOTHING
+
+def integer(answer, kind):
+    return str(int(float(answer)))
+
+def agree(key, gold, kind):
+    return key == integer(gold, kind)
+
+MATCHER = Matcher("an integer in tags", ("number",), find, integer, integer, agree)
+tags, wrong = MATCHER, "a text"
+"""
+
+
+def test_a_matcher_of_ones_own_is_a_file(tmp_path):
+    path = tmp_path / "my.py"
+    path.write_text(OWN)
+    texts = ["so <answer>18</answer>", "so 18"]
+    for name in (str(path), f"{path}:tags"):
+        assert [g.status for g in grade("gsm8k", "nl", texts, ["18", "18"], matcher=name)] == ["correct", "no_answer"]
+    config = f"{pathlib.Path(__file__).parents[1] / 'configs' / 'sft.py'}:data=gsm8k,cot=nl,model=tiny"
+    assert recipe.load(config, [("data.matcher", str(path))])[0].data.matcher == str(path)
+    for ask, message in (
+        (
+            lambda: matchers.get(str(path), "choice"),
+            "my.py' does not read answers of kind 'choice'; those that do: math, reft",
+        ),
+        (lambda: matchers.get(f"{path}:wrong"), "my.py:wrong: MATCHER is 'a text'; it must be a Matcher"),
+        (lambda: matchers.get(f"{path}:none"), "my.py: defines no none, which a file of rewards/matchers does"),
+        (lambda: grade("gsm8k", "nl", [], [], matcher=f"{tmp_path}/no.py"), "no.py: cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ask()
+
+
+def test_names_are_listed_and_one_matcher_is_loaded_without_the_others():
+    code = (
+        "import sys; from reft_jax.config import choices; from reft_jax.rewards import answer, matchers, score\n"
+        "choices.names('rewards/matchers'), matchers.get('reft')\n"
+        "sys.exit(', '.join(m for m in ('math', 'algebra', 'reft_paper') if f'reft_jax.rewards.matchers.{m}' in sys.modules) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_spans_are_what_was_read():
@@ -145,7 +203,7 @@ def test_equal_keys_are_graded_alike_and_are_votes_of_their_own_where_text_is_co
 
 
 def harness(text: str, pattern: str, group: int) -> str | None:
-    """Find all, take one of them, drop what the task ignores: the description in gsm8k.py as plainly as can be."""
+    """Find all, take one of them, drop what the task ignores: the description in gsm8k*.py as plainly as can be."""
     for stop in ("Question:", "</s>", "<|im_end|>"):
         text = text.split(stop)[0]
     found = re.findall(pattern, text)
@@ -182,7 +240,7 @@ def test_gsm8k_matchers_read_what_the_harness_reads():
     read = collections.Counter()
     for _ in range(20_000):
         text = "".join(rng.choices(pieces, k=rng.randrange(12)))
-        strict, flexible = gsm8k.strict(text, "number").value, gsm8k.flexible(text, "number").value
+        strict, flexible = gsm8k_strict.find(text, "number").value, gsm8k_flexible.find(text, "number").value
         assert strict == harness(text, r"#### (\-?[0-9\.\,]+)", 0), text
         assert flexible == harness(text, r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1), text
         read.update(strict=strict is not None, flexible=flexible is not None)
@@ -304,11 +362,11 @@ ADVERSARIAL = [
 ]
 
 
-@pytest.mark.parametrize("name", matchers.MATCHERS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", ADVERSARIAL, ids=range(len(ADVERSARIAL)))
 def test_no_text_takes_long(name, text):
     """Some milliseconds each on an idle core; the bound leaves room for a busy one, and catches what is quadratic or worse."""
-    for kind in matchers.MATCHERS[name].kinds:
+    for kind in matchers.get(name).kinds:
         start = time.process_time()
         matchers.match(text, kind=kind, matcher=name)
         assert time.process_time() - start < 0.5

@@ -125,8 +125,8 @@ def test_updates_are_the_unpacked_ones(where, parts, reduce):
     params, (sft, ppo) = tiny.params(model, value_head=True), batches()
     trees = [{name: node for name, node in params.items() if name != "value_head"}, params]
     settings = dict(dropout=0.0, accumulate=parts, reduce=reduce)
-    sft_step = steps.make_sft_step(model, TX, trees[0], **settings)
-    ppo_step = steps.make_ppo_step(model, TX, params, tiny.ppo(accumulate=parts, reduce=reduce))
+    sft_step = steps.make_sft_step(model, TX, trees[0], tiny.NLL, **settings)
+    ppo_step = tiny.ppo_step(model, TX, params, tiny.ppo(accumulate=parts, reduce=reduce))
 
     def update(step, tree, *given, **packing):
         return step(steps.init_state(model, TX, tree), *given, **packing)
@@ -147,6 +147,6 @@ def test_the_kernel_reads_segments_as_the_plain_way_does():
     updated = []
     for way in ("xla", "kernel"):
         model = tiny.model("mixed", arch, attention=way)
-        step = steps.make_ppo_step(model, TX, params, tiny.ppo())
+        step = tiny.ppo_step(model, TX, params, tiny.ppo())
         updated.append(step(steps.init_state(model, TX, params), ppo, ROWS, packing=packed(model, ppo, ROWS)))
     tiny.assert_trees_close(*updated, rtol=1e-4, atol=1e-5)

@@ -1,29 +1,31 @@
-"""Every row of the paper's tables is legal, can be built, and has exactly the hyper-parameters of tests/golden/paper.json.
+"""Every row of the paper's tables is legal, can be built, and has exactly the hyper-parameters of tests/golden/paper.
 
-The golden file holds, for each method, all settings of one row, and of every other row what differs from it. After a change that
-is meant, write it anew and read the difference:
+There a file holds the settings of one record, loss, advantage, reward term or kind of stage: of each place that has them
+those that most rows have, in full, and of every other row what it has instead. So a new method changes no file of another's,
+and a new setting that of its record alone. After a change that is meant, write them anew and read the difference:
 
     python -m tests.test_paper
 """
 
-import dataclasses
+import collections
 import functools
 import json
 import pathlib
+import shutil
 
 import jax
 import pytest
 
-from configs import common, paper
 from reft_jax import models, prepare, recipe
+from reft_jax.config import choices, records
+from reft_jax.configs import common, paper
 from reft_jax.errors import InputError
 from reft_jax.models import init_classifier
-from reft_jax.run import workdirs
 from reft_jax.training import steps
 from reft_jax.training.optim import make_optimizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "golden" / "paper.json"
+GOLDEN = ROOT / "tests" / "golden" / "paper"
 JOBS = {variant: list(dict.fromkeys(paper.job(name, variant) for name in paper.ROWS)) for variant in paper.VARIANTS}
 BOTH = [(job, variant) for variant, jobs in JOBS.items() for job in jobs]
 REFT = "main/codellama_7b/gsm8k/program/reft"
@@ -31,8 +33,8 @@ REFT = "main/codellama_7b/gsm8k/program/reft"
 
 @functools.cache
 def load(row: str, extra: str = ""):
-    """(checked config, plain dict) of a row; extra: ",argument=value"."""
-    return recipe.load(f"{ROOT}/configs/paper.py:row={row}{extra}", reads_data=False)
+    """(checked config, filled tree) of a row; extra: ",argument=value"."""
+    return recipe.load(f"{ROOT}/configs/paper.py:row={row}{extra}")
 
 
 def stages(row: str, extra: str = "") -> dict:
@@ -56,8 +58,7 @@ def test_every_row_is_legal_and_its_batches_divide_over_its_devices(variant):
 def trained(model, stage, params, key) -> dict:
     """All parameters that a stage trains."""
     if stage.kind == "reft":
-        ppo = stage.ppo
-        return models.with_critic(model, params, key, critic=ppo.critic, how=ppo.value_init, bias=ppo.value_bias)
+        return models.with_critic(model, params, key, stage.critic)
     return params | ({"classifier": init_classifier(model, key)} if stage.kind == "reranker" else {})
 
 
@@ -73,7 +74,7 @@ def test_every_row_of_a_model_is_built(model):
         for name, stage in config.stages:
             if stage.kind == "evaluate":
                 continue
-            critic = stage.ppo.critic if stage.kind == "reft" else stage.kind == "reranker"
+            critic = stage.critic.trunk if stage.kind == "reft" else stage.kind == "reranker"
             if (critic, stage.optim) in built:
                 continue
             params = jax.eval_shape(functools.partial(trained, whole, stage), models.shapes(whole), key)
@@ -121,9 +122,12 @@ def test_reft_has_the_papers_settings():
     optim = warmup.optim
     assert (optim.lr, optim.warmup, optim.final, optim.schedule_epochs, optim.weight_decay) == (1e-5, 0.1, 0.0, 40, 0)
     assert (reft.epochs, reft.batch_size, reft.optim.lr, reft.optim.final) == (300, 32, 3e-7, 1.0)
-    ppo = reft.ppo
-    assert (ppo.kl_coef, ppo.value_coef, ppo.clip, ppo.gamma, ppo.lam, ppo.epochs) == (0.01, 5.0, 0.2, 1.0, 0.95, 2)
-    assert (ppo.minibatch_size, ppo.whiten, ppo.reduce, ppo.critic) == (32, True, "sequence", "shared")
+    ppo, gae, policy = reft.ppo, reft.advantage, dict(reft.losses)["policy"]
+    assert (gae.kl.where, gae.kl.coef, gae.kl.estimator) == ("reward", 0.01, "auto")  # which is k1 there
+    assert (gae.critic.coef, gae.critic.clip, policy.clip, policy.clip_high) == (5.0, 0.2, 0.2, 0.0)
+    assert (gae.gamma, gae.lam, ppo.epochs, policy.coef) == (1.0, 0.95, 2, 1.0)
+    assert (ppo.minibatch_size, gae.whiten, reft.reduce, gae.critic.trunk) == (32, True, "sequence", "shared")
+    assert {label: term.weight for label, term in reft.rewards} == dict(right=1.0, partial=0.1)
     assert (config.data.max_prompt, config.data.max_response) == (300, 400)
     assert named["evaluate"].num_samples == 100 and named["evaluate"].num_questions == 0
 
@@ -136,7 +140,8 @@ def test_offline_and_online_self_training_and_the_re_ranker():
     assert offline.optim.lr == 1e-5 and config.data.max_prompt + config.data.max_response == 1024
     online = stages("main/galactica_6_7b/svamp/nl/online")["online"]
     assert (online.mode, online.init_from, online.epochs, online.batch_size) == ("online", "warmup", 300, 32)
-    assert (online.num_samples, online.own_weight, online.gold_weight, online.optim.lr) == (1, 0.5, 0.5, 3e-7)
+    [(label, loss)] = online.losses
+    assert (online.num_samples, label, loss.own, loss.gold, online.optim.lr) == (1, "own_gold", 0.5, 0.5, 3e-7)
     for method in ("sft", "reft"):
         named = stages(f"rerank/codellama_7b/gsm8k/program/{method}")
         ranker = named["reranker"]
@@ -154,30 +159,34 @@ def test_small_models():
     codegen = "small/codegen_350m/gsm8k/program/reft"
     for extra, size, value_coef in (("", 256, 5.0), (",variant=script", 128, 0.1)):
         reft = stages(codegen, extra)["reft"]
-        assert (reft.batch_size, reft.ppo.minibatch_size, reft.ppo.value_coef) == (size, size, value_coef)
+        assert (reft.batch_size, reft.ppo.minibatch_size, reft.critic.coef) == (size, size, value_coef)
+
+
+def flat(row: str) -> dict:
+    return records.flatten(load(row)[1]["stages"]["reft"], "reft")
 
 
 def test_ablations_change_one_thing_each():
-    base = stages(REFT)["reft"]
-    for method, change in (
-        ("no_partial_reward", lambda s: (s.partial_reward, base.partial_reward)),
-        ("no_kl", lambda s: (s.ppo.kl_coef, base.ppo.kl_coef)),
-        ("separate_critic", lambda s: (s.ppo.critic, base.ppo.critic)),
+    base = flat(REFT)
+    for method, key in (
+        ("no_partial_reward", "rewards.partial.weight"),
+        ("no_kl", "advantage.kl.coef"),
+        ("separate_critic", "advantage.critic.trunk"),
     ):
-        stage = stages(f"ablation/codellama_7b/gsm8k/program/{method}")["reft"]
-        flat, before = (workdirs.flatten(dataclasses.asdict(s)) for s in (stage, base))
-        assert sum(flat[key] != before[key] for key in flat) == 1 and len(set(change(stage))) == 2
+        ours = flat(f"ablation/codellama_7b/gsm8k/program/{method}")
+        assert ours.keys() == base.keys() and [k for k in ours if ours[k] != base[k]] == [f"reft.{key}"]
     for k in range(1, 6):
         named = stages(f"ablation/codellama_7b/gsm8k/program/warmup_{k}")
-        assert named["warmup"].epochs == k and named["warmup"].optim.schedule_epochs == 40 and named["reft"] == base
+        assert named["warmup"].epochs == k and named["warmup"].optim.schedule_epochs == 40
+        assert named["reft"] == stages(REFT)["reft"]
 
 
 @pytest.mark.parametrize(
     "row, stage, path, of_paper, of_script",
     [
-        ("main/codellama_7b/mathqa/program/reft", "reft", "partial_on", "numeric", "all"),
-        ("numeric/codellama_7b/mathqa-numeric/nl/reft", "reft", "ppo.kl_coef", 0.05, 0.01),
-        ("main/codellama_7b/gsm8k/nl/reft", "reft", "ppo.kl_coef", 0.05, 0.05),
+        ("main/codellama_7b/mathqa/program/reft", "reft", "rewards.partial.on", "numeric", "all"),
+        ("numeric/codellama_7b/mathqa-numeric/nl/reft", "reft", "advantage.kl.coef", 0.05, 0.01),
+        ("main/codellama_7b/gsm8k/nl/reft", "reft", "advantage.kl.coef", 0.05, 0.05),
         ("main/codellama_7b/svamp/program/reft", "warmup", "epochs", 1.0, 2.0),
         ("main/galactica_6_7b/svamp/program/reft", "warmup", "epochs", 2.0, 2.0),
         ("main/codellama_7b/mathqa/nl/reft", "warmup", "epochs", 5.0, 5.0),
@@ -204,7 +213,7 @@ def test_where_paper_and_scripts_disagree(row, stage, path, of_paper, of_script)
 def test_the_scripts_hold_nothing_out_and_begin_programs_in_reft_alone():
     paper_data, script_data = (load(REFT, f",variant={v}")[0].data for v in paper.VARIANTS)
     assert (paper_data.dev_size, script_data.dev_size) == (200, 0)
-    assert (paper_data.append_prefix, script_data.append_prefix) == ("everywhere", "reft")
+    assert (paper_data.append_prefix, script_data.append_prefix) == ("everywhere", "rollouts")
 
 
 # ------------------------------------------------------------------ arguments
@@ -248,7 +257,7 @@ def test_with_runs_a_row_begins_with_what_other_rows_left():
 @pytest.mark.parametrize("job", JOBS["paper"])
 def test_every_job_has_a_toy_size(job):
     config, _ = load(job, ",smoke")
-    assert (config.data.name, config.data.cot) == ("arithmetic", "program")
+    assert (config.data.task, config.data.cot) == ("arithmetic", "program")
     assert config.model.name == "arithmetic_base" and config.data.num_train == 64
     names = [name for name, _ in load(job)[0].stages]
     assert [name for name, _ in config.stages] == names
@@ -257,65 +266,139 @@ def test_every_job_has_a_toy_size(job):
 
 def test_toy_size_with_files_is_from_scratch():
     config, _ = load(REFT, ",smoke,train_file=t.json,test_file=t.json")
-    assert (config.model.name, config.data.name, config.data.num_train) == ("tiny", "gsm8k", 64)
+    assert (config.model.name, config.data.task, config.data.num_train) == ("tiny", "gsm8k", 64)
 
 
-# ------------------------------------------------------------------ the golden file
+# ------------------------------------------------------------------ the golden files
 
 
-def resolved(job: str, variant: str) -> dict:
-    """Every setting of a job but its architecture, which tests/test_presets.py pins, and how it is watched."""
-    flat = workdirs.flatten(json.loads(json.dumps(load(job, f",variant={variant}")[1])))
-    return {
-        key.removeprefix("config."): v
-        for key, v in flat.items()
-        if not key.startswith(("config.model.arch.", "config.logging."))
-    }
+def groups(cls, node: dict, place: str):
+    """(file, place, settings) of a record's values with the names of its choices, and of the records and choices in it."""
+    own = collections.defaultdict(dict)
+    for field in records.fields(cls):
+        value, here = node[field.key], f"{place}.{field.key}"
+        if here == "model.arch":
+            continue  # tests/test_presets.py pins it
+        if field.kind in ("record", "optional") and isinstance(value, dict):
+            yield from groups(field.record, value, here)
+            continue
+        room = field.about.get("room")
+        if field.kind == "choice":
+            yield from groups(choices.load(room, value["use"]), value, here)
+            value = {"use": value["use"]}
+        elif field.kind == "choices":
+            for label, one in value.items():
+                yield from groups(choices.load(room, one["use"]), one, f"{here}.{label}")
+            value = {label: {"use": one["use"]} for label, one in value.items()}
+        own[home(cls, field.name)][field.key] = value
+    for file, values in own.items():
+        yield file, place, values
 
 
-def family(job: str) -> str:
-    """The job whose settings stand in full for those like it."""
-    row = paper.ROWS[job]
-    if row.table == "rerank":
-        return f"rerank/codellama_7b/gsm8k/program/{row.method}"
-    method = "reft" if row.table == "ablation" else row.method
-    return f"main/codellama_7b/gsm8k/program/{method}"
+def home(cls, name: str) -> str:
+    """The file of a setting: after the record, or the file of a room, that defines it."""
+    owner = next(base for base in reversed(cls.__mro__) if name in vars(base).get("__annotations__", {}))
+    module = owner.__module__.removeprefix("reft_jax.").replace(".", "/")
+    if module == "config/settings":
+        return owner.__name__.lower()
+    return module if owner.__name__ in choices.ROOMS.values() else f"{module}_{owner.__name__.lower()}"
 
 
-def golden() -> str:
-    """The golden file's text: a line for each base setting and for each job."""
-    bases = {name: resolved(name, "paper") for name in sorted({family(job) for job, _ in BOTH})}
-    rows = {}
+def resolved(job: str, variant: str):
+    """`groups` of a whole row but how it is watched."""
+    tree = json.loads(json.dumps(load(job, f",variant={variant}")[1]))
+    for key, cls in recipe.GROUPS.items():
+        if key != "logging":
+            yield from groups(cls, tree[key], key)
+    for name, stage in tree["stages"].items():
+        yield from groups(choices.load("stages", stage["kind"]), stage, f"stages.{name}")
+    kinds = {name: {"kind": stage["kind"]} for name, stage in tree["stages"].items()}
+    yield "recipe", "", {"seed": tree["seed"], "stages": kinds}
+
+
+@functools.cache
+def golden() -> dict[str, str]:
+    """{file: its text}: of every place the settings that most rows have there, and of the others what differs."""
+    files = collections.defaultdict(lambda: collections.defaultdict(dict))
     for job, variant in BOTH:
-        base, ours = bases[family(job)], resolved(job, variant)
-        assert base.keys() == ours.keys()
-        rows[f"{job} ({variant})"] = {key: value for key, value in ours.items() if value != base[key]}
+        for file, place, ours in resolved(job, variant):
+            files[file][place][f"{job} ({variant})"] = ours
+    return {file: text_of({place: apart(rows) for place, rows in places.items()}) for file, places in files.items()}
 
-    def lines(group):
-        return ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in group.items())
 
-    parts = [f'"base {name}": {{\n{lines(base)}\n}}' for name, base in bases.items()]
-    parts.append(f'"rows": {{\n{lines(rows)}\n}}')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+def apart(rows: dict) -> dict:
+    """{"base": settings, row: what it has instead}."""
+    most, _ = collections.Counter(map(json.dumps, rows.values())).most_common(1)[0]
+    base = json.loads(most)
+    assert all(ours.keys() == base.keys() for ours in rows.values())
+    unlike = {row: {key: value for key, value in ours.items() if value != base[key]} for row, ours in rows.items()}
+    return {"base": base} | {row: settings for row, settings in unlike.items() if settings}
+
+
+def text_of(places: dict) -> str:
+    """A setting of the base a line, and a line for each row that differs."""
+
+    def lines(group, indent):
+        return ",\n".join(f"{indent}{json.dumps(key)}: {json.dumps(value)}" for key, value in group.items())
+
+    out = []
+    for place, rows in places.items():
+        base, others = rows["base"], {key: value for key, value in rows.items() if key != "base"}
+        more = f",\n{lines(others, '  ')}" if others else ""
+        out.append(f'"{place}": {{\n  "base": {{\n{lines(base, "    ")}\n  }}{more}\n}}')
+    return "{\n" + ",\n".join(out) + "\n}\n"
+
+
+def stored() -> dict[str, str]:
+    return {str(path.relative_to(GOLDEN).with_suffix("")): path.read_text() for path in sorted(GOLDEN.rglob("*.json"))}
 
 
 def test_every_hyper_parameter_is_as_it_was():
-    now, before = json.loads(golden()), json.loads(GOLDEN.read_text())
-    assert now.keys() == before.keys()
-    for part in now:
-        changed = {key for key in now[part].keys() | before[part].keys() if now[part].get(key) != before[part].get(key)}
-        assert not changed, f"{part}: {sorted(changed)} changed; if meant: python -m tests.test_paper"
-    assert GOLDEN.read_text() == golden()
+    now, before = golden(), stored()
+    assert sorted(now) == sorted(before), "if meant: python -m tests.test_paper"
+    for file, text in now.items():
+        ours, theirs = json.loads(text), json.loads(before[file])
+        assert ours.keys() == theirs.keys(), f"{file}; if meant: python -m tests.test_paper"
+        for place in ours:
+            keys = ours[place].keys() | theirs[place].keys()
+            changed = {key for key in keys if ours[place].get(key) != theirs[place].get(key)}
+            assert not changed, f"{file}, {place}: {sorted(changed)} changed; if meant: python -m tests.test_paper"
+        assert text == before[file], file
+
+
+def test_the_golden_files_hold_every_setting():
+    """Of each row they give its whole config again, but for the architecture and how it is watched."""
+    files = {file: json.loads(text) for file, text in stored().items()}
+    for job, variant in BOTH:
+        found = {}
+        for file, place, _ in resolved(job, variant):
+            rows = files[file][place]
+            own = rows["base"] | rows.get(f"{job} ({variant})", {})
+            found |= records.flatten(own, f"config.{place}".rstrip("."))
+        whole = records.flatten(load(job, f",variant={variant}")[1])
+        left_out = ("config.model.arch.", "config.logging.")
+        assert found == {key: value for key, value in whole.items() if not key.startswith(left_out)}, (job, variant)
 
 
 def test_common_is_what_the_rows_are_made_of():
-    """The bases hold the fragments' settings, so that a change in configs/common.py is seen here."""
-    stage = json.loads(GOLDEN.read_text())[f"base {REFT}"]
-    ppo = common.ppo(kl_coef=0.01, minibatch_size=32)
-    assert {key: stage[f"stages.reft.ppo.{key}"] for key in ppo} == ppo
+    """The files hold the fragments' settings, so that a change in configs/common.py is seen here."""
+    rows = json.loads(stored()["advantages/gae"])["stages.reft.advantage"]
+    kl, critic = (json.loads(stored()[name])[f"stages.reft.advantage.{name}"] for name in ("kl", "critic"))
+    ours = f"{REFT} (paper)"
+    fragment = common.reft(
+        "warmup", 1, common.optim(1.0), batch_size=32, minibatch_size=32, **common.method(kl_coef=0.01)
+    )
+    filled = records.fill(choices.load("stages", "reft"), {k: v for k, v in fragment.items() if k != "kind"}, "stage")
+    together = dict(use="gae", kl=kl["base"] | kl.get(ours, {}), critic=critic["base"] | critic.get(ours, {}))
+    assert filled["advantage"] == together | rows["base"] | rows.get(ours, {})
+    ppo = json.loads(stored()["stages/reft_ppo"])["stages.reft.ppo"]
+    assert filled["ppo"] == ppo["base"] | ppo.get(ours, {})
 
 
 if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(golden())
-    print(f"wrote {GOLDEN}")
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    for file, text in golden().items():
+        path = GOLDEN / f"{file}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    print(f"wrote {len(golden())} files to {GOLDEN}")

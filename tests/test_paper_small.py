@@ -12,11 +12,11 @@ import statistics
 import numpy as np
 import pytest
 
-from configs import paper_small
 from reft_jax import main, recipe
+from reft_jax.config.records import flatten
+from reft_jax.configs import paper_small
 from reft_jax.errors import InputError
 from reft_jax.report import plots
-from reft_jax.run import workdirs
 from reft_jax.tables import curves, small
 from reft_jax.training.loop import num_steps
 from tests.test_tables import make_run, printed, script  # noqa: F401  (script is a fixture)
@@ -28,6 +28,12 @@ CELLS = [(cot, style) for cot in paper_small.COTS for style in paper_small.STYLE
 
 def load(arg: str = ""):
     return recipe.load(f"{ROOT}/{CONFIG}:{arg}")[0]
+
+
+def flat(name: str) -> dict:
+    """Every setting of a stage by its dotted key."""
+    stage = recipe.load(f"{ROOT}/{CONFIG}")[1]["stages"][name]
+    return {key.removeprefix("stage."): value for key, value in flatten(stage, "stage").items()}
 
 
 # ------------------------------------------------------------------ the config
@@ -53,7 +59,7 @@ def test_what_is_online_has_as_many_samples_updates_and_sequences_an_update():
         steps = num_steps(stage.epochs, stage.batch_size, config.data.num_train)
         rows = stage.batch_size * stage.num_samples
         assert (steps, rows, stage.ppo.minibatch_size, stage.ppo.epochs) == (20, 256, 64, 2), name
-        assert stage.num_samples == (1 if stage.ppo.advantage == "gae" else 4)
+        assert stage.num_samples == (1 if flat(name)["advantage.use"] == "gae" else 4)
     online = stages["online"]
     steps = num_steps(online.epochs, online.batch_size, config.data.num_train)
     assert steps == 20 * 2 * 256 // 64 and steps * online.batch_size * online.num_samples == 20 * 256
@@ -64,26 +70,30 @@ def test_settings_are_the_demos_but_for_the_length_of_reft():
     watched = dict(eval_every=0.0, save_every=1)
     for name in ("warmup", "sft"):
         assert dataclasses.replace(ours[name], **watched) == dataclasses.replace(demo[name], **watched)
-    assert ours["reft"].ppo == demo["reft"].ppo and ours["reft"].optim == demo["reft"].optim
-    assert ours["reft"].batch_size == demo["reft"].batch_size
+    for key in ("ppo", "advantage", "losses", "rewards", "reduce", "sampling", "optim", "batch_size"):
+        assert getattr(ours["reft"], key) == getattr(demo["reft"], key)
     assert load().data == recipe.load(f"{ROOT}/configs/demo.py")[0].data
 
 
 def test_each_variant_changes_what_its_name_says():
-    stages = dict(load().stages)
-    base = workdirs.flatten(dataclasses.asdict(stages["reft"]))
-    changed = {}
+    base, changed, gone = flat("reft"), {}, {}
     for name in paper_small.PPO:
-        flat = workdirs.flatten(dataclasses.asdict(stages[name]))
-        changed[name] = {key.removeprefix("config."): flat[key] for key in flat if flat[key] != base[key]}
-    group = {"epochs", "batch_size", "num_samples", "eval_every", "ppo.critic", "ppo.advantage"}
-    assert changed.pop("reft") == {} and changed.pop("no_kl") == {"ppo.kl_coef": 0.0}
-    assert changed.pop("no_partial_reward") == {"partial_reward": 0.0}
-    assert changed.pop("separate_critic") == {"ppo.critic": "separate"}
-    more = dict(grpo={"ppo.kl_in"}, dr_grpo={"ppo.kl_in", "ppo.reduce"}, rloo=set(), reinforce_pp=set())
+        ours = flat(name)
+        assert ours.keys() <= base.keys()
+        changed[name] = {key: value for key, value in ours.items() if value != base[key]}
+        gone[name] = base.keys() - ours.keys()
+    group = {"epochs", "batch_size", "num_samples", "eval_every", "advantage.use"}
+    assert changed.pop("reft") == {} and changed.pop("no_kl") == {"advantage.kl.coef": 0.0}
+    assert changed.pop("no_partial_reward") == {"rewards.partial.weight": 0.0}
+    assert changed.pop("separate_critic") == {"advantage.critic.trunk": "separate"}
+    more = dict(grpo={"advantage.kl.in"}, dr_grpo={"advantage.kl.in", "reduce"}, rloo=set(), reinforce_pp=set())
+    of_gae = {f"advantage.{key}" for key in ("gamma", "lam", "whiten")}
+    of_gae |= {f"advantage.critic.{key}" for key in ("trunk", "init", "bias", "coef", "clip")}
     for name, change in changed.items():
-        assert change.keys() == group | more[name] and change["ppo.advantage"] == name
+        assert change.keys() == group | more[name] and change["advantage.use"] == name
         assert change["batch_size"] * change["num_samples"] == 256
+    assert {name for name, keys in gone.items() if keys} == changed.keys()
+    assert all(gone[name] == of_gae for name in changed)
 
 
 def test_some_methods_alone():
@@ -165,11 +175,11 @@ def test_missing_seeds_say_which_command_makes_them(tmp_path, capsys):
 
 
 def test_a_run_with_other_settings_is_told_apart(tmp_path, capsys):
-    finished(tmp_path, seeds=(0,), overrides=[("stages.reft.ppo.kl_coef", "0.1")])
+    finished(tmp_path, seeds=(0,), overrides=[("stages.reft.advantage.kl.coef", "0.1")])
     out, _ = printed(capsys, tmp_path, "--table=arithmetic")
     assert "program/diverse/sft  " in out and "78.0" in out.split("program/diverse/sft ")[1].splitlines()[0]
     assert re.search(r"^program/diverse/reft  .* 0: \[\d+\];", out, re.M)
-    assert "is not arithmetic/program/diverse/reft: policy.stage.ppo.kl_coef is 0.1, there 0.02" in out
+    assert "is not arithmetic/program/diverse/reft: policy.stage.advantage.kl.coef is 0.1, there 0.02" in out
 
 
 def test_the_demo_fills_what_it_shares(tmp_path, capsys):

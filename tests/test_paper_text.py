@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from configs import paper_small, paper_text
-from reft_jax import main, recipe
+from reft_jax import main, recipe, tasks
+from reft_jax.configs import paper_small, paper_text
 from reft_jax.errors import InputError
 from reft_jax.tasks import stories
 from reft_jax.training.loop import num_steps
@@ -16,8 +16,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEXT, PRETRAIN = "configs/paper_text.py", "configs/pretrain_text.py"
 
 
-def load(arg: str, *overrides, config=TEXT, reads_data=False):
-    return recipe.load(f"{ROOT}/{config}:{arg}", overrides, reads_data=reads_data)[0]
+def load(arg: str, *overrides, config=TEXT):
+    return recipe.load(f"{ROOT}/{config}:{arg}", overrides)[0]
 
 
 # ------------------------------------------------------------------ the configs
@@ -32,9 +32,9 @@ def test_every_run_is_legal_and_holds_all_methods(cot, arg):
     assert [label for label, _ in stages["evaluate"].checkpoints] == list(paper_small.METHODS)
     assert [name for name in stages if name not in ("reranker", "evaluate")] == list(paper_small.METHODS)[1:]
     if arg == "smoke":
-        assert (config.data.name, stages["warmup"].init_from) == ("arithmetic", "arithmetic_base")
+        assert (config.data.task, stages["warmup"].init_from) == ("arithmetic", "arithmetic_base")
     else:
-        assert (config.data.name, config.model.directory, stages["warmup"].init_from) == ("svamp", "B", "B")
+        assert (config.data.task, config.model.directory, stages["warmup"].init_from) == ("svamp", "B", "B")
 
 
 def test_what_is_online_has_as_many_samples_updates_and_sequences_an_update():
@@ -65,7 +65,7 @@ def test_wrong_arguments(arg, said):
 
 def test_files_must_be_named_to_run():
     with pytest.raises(InputError, match="config.data.train_file: got ''"):
-        load("base=B", reads_data=True)
+        tasks.load(load("base=B").data)
 
 
 @pytest.mark.parametrize("smoke", ["", ",smoke"])
@@ -74,7 +74,7 @@ def test_files_must_be_named_to_run():
     [("both", "program", "corpus"), ("program", "program", "diverse"), ("nl", "nl", "diverse")],
 )
 def test_pretraining_is_legal(cot, asks, annotations, smoke):
-    config = load(f"cot={cot},seed=1,questions_file=F{smoke}", config=PRETRAIN, reads_data=True)
+    config = load(f"cot={cot},seed=1,questions_file=F{smoke}", config=PRETRAIN)
     assert (config.data.cot, config.data.annotations, config.data.questions_file) == (asks, annotations, "F")
     assert [name for name, _ in config.stages] == ["pretrain", "export", "evaluate"] and not config.data.docstring
 
@@ -95,10 +95,10 @@ def test_wrong_arguments_of_pretraining(arg, said):
 
 
 def test_a_file_of_questions_is_for_stories():
-    tree = recipe.load(f"{ROOT}/{TEXT}:base=B", reads_data=False)[1]
+    tree = recipe.load(f"{ROOT}/{TEXT}:base=B")[1]
     tree["data"]["questions_file"] = "F"
-    with pytest.raises(InputError, match="questions_file: got 'F' with name 'svamp'"):
-        recipe.build(tree, reads_data=False)
+    with pytest.raises(InputError, match="questions_file: got 'F'; it is for stories, and the task is 'svamp'"):
+        recipe.build(tree)
 
 
 # ------------------------------------------------------------------ the table
@@ -123,10 +123,10 @@ def test_a_run_with_other_settings_is_told_apart(tmp_path, capsys):
         f"{TEXT}:base=/b/words",
         dict(sft=300, reft=330),
         num=1000,
-        overrides=[("stages.reft.ppo.kl_coef", "0.1")],
+        overrides=[("stages.reft.advantage.kl.coef", "0.1")],
     )
     out, _ = printed(capsys, tmp_path, "--table=svamp_small")
-    assert "is not svamp_small/program/svamp/reft: policy.stage.ppo.kl_coef is 0.1, there 0.02" in out
+    assert "is not svamp_small/program/svamp/reft: policy.stage.advantage.kl.coef is 0.1, there 0.02" in out
 
 
 def test_the_plan_and_table_sh(script, tmp_path, capsys):  # noqa: F811

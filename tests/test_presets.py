@@ -16,8 +16,7 @@ import pytest
 
 from configs.models import PRESETS
 from reft_jax import models, recipe
-from reft_jax.config import settings
-from reft_jax.models.hf import FAMILIES
+from reft_jax.config import choices, settings
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
@@ -323,7 +322,7 @@ def test_a_preset_is_written_and_read_back(name, tmp_path):
 
 
 def test_every_family_has_a_published_config_here():
-    assert {values["model_type"] for values in CONFIG_JSON.values()} == set(FAMILIES)
+    assert {values["model_type"] for values in CONFIG_JSON.values()} == set(choices.names("models/families"))
 
 
 @pytest.mark.parametrize("name", CONFIG_JSON)

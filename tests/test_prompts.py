@@ -87,23 +87,23 @@ def test_every_question_makes_a_docstring_that_python_reads_back(question):
 
 
 def test_sft_learns_prefix_rest_and_eos(bpe):
-    encoded = prompts.encode(bpe, PROGRAM, Data(), purpose="sft")
+    encoded = prompts.encode(bpe, PROGRAM, Data(), purpose="teach")
     assert texts(bpe, encoded) == (prompts.prompt(PROGRAM), PROGRAM.cot)
     assert encoded.response[-1] == bpe.eos_token_id and bpe.eos_token_id not in encoded.response[:-1] + encoded.prompt
-    encoded = prompts.encode(bpe, NL, Data(), purpose="sft")
+    encoded = prompts.encode(bpe, NL, Data(), purpose="teach")
     assert texts(bpe, encoded) == (prompts.prompt(NL), "3 bags of 2.\nTherefore, the answer is: 6.0")
 
 
 @pytest.mark.parametrize(
     "append_prefix,purpose,appended",
     [
-        ("everywhere", "reft", True),
-        ("everywhere", "evaluate", True),
-        ("everywhere", "sft", False),
-        ("reft", "reft", True),
-        ("reft", "evaluate", False),
-        ("nowhere", "reft", False),
-        ("nowhere", "evaluate", False),
+        ("everywhere", "rollout", True),
+        ("everywhere", "ask", True),
+        ("everywhere", "teach", False),
+        ("rollouts", "rollout", True),
+        ("rollouts", "ask", False),
+        ("nowhere", "rollout", False),
+        ("nowhere", "ask", False),
     ],
 )
 def test_prefix_stands_in_the_prompt_exactly_where_the_option_says(bpe, append_prefix, purpose, appended):
@@ -118,7 +118,7 @@ def test_prefix_stands_in_the_prompt_exactly_where_the_option_says(bpe, append_p
 
 
 @pytest.mark.parametrize("docstring", [True, False])
-@pytest.mark.parametrize("append_prefix", ["everywhere", "reft", "nowhere"])
+@pytest.mark.parametrize("append_prefix", ["everywhere", "rollouts", "nowhere"])
 @pytest.mark.parametrize("record", [PROGRAM, BARE, NL, dataclasses.replace(BARE, kind="text")])
 def test_training_and_sampling_see_the_same_tokens(bpe, record, append_prefix, docstring):
     data = Data(docstring, append_prefix)
@@ -135,10 +135,10 @@ def test_no_merge_crosses_a_boundary():
         + ["return", " return", " 1", "Question", "Answer", " reasoning", "q"],
     )
     record = Record("a", "q", "def solution():\n    return 1", "1", "program")
-    learnt = prompts.encode(joined, record, data, purpose="sft")
-    start = prompts.encode(joined, record, data, purpose="reft").prompt
+    learnt = prompts.encode(joined, record, data, purpose="teach")
+    start = prompts.encode(joined, record, data, purpose="rollout").prompt
     assert (learnt.prompt + learnt.response)[: len(start)] == start
-    corpus = prompts.encode(joined, dataclasses.replace(record, kind="text"), data, purpose="sft")
+    corpus = prompts.encode(joined, dataclasses.replace(record, kind="text"), data, purpose="teach")
     assert corpus == learnt  # pretraining shows the same boundary
     whole = tokenizer.encode(joined, prompts.prompt(record) + record.cot)
     assert whole[: len(start)] != start  # else this test shows nothing
@@ -211,10 +211,10 @@ def test_golden_tokens_of_real_forms(form):
     name, built, raw = form
     prompt, prefix, rest, sentence, ids = GOLDEN[name]
     expected = {
-        "sft": [(prompt, f"{prefix} {rest}"), (prompt, sentence)],
-        "reft": [(f"{prompt} {prefix}", rest), (prompt, sentence)],
+        "teach": [(prompt, f"{prefix} {rest}"), (prompt, sentence)],
+        "rollout": [(f"{prompt} {prefix}", rest), (prompt, sentence)],
     }
-    expected["evaluate"] = expected["reft"]
+    expected["ask"] = expected["rollout"]
     for purpose in prompts.PURPOSES:
         encoded = prompts.encode_all(built, [BALLS_P, BALLS_N], Data(), purpose=purpose)
         spelt = [
@@ -225,7 +225,7 @@ def test_golden_tokens_of_real_forms(form):
 
 
 @pytest.mark.parametrize("docstring", [True, False])
-@pytest.mark.parametrize("append_prefix", ["everywhere", "reft", "nowhere"])
+@pytest.mark.parametrize("append_prefix", ["everywhere", "rollouts", "nowhere"])
 def test_real_forms_show_sampling_the_tokens_that_training_saw(form, append_prefix, docstring):
     _, built, raw = form
     data = Data(docstring, append_prefix)
@@ -258,25 +258,27 @@ def test_a_response_begins_as_it_does_in_the_middle_of_a_text(form, record):
 
 
 def test_test_records_have_a_prompt_only(bpe):
-    encoded = prompts.encode(bpe, TEST, Data(), purpose="evaluate")
+    encoded = prompts.encode(bpe, TEST, Data(), purpose="ask")
     assert texts(bpe, encoded)[0].endswith('"""How many bags?"""\n') and encoded.response == []
     with pytest.raises(InputError, match="record a_3 has no chain of thought to learn"):
-        prompts.encode(bpe, TEST, Data(), purpose="sft")
+        prompts.encode(bpe, TEST, Data(), purpose="teach")
 
 
 def test_batch_equals_one_by_one(bpe):
     records = [PROGRAM, NL, BARE, TEST, PROGRAM]
-    together = prompts.encode_all(bpe, records, Data(), purpose="reft")
-    assert together == [prompts.encode(bpe, record, Data(), purpose="reft") for record in records]
+    together = prompts.encode_all(bpe, records, Data(), purpose="rollout")
+    assert together == [prompts.encode(bpe, record, Data(), purpose="rollout") for record in records]
     together[0].prompt.append(-1)
     assert together[4].prompt[-1] != -1  # rows are not shared
 
 
 def test_wrong_arguments_are_named(bpe):
-    with pytest.raises(ValueError, match="purpose is 'rl'; legal are sft, reft, evaluate"):
+    with pytest.raises(ValueError, match="purpose is 'rl'; legal are teach, rollout, ask"):
         prompts.encode(bpe, PROGRAM, Data(), purpose="rl")
-    with pytest.raises(InputError, match="config.data.append_prefix is 'always'; legal are everywhere, reft, nowhere"):
-        prompts.encode(bpe, PROGRAM, Data(append_prefix="always"), purpose="reft")
+    with pytest.raises(
+        InputError, match="config.data.append_prefix is 'always'; legal are everywhere, rollouts, nowhere"
+    ):
+        prompts.encode(bpe, PROGRAM, Data(append_prefix="always"), purpose="rollout")
     with pytest.raises(ValueError, match="kind is 'x'"):
         prompts.target(dataclasses.replace(NL, kind="x"), docstring=True)
     with pytest.raises(InputError, match="record a_1: its program begins with 'x = 1'"):
@@ -293,8 +295,8 @@ def test_every_real_gold_text_survives_tokens():
         + gsm8k.read(root / "gsm8k" / "train.jsonl", cot="nl")[:2000]
     )
     built = tokenizer.build_bpe([prompts.target(record, docstring=True) for record in records], 1000)
-    learnt = prompts.encode_all(built, records, data, purpose="sft")
-    sampled = prompts.encode_all(built, records, data, purpose="reft")
+    learnt = prompts.encode_all(built, records, data, purpose="teach")
+    sampled = prompts.encode_all(built, records, data, purpose="rollout")
     for record, row, start in zip(records, learnt, sampled, strict=True):
         assert tokenizer.decode(built, row.prompt) == prompts.prompt(record)
         assert tokenizer.decode(built, row.response) == prompts.target(record, docstring=True)

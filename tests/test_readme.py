@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from reft_jax.rewards import matchers
 from tests import runs
 
 ROOT = pathlib.Path(runs.ROOT)
@@ -14,7 +13,6 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_python_in_it_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(matchers, "MATCHERS", dict(matchers.MATCHERS))
     blocks, names = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL), {"__name__": "readme"}
     assert len(blocks) >= 4
     for block in blocks:

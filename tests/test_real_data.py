@@ -48,7 +48,7 @@ def check(workdir, config):
     for stage in runs.STAGES:
         assert (workdir / stage / "DONE").exists()
     results = json.loads((workdir / "results.json").read_text())
-    assert (results["data"], results["cot"]) == (config.data.name, config.data.cot)
+    assert (results["data"], results["cot"]) == (config.data.task, config.data.cot)
     for label in LABELS:
         result = results["stages"][label]
         assert result["num_questions"] == config.data.num_test and 0 <= result["accuracy"] <= 1 and "pass@4" in result
@@ -97,4 +97,4 @@ def test_gold_answers_grade_as_correct(data, cot):
     records = load_data(config.data).train
     texts = [prompts.target(record, docstring=config.data.docstring) for record in records]
     failed = score.audit_gold(data, cot, texts, [r.answer for r in records], [r.item_id for r in records])
-    assert len(records) == 300 and len(failed) <= 300 * config.rewards.max_gold_failures, failed
+    assert len(records) == 300 and len(failed) <= 300 * config.verifier.max_gold_failures, failed

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from reft_jax import recipe
+from reft_jax.advantages import dr_grpo, gae, grpo, reinforce_pp, rloo
+from reft_jax.config import settings
 from reft_jax.errors import InputError
 from tests import runs
 
@@ -39,15 +41,22 @@ def test_methods_draw_as_many_responses_in_as_many_steps_as_reft(model):
     ours = {method: dict(load(**about, method=method)[0].stages)[method] for method in METHODS}
     reft = ours["reft"]
     assert load(**about) == load(**about, method="reft")
+    in_reward, in_loss = (
+        settings.KL(coef=reft.advantage.kl.coef),
+        settings.KL(where="loss", coef=reft.advantage.kl.coef),
+    )
+    assert reft.advantage == gae.Advantage(kl=in_reward) and reft.critic is not None
     expected = dict(
-        grpo=(8, dict(advantage="grpo", kl_in="loss")),
-        dr_grpo=(8, dict(advantage="dr_grpo", kl_in="loss", reduce="constant")),
-        rloo=(8, dict(advantage="rloo")),
-        reinforce_pp=(1, dict(advantage="reinforce_pp")),
+        grpo=(8, dict(advantage=grpo.Advantage(kl=in_loss))),
+        dr_grpo=(8, dict(advantage=dr_grpo.Advantage(kl=in_loss), reduce="constant")),
+        rloo=(8, dict(advantage=rloo.Advantage(kl=in_reward))),
+        reinforce_pp=(1, dict(advantage=reinforce_pp.Advantage(kl=in_reward))),
     )
     for method, (k, changes) in expected.items():
         stage = ours[method]
-        assert stage.ppo == dataclasses.replace(reft.ppo, critic="none", **changes)
+        sizes = {key: getattr(stage, key) for key in ("num_samples", "batch_size", "epochs", "eval_every")}
+        assert stage == dataclasses.replace(reft, **changes, **sizes) and stage.critic is None
+        assert stage.ppo == reft.ppo and stage.losses == reft.losses and stage.rewards == reft.rewards
         assert (stage.num_samples, stage.batch_size * k) == (k, reft.batch_size)
         # steps are epochs x questions / batch_size
         assert (stage.epochs * k, stage.eval_every * k) == (reft.epochs, reft.eval_every)

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from reft_jax import recipe, report, tasks
+from reft_jax import report, tasks
 from reft_jax.errors import InputError
 from reft_jax.report import __main__ as command
-from reft_jax.report import choose, curves, page, pieces, read
+from reft_jax.report import choose, curves, page, pieces, plots, read
 from reft_jax.run import workdirs
 from tests import made_runs
 from tests.made_runs import Page
@@ -44,6 +44,40 @@ def test_the_page_of_a_run_has_its_numbers(tmp_path):
     assert charts["my/own_metric"]["more"] and charts["my/own_metric"]["series"][0]["by"]["step"]["y"][-1] == 273
     samples = found.data["samples"][0]
     assert samples["total"] == len(samples["rows"]) == 160
+
+
+def test_stages_of_any_name_are_in_the_report(tmp_path):
+    made = report.build([made_runs.write_methods(tmp_path / "one")])
+    assert [path.name for path in made[1:]] == ["accuracy.png", "grpo.png", "online.png", "results.png"]
+    found = Page(made[0])
+    charts = {chart["id"]: chart for chart in found.data["charts"]}
+    names = plots.color_names(["base", "warmup", "grpo", "offline", "online", "pretrained"])
+    assert names["grpo"] == "other0" and len(set(names.values())) == 6
+    titles = {plots.title_of(name): name for name in names}
+    begins = {"base model, test": 1, "warm-up, dev": 4, "grpo, dev": 7, "offline, dev": 5, "online, dev": 7}
+    series = {one["label"]: one for one in charts["accuracy"]["series"]}
+    assert {label: one["by"]["epoch"]["x"][0] for label, one in series.items() if one["points"]} == {
+        f"{label}, greedy": begin for label, begin in begins.items()
+    }
+    assert {label for label, one in series.items() if one["thin"]} == {
+        "grpo, its own samples",
+        "online, its own samples",
+    }
+    assert all(one["color"] == names[titles[label.split(",")[0]]] for label, one in series.items())
+    base, warmup = 32 * 30, 32 * 40  # sequences that they learnt
+    assert series["offline, dev, greedy"]["by"]["seq"]["x"][0] == base + 32 * 20  # what it drew before is not learnt
+    assert series["grpo, its own samples"]["by"]["seq"]["x"][0] == base + warmup + 16 * 4
+    for key in ("reward/mean", "kl/mean"):
+        assert {one["label"]: one["color"] for one in charts[key]["series"]} == {
+            stage: names[stage] for stage in ("grpo", "online")
+        }
+    assert {"status:grpo:grpo", "status:online:online", "time:grpo:grpo", "time:online:online"} <= set(charts)
+    assert "eval/test_accuracy" not in charts  # it is among the accuracies
+    swatches = [attrs["class"] for tag, attrs in found.tags if "swatch" in attrs.get("class", "")]
+    assert swatches == [f"swatch c-{names[label]}" for label in ("base", "grpo", "offline", "online", "pretrained")]
+    assert [source["stage"] for source in found.data["samples"]] == ["grpo", "online"]
+    assert found.data["predictions"][0]["labels"] == ["base model", "grpo", "offline", "online", "pretrained"]
+    assert "53.0 test, step 30" in found.text and "58.0 dev, step 80" in found.text
 
 
 def test_hostile_text_stays_text_and_nothing_comes_from_outside(tmp_path):
@@ -161,7 +195,7 @@ def test_a_run_killed_anywhere_shows_what_is_there(tmp_path):
         assert words in found.text
     assert "under way or stopped" in found.text and found.data["samples"][0]["total"] == 159
     (run / "config.json").write_text("{")
-    found = build(run)  # stages are then the folders, in the recipe's order
+    found = build(run)  # stages are then the folders, in the order in which they began
     assert [c["label"] for c in found.data["charts"][0]["series"]] == [
         f"{s}, dev, greedy" for s in ("warm-up", "SFT", "ReFT")
     ] + ["ReFT, its own samples"]
@@ -174,6 +208,23 @@ def test_odd_results_do_not_stop_the_report(tmp_path, results):
     run = made_runs.write(tmp_path / "one")
     (run / "results.json").write_text(results)
     assert "Training curves" in build(run).text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rewards": 1},
+        {"rewards": {}, "data": {"name": "svamp"}, "stages": {"grpo": {"kind": "reft"}}},
+        {"stages": {"grpo": {"init_from": ["warmup"], "batch_size": "x", "num_samples": None}, "online": 3}},
+    ],
+)
+def test_odd_configs_do_not_stop_the_report(tmp_path, config):
+    run = made_runs.write_methods(tmp_path / "one")
+    (run / "config.json").write_text(json.dumps({"config": config}))
+    found = build(run)
+    assert "without their questions: config.json is not a run's (KeyError" in found.text
+    assert {chart["id"] for chart in found.data["charts"]} >= {"accuracy", "status:grpo:grpo", "status:online:online"}
+    assert {path.name for path in (run / "plots").iterdir()} >= {"accuracy.png", "grpo.png", "online.png"}
 
 
 # ------------------------------------------------------------------ choosing
@@ -261,19 +312,16 @@ def test_predictions_are_counted_over_all_lines(tmp_path):
 
 
 def test_questions_come_from_the_runs_data_if_it_is_still_that(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     run = read.run(made_runs.write(tmp_path / "one"))
     record = tasks.Record("test_3", "How many?", "3", "3", "number")
     splits = tasks.Splits((), (), (record,))
-    monkeypatch.setattr(recipe, "build", lambda tree: SimpleNamespace(data=SimpleNamespace(source="files")))
     monkeypatch.setattr(tasks, "load", lambda settings: splits)
     run.about["data_sha256"] = workdirs.fingerprint(splits)
     assert report.questions(run) == {"test_3": ("How many?", "3")} and run.notes == []
     run.about["data_sha256"] = "other"
     assert report.questions(run) == {} and "not those of the run" in run.notes[-1]
     monkeypatch.undo()
-    assert report.questions(run) == {} and "without their questions" in run.notes[-1]  # this config is no whole one
+    assert report.questions(run) == {} and "without their questions" in run.notes[-1]  # this config names no file
 
 
 # ------------------------------------------------------------------ curves
@@ -344,6 +392,9 @@ def test_runs_that_differ_in_the_seed_are_one_band_and_others_stand_apart(tmp_pa
         and "config.stages.reft.ppo.kl_coef" in found.text
     )
     assert "Settings in which the runs differ" in found.text
+    (dev,) = (chart for chart in found.data["charts"] if chart["id"] == "accuracy")
+    dashes = {(one["label"].split(": ")[1].split(",")[0], one["dash"]) for one in dev["series"]}
+    assert dashes == {("ReFT", 0), ("SFT", 1), ("warm-up", 2)}
     assert len(curves.group([read.run(path) for path in dirs])) == 2
 
 

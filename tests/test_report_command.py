@@ -49,6 +49,18 @@ def test_samples_in_the_terminal(tmp_path, capsys):
     assert "\x1b" not in out and "\\x1b[31mred\\x0d" in out
 
 
+def test_samples_come_in_the_order_of_the_configs_stages(tmp_path, capsys):
+    run = made_runs.write_methods(tmp_path / "one")
+    made_runs.jsonl(run / "base" / "samples.jsonl", made_runs.samples(1))
+    stages = re.findall(r"^(\w+) step", shown(capsys, run, "--limit=0"), re.M)
+    assert list(dict.fromkeys(stages)) == ["base", "grpo", "online"]
+    config = made_runs.methods()
+    config["stages"] = dict(reversed(config["stages"].items()))
+    (run / "config.json").write_text(json.dumps({"config": config}))
+    stages = re.findall(r"^(\w+) step", shown(capsys, run, "--limit=0"), re.M)
+    assert list(dict.fromkeys(stages)) == ["online", "grpo", "base"]
+
+
 def test_bad_filters_are_named(tmp_path, capsys):
     run = made_runs.write(tmp_path / "one")
     for argv, words in (

@@ -7,7 +7,7 @@ import pytest
 from reft_jax import models
 from reft_jax.data import batching
 from reft_jax.errors import InputError
-from reft_jax.losses.classifier import classifier_loss
+from reft_jax.losses import classifier
 from reft_jax.models import make_classifier_score
 from reft_jax.rewards.score import Grade
 from reft_jax.rollouts import figures
@@ -17,7 +17,10 @@ from reft_jax.stages import reranker
 from reft_jax.training import steps
 from reft_jax.training.optim import make_optimizer
 from reft_jax.training.steps_supervised import ClassifierBatch, make_classifier_step
+from reft_jax.types import Outputs
 from tests import tiny
+
+LOSSES = (classifier.Loss(),)
 
 # ------------------------------------------------------------------ head and loss
 
@@ -26,10 +29,14 @@ def test_the_loss_is_cross_entropy_also_where_exp_overflows():
     logits = np.array([0.3, -1.2, 4.0, -0.1, 200.0, -200.0, 200.0], np.float32)
     right = np.array([1, 0, 0, 1, 1, 0, 0], bool)
     expected = np.mean([np.logaddexp(0.0, -x if y else x) for x, y in zip(logits.astype(float), right, strict=True)])
-    loss, metrics = jax.jit(classifier_loss)(logits, right)
-    assert loss == pytest.approx(expected, rel=1e-6) and metrics["reranker/loss"] == loss
+
+    def loss_of(logits):
+        return LOSSES[0](Outputs(right_logits=logits), ClassifierBatch(None, None, right), None)
+
+    loss, metrics = jax.jit(loss_of)(logits)
+    assert loss == pytest.approx(expected, rel=1e-6)
     assert metrics["reranker/accuracy"] == pytest.approx(4 / 7) and metrics["reranker/right"] == pytest.approx(3 / 7)
-    grads = jax.grad(lambda x: classifier_loss(x, right)[0])(logits)
+    grads = jax.grad(lambda x: loss_of(x)[0])(logits)
     sigmoid = 1 / (1 + np.exp(-np.clip(logits.astype(float), -600, 600)))
     np.testing.assert_allclose(grads, (sigmoid - right) / 7, atol=1e-7)
 
@@ -68,9 +75,12 @@ def test_an_update_is_the_same_for_any_split_and_device_count():
     for where, parts in (("one", 1), ("mixed", 2)):
         model = tiny.model(where)
         params = with_classifier(model)
-        step = make_classifier_step(model, tx, params, accumulate=parts)
+        step = make_classifier_step(model, tx, params, LOSSES, accumulate=parts)
         state = steps.init_state(model, tx, params)
         results.append(jax.device_get(step(state, model.layout.batch(ClassifierBatch(tokens, mask, right)))))
+    logits = np.asarray(make_classifier_score(tiny.model())(with_classifier(tiny.model()), tokens, mask), np.float64)
+    expected = np.logaddexp(0.0, np.where(right, -logits, logits)).mean()
+    assert results[0][1]["reranker/loss"] == pytest.approx(expected, rel=1e-5)
     for state, metrics in results[1:]:
         assert metrics["reranker/loss"] == pytest.approx(results[0][1]["reranker/loss"], rel=1e-5)
         tiny.assert_trees_close(state, results[0][0], rtol=1e-4, atol=1e-5)
@@ -85,7 +95,7 @@ def test_it_learns_what_a_vote_cannot_know():
     rng, model = np.random.default_rng(0), tiny.model()
     tx = make_optimizer(tiny.optim(0.01), 100)
     state = steps.init_state(model, tx, with_classifier(model))
-    step = make_classifier_step(model, tx, state.params, accumulate=1)
+    step = make_classifier_step(model, tx, state.params, LOSSES, accumulate=1)
 
     def made(num):
         tokens, mask = sequences(rng, rng.integers(5, 10, num))
@@ -108,7 +118,7 @@ def test_it_learns_what_a_vote_cannot_know():
         logits = np.asarray(score(state.params, tokens[chosen], mask[chosen]))
         scores.append((1 / (1 + np.exp(-logits.astype(float)))).tolist())
         grades.append([Grade("correct", "1", True) if right[i] else Grade("wrong", "2", False) for i in chosen])
-    questions = questions_lib.Questions("evaluate", batching.Fitted((None,) * 20, (None,) * 20, (), ""))
+    questions = questions_lib.Questions("ask", batching.Fitted((None,) * 20, (None,) * 20, (), ""))
 
     voted = figures.sampled_summary(questions, grades, 4)
     ranked = figures.reranked_summary(questions, grades, scores, 4)

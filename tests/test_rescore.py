@@ -14,8 +14,8 @@ from reft_jax import rescore
 from reft_jax.rewards.estimates import bootstrap, pass_at_k, wilson
 
 SENTENCE = "Therefore, the answer is: "
-DATA = {"name": "gsm8k", "cot": "nl", "matcher": "reft", "append_prefix": "everywhere"}
-REWARDS = {"timeout_s": 20.0, "memory_mb": 256, "workers": 1, "max_gold_failures": 0.02, "sandbox": "auto"}
+DATA = {"task": "gsm8k", "cot": "nl", "matcher": "reft", "append_prefix": "everywhere"}
+VERIFIER = {"timeout_s": 20.0, "memory_mb": 256, "workers": 1, "max_gold_failures": 0.02, "sandbox": "auto"}
 
 
 def line(item, k, response, status, *, gold="42", mode="greedy", split="test", **more):
@@ -44,8 +44,8 @@ def make(folder, labels, *, data=DATA, stages=None, results=None):
         (folder / label).mkdir(parents=True)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
         (folder / label / "predictions.jsonl").write_text(text, encoding="utf-8")
-    config = {"config": {"seed": 0, "data": data, "rewards": REWARDS, "stages": stages or {"reft": {"kind": "reft"}}}}
-    (folder / "config.json").write_text(json.dumps(config))
+    config = {"seed": 0, "data": data, "verifier": VERIFIER, "stages": stages or {"reft": {"kind": "reft"}}}
+    (folder / "config.json").write_text(json.dumps({"config": config}))
     if results is None:
         results = {label: {"source": label, "accuracy": 0.5, "step": 1} for label in labels}
     (folder / "results.json").write_text(json.dumps({"seed": 0, "stages": results}))
@@ -121,11 +121,11 @@ def test_another_matcher_and_the_disagreements(tmp_path, capsys):
     assert re.search(r"base +20\.0 .*\nreft +0\.0 ", strict)
     counts = printed[printed.index("of 7, that one matcher") :]
     # reft: 42, $42 (and dev's 42) right; strict: #### 42 alone; flexible: all four; the authors' code refuses $42.
-    assert re.search(r"reft +- +1 +5 +1 +0\n", counts) and re.search(r"gsm8k_strict +5 +4 +- +4 +5\n", counts)
+    assert re.search(r"reft +1 +5 +0 +- +1\n", counts) and re.search(r"gsm8k_strict +4 +- +5 +5 +4\n", counts)
     assert re.search(
-        r"gsm8k_strict against gsm8k_flexible: the first 1 of 4 .*\n\n.*\n-+\ng_0 +base +42 +no_answer +42\+\n", printed
+        r"gsm8k_flexible against gsm8k_strict: the first 1 of 4 .*\n\n.*\n-+\ng_0 +base +42 +42\+ +no_answer\n", printed
     )
-    assert "reft against math" not in printed
+    assert "math against reft:" not in printed
 
 
 def test_without_a_limit_no_items_are_listed_and_one_matcher_has_no_such_table(tmp_path, capsys):
@@ -138,7 +138,7 @@ def test_without_a_limit_no_items_are_listed_and_one_matcher_has_no_such_table(t
 
 
 BODY = "    return 6 * 7"
-PROGRAMS = {"name": "svamp", "cot": "program"}
+PROGRAMS = {"task": "svamp", "cot": "program"}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_programs_are_run_once_for_all_matchers(tmp_path, monkeypatch):
 
     def run(programs, **limits):
         ran.extend(programs)
-        assert limits == {key: REWARDS[key] for key in ("timeout_s", "memory_mb", "workers")}
+        assert limits == {key: VERIFIER[key] for key in ("timeout_s", "memory_mb", "workers")}
         return [ProgramResult("ok", "42")] * len(programs)
 
     monkeypatch.setattr(score, "run_programs", run)
@@ -175,6 +175,21 @@ def test_programs_are_run_once_for_all_matchers(tmp_path, monkeypatch):
     make(tmp_path / "w", {"one": lines}, data=DATA | PROGRAMS)
     assert ask(tmp_path / "w", "--all-matchers") == 0
     assert ran == ["def solution():\n" + BODY]
+
+
+def test_a_run_from_before_and_a_matcher_of_ones_own(tmp_path, capsys):
+    make(tmp_path / "w", {"base": GREEDY})
+    data = {"name": "gsm8k"} | {key: value for key, value in DATA.items() if key != "task"}
+    config = {"seed": 0, "data": data, "rewards": VERIFIER, "stages": {"reft": {"kind": "reft"}}}
+    (tmp_path / "w" / "config.json").write_text(json.dumps({"config": config}))
+    assert ask(tmp_path / "w") == 0
+    assert "matcher reft (the run's)" in (printed := capsys.readouterr().out) and "graded otherwise" not in printed
+    own = tmp_path / "my.py"
+    own.write_text("from reft_jax.rewards.matchers.gsm8k_strict import MATCHER as MATCHER\n")
+    assert ask(tmp_path / "w", f"--matcher={own}") == 0
+    assert re.search(r"my.py, in %.*\n\n.*\n-+\nbase +20\.0 ", capsys.readouterr().out)
+    assert ask(tmp_path / "w", f"--matcher={tmp_path}/none.py") == 2
+    assert "none.py: cannot be read" in capsys.readouterr().err
 
 
 def test_a_response_that_is_graded_otherwise_than_then_is_named(tmp_path, capsys):
@@ -186,14 +201,14 @@ def test_a_response_that_is_graded_otherwise_than_then_is_named(tmp_path, capsys
 
 def test_choices_and_expressions(tmp_path, capsys):
     lines = [line("m_0", 0, SENTENCE + "(B)", "correct", gold="b")]
-    make(tmp_path / "w", {"base": lines}, data=DATA | {"name": "mathqa"})
+    make(tmp_path / "w", {"base": lines}, data=DATA | {"task": "mathqa"})
     assert ask(tmp_path / "w", "--all-matchers") == 0
     printed = capsys.readouterr().out
     assert "gsm8k" not in printed and re.search(
         r"reft against reft_paper.*\n\n.*\n-+\nm_0 +base +b +b\+ +\(b\)\n", printed
     )
     lines = [line("e_0", 0, "\\boxed{\\sin^2 x + \\cos^2 x}", "correct", gold="1")]
-    make(tmp_path / "v", {"base": lines}, data=DATA | {"name": "math", "matcher": "math"})
+    make(tmp_path / "v", {"base": lines}, data=DATA | {"task": "math", "matcher": "math"})
     assert ask(tmp_path / "v") == 0
     assert re.search(r"base +100\.0", capsys.readouterr().out)
 
@@ -202,7 +217,10 @@ def test_choices_and_expressions(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "WORKDIR is missing"),
-        (["{w}", "--matcher=rft"], "matcher='rft' is unknown; legal: reft, .*did you mean 'reft'"),
+        (
+            ["{w}", "--matcher=rft"],
+            "'rft' is no file of rewards/matchers; did you mean 'reft'.*legal are .*reft, reft_paper",
+        ),
         (["{w}", "--matcher=reft", "--all-matchers"], "exclude each other"),
         (["{w}", "--k=0"], "--k: got '0'; it must be a whole number from 1"),
         (["{w}", "--k=many"], "--k: got 'many'"),

@@ -1,14 +1,13 @@
-"""Grades and rewards, on cases and on the real gold answers."""
+"""Grades, on cases and on the real gold answers."""
 
 import json
 
-import numpy as np
 import pytest
 
 from reft_jax.errors import InputError
 from reft_jax.rewards import score as score_lib
 from reft_jax.rewards.program import ProgramResult, VerifierError
-from reft_jax.rewards.score import Grade, audit_gold, grade, score
+from reft_jax.rewards.score import Grade, audit_gold, grade
 from tests.tiny import shared_data
 
 SENTENCE = "Therefore, the answer is: "
@@ -84,7 +83,6 @@ def test_the_authors_matcher():
     assert grade("svamp", "program", programs[:1], ["5"], **LIMITS)[0].status == "error"
     none = grade("mathqa", "program", [returns("None")], ["b"], matcher="reft_paper", **LIMITS)
     assert none == [Grade("wrong", "none", False)]
-    assert score(none, partial_reward=0.1, partial_on="all", task="mathqa")[0] == np.float32(0.1)
 
 
 def test_equal_programs_run_once(monkeypatch):
@@ -161,22 +159,6 @@ def test_a_verifier_failure_is_not_a_reward_of_zero(monkeypatch):
         run(3)
 
 
-def test_rewards_are_float32_and_partial_by_kind():
-    """Defect: a reward buffer of the tokens' integer type turned 0.1 into 0."""
-    grades = [Grade("correct", "5", True), Grade("wrong", "6", False)]
-    grades += [Grade(s, None, False) for s in ("no_answer", "timeout", "error", "blocked")]
-    for task, partial_on, partial in [
-        ("svamp", "numeric", 0.1),
-        ("svamp", "all", 0.1),
-        ("mathqa", "numeric", 0),
-        ("mathqa", "all", 0.1),
-    ]:
-        rewards = score(grades, partial_reward=0.1, partial_on=partial_on, task=task)
-        assert rewards.dtype == np.float32
-        np.testing.assert_array_equal(rewards, np.array([1, partial, 0, 0, 0, 0], np.float32))
-    assert score([], partial_reward=0.1, partial_on="all", task="svamp").shape == (0,)
-
-
 def test_votes_and_grades_agree_on_equal_keys():
     """Defect: votes that count "42" and "42.0" apart."""
     grades = grade("gsm8k", "nl", [SENTENCE + said for said in ("42", "42.0", "$42.00", "42.")], ["42"] * 4)
@@ -186,7 +168,10 @@ def test_votes_and_grades_agree_on_equal_keys():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("svmp", "nl", [], []), "task='svmp' is unknown; legal: arithmetic, svamp, gsm8k, mathqa, mathqa-numeric"),
+        (
+            ("svmp", "nl", [], []),
+            "'svmp' is no file of tasks; did you mean 'svamp'.*legal are arithmetic, gsm8k, math, mathqa, mathqa-numeric, ",
+        ),
         (("svamp", "python", [], []), "cot='python' is unknown; legal: nl, program"),
         (("svamp", "nl", [SENTENCE], ["five"]), "gold answer 0 of svamp is 'five'"),
         (("mathqa", "nl", [SENTENCE], ["38"]), "gold answer 0 of mathqa is '38'"),
@@ -197,11 +182,9 @@ def test_bad_input_is_named(arguments, message):
         grade(*arguments)
 
 
-def test_bad_matcher_partial_and_lengths_are_named():
-    with pytest.raises(InputError, match="matcher='exact' is unknown; legal: reft, reft_paper"):
+def test_bad_matcher_and_lengths_are_named():
+    with pytest.raises(InputError, match="'exact' is no file of rewards/matchers; legal are gsm8k_flexible, "):
         grade("svamp", "nl", [], [], matcher="exact")
-    with pytest.raises(InputError, match="partial_on='never' is unknown"):
-        score([], partial_reward=0.1, partial_on="never", task="svamp")
     with pytest.raises(ValueError, match="1 texts but 0 golds"):
         grade("svamp", "nl", ["x"], [])
 

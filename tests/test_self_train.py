@@ -1,6 +1,5 @@
 """Self-training: what is kept of sampled responses, the loss of the online mode, and whole runs that are killed between."""
 
-import dataclasses
 import functools
 import json
 import subprocess
@@ -11,17 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from reft_jax import models, prepare, recipe, tasks
-from reft_jax.config import records as records_lib
-from reft_jax.config import settings
+from reft_jax import masked, models, prepare, recipe, tasks
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
-from reft_jax.losses import self_train as losses
+from reft_jax.losses import own_gold
 from reft_jax.run import workdirs
 from reft_jax.stages import self_train
 from reft_jax.training import steps
 from reft_jax.training.optim import make_optimizer
 from reft_jax.training.steps_supervised import MixedBatch, make_self_train_step
+from reft_jax.types import Outputs
 from tests import runs, tiny
 
 SPEC = "tests/stages_config.py"
@@ -82,7 +80,7 @@ def test_what_the_vocabulary_cannot_spell_is_not_learnt(monkeypatch):
          for k, text in enumerate(responses)]
         for record in records
     ]  # fmt: skip
-    asked = types.SimpleNamespace(fitted=types.SimpleNamespace(records=records), purpose="evaluate")
+    asked = types.SimpleNamespace(fitted=types.SimpleNamespace(records=records), purpose="ask")
     monkeypatch.setattr(self_train.collect, "collect", lambda *_: (asked, drawn))
     lines = self_train.choose_all(run, "offline", dict(config.stages)["offline"])
     assert [line["why"] for line in lines] == ["", "unknown_token"] * 2
@@ -115,18 +113,21 @@ def test_the_online_loss_is_the_oracles(reduce, own_lengths, fill):
     rng = np.random.default_rng(0)
     mask = tiny.lengths_mask([*own_lengths, *GOLD_LENGTHS], 7, left=False)
     logp = np.where(mask, rng.normal(-2, 1, mask.shape), fill).astype(np.float32)
-    weights = losses.token_weights(mask, OWN, reduce=reduce)
-    _, metrics = losses.self_train_loss(logp, mask, OWN, weights, own_weight=0.3, gold_weight=0.9)
+    batch = MixedBatch(None, None, mask, OWN, own_gold.token_weights(mask, OWN, reduce=reduce))
+    call = own_gold.Loss(own=0.3, gold=0.9)
+    loss, metrics = call(Outputs(logp=logp), batch, masked.Mean(mask, reduce))
     expected = oracle(-logp, mask, reduce, 0.3, 0.9)
-    got = [metrics[f"self_train/{name}"] for name in ("loss", "own_loss", "gold_loss")]
+    got = [loss, *(metrics[f"self_train/{name}"] for name in ("own_loss", "gold_loss"))]
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     assert (expected[1] == 0) == (not any(own_lengths))
 
 
-def stage(**changes):
-    tree = recipe.load(SPEC)[1]["stages"]["online"]
-    stage = records_lib._build(settings.SelfTrain, tree, "config.stages.online")
-    return dataclasses.replace(stage, **changes)
+def make_step(model, tx, params, **changes):
+    """`make_self_train_step` as the online stage with these changes calls it."""
+    tree = recipe.load(SPEC)[1]
+    tree["stages"]["online"] |= changes
+    stage = dict(recipe.build(tree).stages)["online"]
+    return make_self_train_step(model, tx, params, self_train.objective(stage), **self_train.how(stage))
 
 
 @pytest.mark.parametrize("reduce", ["token", "sequence"])
@@ -137,7 +138,7 @@ def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce):
     for where, parts in (("one", 1), ("mixed", 2)):
         model = tiny.model(where)
         params = tiny.params(model)
-        step = make_self_train_step(model, tx, params, stage(reduce=reduce, accumulate=parts))
+        step = make_step(model, tx, params, reduce=reduce, accumulate=parts)
         rows = model.layout.batch(MixedBatch(batch.prompts, batch.tokens, batch.mask, OWN))
         results.append(jax.device_get(step(steps.init_state(model, tx, params), rows, jax.random.key(0))))
     logp = steps.token_outputs(tiny.model(), tiny.params(tiny.model()), batch.prompts, batch.tokens, batch.mask)[0]
@@ -148,10 +149,10 @@ def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce):
 
 
 def test_own_and_gold_weights_decide_what_is_learnt():
-    """With gold_weight 0 the gold rows' tokens do not matter, and the own rows' chance rises."""
+    """With a weight of 0 the gold rows' tokens do not matter, and the own rows' chance rises."""
     model, tx = tiny.model(), make_optimizer(tiny.optim(), 10)
     batch = tiny.sft_batch(np.random.default_rng(1), PROMPTS, [*OWN_LENGTHS, *GOLD_LENGTHS])
-    step = make_self_train_step(model, tx, tiny.params(model), stage(gold_weight=0.0))
+    step = make_step(model, tx, tiny.params(model), losses=dict(own_gold=dict(gold=0.0)))
     other = batch.replace(tokens=np.where(OWN[:, None], batch.tokens, 2))
     states = []
     for rows in (batch, other):
@@ -181,21 +182,21 @@ def refused(stage_name, **changes) -> str:
     "name, changes, said",
     [
         ("offline", dict(sample_from=""), "config.stages.offline.sample_from: got ''"),
-        ("offline", dict(sample_from="random"), "an earlier stage of kind sft, reft, self_train (here warmup), or a directory"),
+        ("offline", dict(sample_from="random"), "an earlier stage that trains a policy (here warmup), or a directory"),
         ("offline", dict(sample_from="reranker"), "offline.sample_from: 'reranker' comes no earlier than 'offline'"),
         ("online", dict(sample_from="warmup"), "set ''"),
         ("offline", dict(max_per_question=0), "max_per_question: got 0; it must be >= 1"),
         ("offline", dict(mode="ofline"), "did you mean 'offline'?"),
         ("offline", dict(accumulate=3), "it must divide batch_size = 16"),
         ("online", dict(accumulate=3), "it must divide batch_size x (num_samples + 1) = 80"),
-        ("online", dict(own_weight=0.0, gold_weight=0.0), "own_weight: got 0.0"),
+        ("online", dict(losses=dict(own_gold=dict(own=0.0, gold=0.0))), "losses.own_gold.own: got 0.0"),
         ("reranker", dict(sample_from=""), "(here warmup, offline, online)"),
         ("reranker", dict(sampling=dict(temperature=0.0, top_k=0, top_p=1.0)), "must be > 0"),
         ("evaluate", dict(rerankers=dict(wramup="reranker")), "did you mean 'warmup'?"),
         ("evaluate", dict(rerankers=dict(warmup="online")), "got 'online'; it must name an earlier stage of kind reranker"),
         ("evaluate", dict(rerankers=["reranker"]), "a group label -> reranker stage"),
         ("evaluate", dict(num_samples=0), "rerankers choose among samples"),
-        ("evaluate", dict(checkpoints=dict(warmup="reranker")), "'reranker' is a re-ranker"),
+        ("evaluate", dict(checkpoints=dict(warmup="reranker"), rerankers={}), "'reranker' is a re-ranker"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_with_what_is_legal(name, changes, said):

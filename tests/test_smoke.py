@@ -6,10 +6,12 @@ import re
 
 import pytest
 
-from reft_jax.config.settings import PPO
+from reft_jax.advantages import gae
+from reft_jax.losses.policy import Loss as Policy
 from reft_jax.recipe import load
 from reft_jax.rewards import score
 from reft_jax.run import jax_settings
+from reft_jax.stages.reft import PPO
 from tests import runs
 
 SFT_METRICS = {"sft/loss", "grad/norm", "params/norm", "time/update_s"}
@@ -65,6 +67,7 @@ def test_config_json_says_what_ran_on_what(workdir):
     assert stored["config"] == json.loads(json.dumps(tree))
     assert list(stored["config"]["stages"]) == list(runs.STAGES)
     assert stored["packages"]["jax"] and stored["packages"]["orbax-checkpoint"] and len(stored["devices"]) == 1
+    assert stored["own_files"] == {}  # no choice is a file of the user's own
     assert stored["git_commit"] is None or len(stored["git_commit"]) == 40
 
 
@@ -133,6 +136,8 @@ def test_metrics_of_reft(workdir):
         assert all(isinstance(value, int | float) for value in line.values())
         assert math.isclose(sum(line[f"status/{status}"] for status in score.STATUSES), 1, abs_tol=1e-6)
         assert 0 <= line["ppo/clip_fraction"] <= 1 and line["entropy/mean"] > 0 and line["grad/norm"] > 0
+        assert line["reward/right"] == pytest.approx(line["reward/accuracy"])  # a mean of each reward term
+        assert line["reward/mean"] == pytest.approx(line["reward/right"] + 0.1 * line["reward/partial"], abs=1e-6)
     assert lines[0]["time"] < lines[-1]["time"]
 
 
@@ -291,7 +296,7 @@ def test_eight_devices_compute_the_same(workdir, tmp_path, sizes):
 def test_warmup_and_continuation_are_one_run(workdir, tmp_path):
     path = tmp_path / "straight.py"
     path.write_text(
-        "from configs import common, demo\n\n\n"
+        "from reft_jax.configs import common, demo\n\n\n"
         "def get_config(arg=''):\n"
         "    config = demo.get_config('smoke').to_dict()\n"
         "    stages = config['stages']\n"
@@ -308,8 +313,10 @@ def test_warmup_and_continuation_are_one_run(workdir, tmp_path):
 
 
 def test_the_recipe_has_the_papers_numbers():
-    ppo = dict(load(str(runs.ROOT / "configs/reft.py") + ":train_file=t.json")[0].stages)["reft"].ppo
-    assert isinstance(ppo, PPO) and (ppo.clip, ppo.value_clip, ppo.gamma, ppo.lam, ppo.epochs, ppo.value_coef) == (
+    reft = dict(load(str(runs.ROOT / "configs/reft.py") + ":train_file=t.json")[0].stages)["reft"]
+    adv, [(_, policy)] = reft.advantage, reft.losses
+    assert isinstance(reft.ppo, PPO) and isinstance(adv, gae.Advantage) and isinstance(policy, Policy)
+    assert (policy.clip, adv.critic.clip, adv.gamma, adv.lam, reft.ppo.epochs, adv.critic.coef) == (
         0.2,
         0.2,
         1.0,

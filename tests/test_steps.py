@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import pytest
 
 from reft_jax import models
 from reft_jax.config import settings as settings_lib
+from reft_jax.losses import classifier, own_gold
 from reft_jax.run import jax_settings
 from reft_jax.training import optim, steps
 from reft_jax.training.steps_supervised import ClassifierBatch, MixedBatch, make_classifier_step, make_self_train_step
@@ -47,11 +47,13 @@ def on(model, batch):
 
 
 def sft_step(model, tx, params, **changes):
-    return steps.make_sft_step(model, tx, params, **(dict(dropout=0.0, accumulate=1, reduce="token") | changes))
+    return steps.make_sft_step(
+        model, tx, params, tiny.NLL, **(dict(dropout=0.0, accumulate=1, reduce="token") | changes)
+    )
 
 
 ROWS = np.arange(8, dtype=np.int32)
-SELF_TRAIN = types.SimpleNamespace(dropout=0.1, own_weight=0.5, gold_weight=0.5, reduce="token", accumulate=1)
+SELF_TRAIN = dict(losses=(own_gold.Loss(own=0.5, gold=0.5),), dropout=0.1, reduce="token", accumulate=1)
 
 
 # ------------------------------------------------------------------ alignment
@@ -100,7 +102,7 @@ def test_sft_loss_is_that_of_the_scored_tokens(reduce):
 @pytest.mark.parametrize("reduce", ["token", "sequence"])
 def test_ppo_metrics_are_those_of_the_oracle(reduce):
     model, params, state = make()
-    batch, ppo = ppo_batch(fill=np.nan), tiny.ppo(reduce=reduce)
+    batch, stage = ppo_batch(fill=np.nan), tiny.ppo(reduce=reduce)
     logp, _, values, _ = steps.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
     rows = np.array([5, 0, 3, 6], np.int32)
     some = jax.tree.map(lambda x: x[rows], batch)
@@ -108,12 +110,10 @@ def test_ppo_metrics_are_those_of_the_oracle(reduce):
         np.asarray(logp)[rows],
         np.asarray(values)[rows],
         some,
-        clip=ppo.clip,
-        value_clip=ppo.value_clip,
-        value_coef=ppo.value_coef,
+        **{name: tiny.PPO[name] for name in ("clip", "value_clip", "value_coef")},
         reduce=reduce,
     )
-    state, metrics = steps.make_ppo_step(model, TX, params, ppo)(state, batch, rows)
+    state, metrics = tiny.ppo_step(model, TX, params, stage)(state, batch, rows)
     for key, expected in {"loss": total, "policy_loss": policy, "value_loss": value, "clip_fraction": outside}.items():
         np.testing.assert_allclose(metrics[f"ppo/{key}"], expected, rtol=1e-4, atol=1e-6)
     assert all(
@@ -183,7 +183,7 @@ def test_ppo_step_in_parts_equals_the_whole(reduce):
     model, params, _ = make()
     batch = ppo_batch()
     out = [
-        steps.make_ppo_step(model, DESCENT, params, tiny.ppo(accumulate=n, reduce=reduce))(
+        tiny.ppo_step(model, DESCENT, params, tiny.ppo(accumulate=n, reduce=reduce))(
             steps.init_state(model, DESCENT, params), batch, ROWS
         )
         for n in (1, 4)
@@ -193,7 +193,7 @@ def test_ppo_step_in_parts_equals_the_whole(reduce):
 
 def test_the_mean_of_minibatch_gradients_is_the_batch_gradient():
     model, params, _ = make()
-    batch, step = ppo_batch(), steps.make_ppo_step(model, DESCENT, params, tiny.ppo())
+    batch, step = ppo_batch(), tiny.ppo_step(model, DESCENT, params, tiny.ppo())
 
     def gradient(rows):
         state, _ = step(steps.init_state(model, DESCENT, params), batch, np.array(rows, np.int32))
@@ -233,7 +233,7 @@ def test_parts_of_a_batch_drop_different_things():
     assert np.abs(np.asarray(grads(8) - one_mask_for_all)).max() > 1e-3
 
 
-def start_of_ppo(model, params, ppo, *, score=None, ref_params=None):
+def start_of_ppo(model, params, stage, *, score=None, ref_params=None):
     """(rollout, ppo batch, metrics) of a sample of the policy itself."""
     prompts = on(model, tiny.random_prompts(np.random.default_rng(3), PROMPT_LENGTHS, 6))
     sampler = tiny.sampler(
@@ -245,7 +245,7 @@ def start_of_ppo(model, params, ppo, *, score=None, ref_params=None):
     )
     score = np.array([1, 0.1, 0, 0.1, 1, 0, 0, 1], np.float32) if score is None else score
     rollout = Rollout(prompts, sample, logp, ref_logp, values, entropy, on(model, score))
-    batch, metrics, kl = steps.make_advantages(ppo)(rollout)
+    batch, metrics, kl = tiny.advantages(stage)(rollout)
     return rollout, batch, metrics, kl
 
 
@@ -256,7 +256,7 @@ def test_at_the_start_kl_is_zero_and_the_first_ratio_is_one():
     assert metrics["kl/mean"] == 0.0 and metrics["sample/logp_gap_max"] < 2e-5
     np.testing.assert_allclose(metrics["reward/mean"], np.float32([1, 0.1, 0, 0.1, 1, 0, 0, 1]).mean(), rtol=1e-6)
     assert len(set(np.asarray(rollout.sample.mask).sum(1))) > 1
-    step = steps.make_ppo_step(model, TX, params, tiny.ppo())
+    step = tiny.ppo_step(model, TX, params, tiny.ppo())
     state, first = step(state, batch, ROWS)
     assert first["ppo/ratio_error"] < 1e-5 and first["ppo/clip_fraction"] == 0.0 and abs(first["ppo/approx_kl"]) < 1e-6
     _, second = step(state, batch, ROWS)
@@ -265,10 +265,12 @@ def test_at_the_start_kl_is_zero_and_the_first_ratio_is_one():
 
 def test_advantages_match_the_oracles():
     model, params, _ = make()
-    ppo = tiny.ppo(kl_coef=0.3, gamma=0.9, lam=0.8)
-    rollout, batch, metrics, kl = start_of_ppo(model, params, ppo, ref_params=tiny.params(model, seed=1))
+    settings = dict(kl_coef=0.3, gamma=0.9, lam=0.8)
+    rollout, batch, metrics, kl = start_of_ppo(
+        model, params, tiny.ppo(**settings), ref_params=tiny.params(model, seed=1)
+    )
     mask = np.asarray(rollout.sample.mask)
-    rewards = reference.token_rewards(rollout.score, rollout.logp, rollout.ref_logp, mask, kl_coef=0.3)
+    rewards = reference.token_rewards(rollout.scores, rollout.logp, rollout.ref_logp, mask, kl_coef=0.3)
     adv, returns = reference.gae(rewards, rollout.values, mask, gamma=0.9, lam=0.8)
     np.testing.assert_allclose(batch.adv, reference.whiten(adv, mask), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(batch.returns, returns, rtol=1e-4, atol=1e-5)
@@ -284,7 +286,7 @@ def test_advantages_match_the_oracles():
     np.testing.assert_allclose(metrics["kl/mean"], np.mean(gaps), rtol=1e-4)
     np.testing.assert_allclose(metrics["reward/with_kl"], rewards.sum(1).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["entropy/mean"], np.asarray(rollout.entropy)[mask].mean(), rtol=1e-5)
-    plain, _, _ = steps.make_advantages(dataclasses.replace(ppo, whiten=False))(rollout)
+    plain, _, _ = tiny.advantages(tiny.ppo(**settings, whiten=False))(rollout)
     np.testing.assert_allclose(plain.adv, adv, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(plain.returns, returns, rtol=1e-4, atol=1e-5)
 
@@ -298,7 +300,7 @@ def test_the_state_is_donated_and_the_callers_parameters_are_not():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))  # the frozen reference of ReFT
     state = steps.init_state(model, TX, params)
-    steps.make_ppo_step(model, TX, params, tiny.ppo())(state, ppo_batch(), ROWS)
+    tiny.ppo_step(model, TX, params, tiny.ppo())(state, ppo_batch(), ROWS)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 
@@ -320,12 +322,12 @@ def test_each_function_is_traced_once(where, tmp_path):
     from reft_jax.run.checkpoint import Checkpoints
 
     model, params, state = make(where)
-    ppo = tiny.ppo(minibatch_size=4)
+    stage = tiny.ppo(minibatch_size=4)
     sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     score_fn, advantages, ppo_step = (
         steps.make_score(model),
-        steps.make_advantages(ppo),
-        steps.make_ppo_step(model, TX, params, ppo),
+        tiny.advantages(stage),
+        tiny.ppo_step(model, TX, params, stage),
     )
     checkpoints = Checkpoints(tmp_path)
     for step in range(2):
@@ -368,7 +370,7 @@ def everything(where, fetch=jax.device_get):
     batch = on(model, sft_batch())
     trained, sft_metrics = sft_step(model, TX, params, dropout=0.1)(state, batch, KEY)
     scored = steps.make_score(model)(params, tiny.params(model, seed=1), batch.prompts, batch.tokens, batch.mask)
-    updated, ppo_metrics = steps.make_ppo_step(model, TX, params, tiny.ppo(accumulate=1))(
+    updated, ppo_metrics = tiny.ppo_step(model, TX, params, tiny.ppo(accumulate=1))(
         steps.init_state(model, TX, params), on(model, ppo_batch()), ROWS
     )
     sampler = tiny.sampler(
@@ -383,10 +385,10 @@ def everything(where, fetch=jax.device_get):
         "score": scored,
         "ppo": (updated, ppo_metrics),
         "sample": sample,
-        "self_train": make_self_train_step(model, TX, params, SELF_TRAIN)(
+        "self_train": make_self_train_step(model, TX, params, **SELF_TRAIN)(
             steps.init_state(model, TX, params), MixedBatch(batch.prompts, batch.tokens, batch.mask, own), KEY
         ),
-        "reranker": make_classifier_step(model, TX, ranked, accumulate=1)(
+        "reranker": make_classifier_step(model, TX, ranked, (classifier.Loss(),), accumulate=1)(
             steps.init_state(model, TX, ranked), ClassifierBatch(batch.tokens, batch.mask, own)
         ),
     }
@@ -419,7 +421,7 @@ def test_moments_in_the_host_s_memory_change_no_number(where):
     away = dataclasses.replace(model, layout=dataclasses.replace(model.layout, moments="host"))
     batch, updated = on(model, ppo_batch()), []
     for which in (model, away):
-        state, step = steps.init_state(which, TX, params), steps.make_ppo_step(which, TX, params, tiny.ppo())
+        state, step = steps.init_state(which, TX, params), tiny.ppo_step(which, TX, params, tiny.ppo())
         for _ in range(2):
             state, metrics = step(state, batch, ROWS)
         updated.append((state, metrics))
@@ -525,15 +527,15 @@ def test_the_reported_gradient_norm_is_the_unclipped_one():
 def test_reft_without_text_raises_the_chance_of_the_rewarded_token():
     """A bandit: two tokens a response; paid 1 if token 7 is among them, 0.1 if token 8 is. Sampler, GAE, PPO, KL to the start."""
     model = tiny.model("one")
-    ppo = tiny.ppo(kl_coef=0.01, minibatch_size=16, value_coef=1.0)
+    stage = tiny.ppo(kl_coef=0.01, minibatch_size=16, value_coef=1.0)
     tx = optim.make_optimizer(tiny.optim(0.02), 100)
     params = tiny.params(model, value_head=True)
     state = steps.init_state(model, tx, params)
     sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     score_fn, advantages, ppo_step = (
         steps.make_score(model),
-        steps.make_advantages(ppo),
-        steps.make_ppo_step(model, tx, params, ppo),
+        tiny.advantages(stage),
+        tiny.ppo_step(model, tx, params, stage),
     )
     prompts = Prompts(np.full((32, 2), 5, np.int32), np.ones((32, 2), bool), np.arange(32, dtype=np.int32))
     accuracy = []
@@ -544,7 +546,7 @@ def test_reft_without_text_raises_the_chance_of_the_rewarded_token():
         score = np.where((tokens == 7).any(1), 1.0, np.where((tokens == 8).any(1), 0.1, 0.0)).astype(np.float32)
         logp, ref_logp, values, entropy = score_fn(state.params, params, prompts, sample.tokens, sample.mask)
         batch, metrics, _ = advantages(Rollout(prompts, sample, logp, ref_logp, values, entropy, jnp.asarray(score)))
-        for epoch in range(ppo.epochs):
+        for epoch in range(stage.ppo.epochs):
             for rows in jax.random.permutation(jax.random.fold_in(key, epoch), 32).reshape(-1, 16):
                 state, _ = ppo_step(state, batch, rows)
         accuracy.append((tokens == 7).any(1).mean())
@@ -559,7 +561,7 @@ def test_one_ppo_step_raises_the_rewarded_token_and_lowers_the_others():
     signs = np.where(np.arange(8) % 2, -1.0, 1.0)[:, None] * np.ones((1, 7))
     batch = batch.replace(old_logp=logp, old_values=values, returns=values, adv=signs.astype(np.float32))
     small = optim.make_optimizer(tiny.optim(1e-3), 10)
-    state, _ = steps.make_ppo_step(model, small, params, tiny.ppo(value_coef=0.0))(
+    state, _ = tiny.ppo_step(model, small, params, tiny.ppo(value_coef=0.0))(
         steps.init_state(model, small, params), batch, ROWS
     )
     after, _, _, _ = steps.make_score(model)(state.params, params, batch.prompts, batch.tokens, batch.mask)

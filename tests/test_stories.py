@@ -204,7 +204,8 @@ def test_what_a_run_on_real_data_takes_as_dev_is_not_read(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "override, said", [(("data.annotations", "worked"), "legal are diverse"), (("data.source", "files"), "generated")]
+    "override, said",
+    [(("data.annotations", "worked"), "legal for stories are diverse"), (("data.source", "files"), "generated")],
 )
 def test_settings_that_do_not_go_together(override, said):
     with pytest.raises(InputError, match=said):

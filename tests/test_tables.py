@@ -4,7 +4,6 @@ A made-up run is what the row's own config would leave: config.json of that conf
 """
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -19,9 +18,9 @@ import time
 
 import pytest
 
-from configs import paper
 from reft_jax import recipe, tables
-from reft_jax.config import settings as settings_lib
+from reft_jax.config import choices, records
+from reft_jax.configs import paper
 from reft_jax.rewards import estimates
 from reft_jax.tables import __main__ as command
 from tests import runs
@@ -33,7 +32,7 @@ REFT, SFT = f"main/{CELL}", "main/codellama_7b/gsm8k/program/sft"
 
 def make_run(folder, spec: str, right: dict, *, commit="0123456789abcdef", overrides=(), num=1319, **figures):
     """A finished run of `spec` in `folder`: `right` has the right answers of each label (of `num`), figures more of all labels."""
-    config, tree = recipe.load(f"{ROOT}/{spec}", overrides, reads_data=False)
+    config, tree = recipe.load(f"{ROOT}/{spec}", overrides)
     sources = dict(dict(config.stages)["evaluate"].checkpoints)
     stages = dict(config.stages)
     results = {
@@ -162,7 +161,7 @@ def test_the_recipe_of_configs_reft_fills_cells(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (("stages.reft.ppo.kl_coef", "0.02"), "policy.stage.ppo.kl_coef is 0.02, there 0.01"),
+        (("stages.reft.advantage.kl.coef", "0.02"), "policy.stage.advantage.kl.coef is 0.02, there 0.01"),
         (("stages.warmup.epochs", "7.0"), "policy.init_from.stage.epochs is 7.0, there 2.0"),
         (("data.matcher", "reft_paper"), "policy.data.matcher is 'reft_paper', there 'reft'"),
         (("stages.evaluate.num_samples", "64"), None),  # greedy accuracy does not depend on it
@@ -422,14 +421,20 @@ def test_table_sh_is_clean():
 def test_the_matching_ignores_how_and_nothing_else():
     """Every stage setting is either compared or a way to watch, check and lay out a run."""
     watched = set(tables.HOW["stage"]) | set(tables.HOW["data"])
-    for settings in (
-        settings_lib.SFT,
-        settings_lib.ReFT,
-        settings_lib.SelfTrain,
-        settings_lib.Reranker,
-        settings_lib.PPO,
-    ):
-        names = {field.name for field in dataclasses.fields(settings)}
-        compared = names - watched
-        assert {"epochs", "batch_size", "optim", "kl_coef"} & compared
-        assert not {"dropout", "lr", "num_samples", "select", "minibatch_size"} & watched
+    rooms = ("sft", "reft", "self_train", "reranker")
+    settings = [choices.load("stages", name) for name in rooms]
+    ppo = next(field.record for field in records.fields(settings[1]) if field.key == "ppo")
+    for cls in (*settings, ppo):
+        compared = set(records.keys(cls)) - watched
+        assert {"epochs", "batch_size", "optim"} & compared
+    assert not {"dropout", "lr", "num_samples", "select", "minibatch_size"} & watched
+    chosen = [("advantages", name) for name in choices.names("advantages")]
+    chosen += [("losses", name) for name in choices.names("losses")]
+    chosen += [("rewards/terms", name) for name in choices.names("rewards/terms")]
+    for room, name in chosen:  # what an advantage, a loss or a reward term does always counts
+        assert not set(records.keys(choices.load(room, name))) & watched
+    assert {"advantage", "losses", "rewards", "reduce", "ppo"} <= set(records.keys(settings[1])) - watched
+    kinds = records.keys(
+        next(field.record for field in records.fields(choices.load("advantages", "gae")) if field.key == "kl")
+    )
+    assert {"in", "coef"} <= set(kinds) - watched

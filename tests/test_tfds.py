@@ -12,7 +12,7 @@ import pytest
 from reft_jax import recipe, tasks
 from reft_jax.data import files
 from reft_jax.errors import InputError
-from reft_jax.tasks import mathqa
+from reft_jax.tasks import mathqa, svamp
 from reft_jax.tasks import tfds as tfds_builders
 from tests import runs
 from tests.test_data_files import Data
@@ -73,10 +73,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # TFDS and what it is built o
 
 
 def test_gsm8k_is_what_its_files_are(data, originals):
-    found = tasks.load(dataclasses.replace(data, name="gsm8k", dev_size=4))
+    found = tasks.load(dataclasses.replace(data, task="gsm8k", dev_size=4))
     from_files = tasks.load(
         Data(
-            name="gsm8k", train_file=str(originals / "train.jsonl"), test_file=str(originals / "test.jsonl"), dev_size=4
+            task="gsm8k", train_file=str(originals / "train.jsonl"), test_file=str(originals / "test.jsonl"), dev_size=4
         )
     )
     assert found == from_files and len(found.train) == 16 and len(found.test) == 10
@@ -108,11 +108,11 @@ def test_svamp_gives_test_questions_and_files_the_training(data, tmp_path):
 
 
 def test_mathqa_with_letters_and_with_numbers(data):
-    letters = tasks.load(dataclasses.replace(data, name="mathqa"))
+    letters = tasks.load(dataclasses.replace(data, task="mathqa"))
     assert len(letters.train) == 8 and letters.train[3].answer == "b" and letters.notes == ()
     first = letters.train[0]
     assert (first.question, first.cot) == ("what is 2 * 0 ?\na ) 0 cm , b ) 1 1 / 2 , c ) none", "it is 0 . answer a")
-    numbers = tasks.load(dataclasses.replace(data, name="mathqa-numeric"))
+    numbers = tasks.load(dataclasses.replace(data, task="mathqa-numeric"))
     assert [r.answer for r in numbers.train] == ["0", "2", "4", "8", "10", "12", "14"]
     assert numbers.train[0].question == "what is 2 * 0 ?" and numbers.train[0].item_id == "mathqa-numeric_0"
     assert numbers.notes == ("1 of 8 train questions left out: their right option is not one number",)
@@ -120,12 +120,12 @@ def test_mathqa_with_letters_and_with_numbers(data):
 
 @pytest.mark.parametrize("name", ["gsm8k", "mathqa"])
 def test_programs_come_from_files_only(data, name):
-    with pytest.raises(InputError, match="holds no programs.*config.data.train_file"):
-        tasks.load(dataclasses.replace(data, name=name, cot="program"))
+    with pytest.raises(InputError, match="config.data.train_file: got ''.*holds no programs"):
+        tasks.load(dataclasses.replace(data, task=name, cot="program"))
 
 
 def test_other_originals_are_another_build(data, originals):
-    name = dataclasses.replace(data, name="gsm8k")
+    name = dataclasses.replace(data, task="gsm8k")
     before = tasks.load(name)
     assert tasks.load(name) == before
     (originals / "train.jsonl").write_text(json.dumps(GSM8K[0]))
@@ -135,15 +135,19 @@ def test_other_originals_are_another_build(data, originals):
 def test_what_is_wrong_in_an_original_is_named_by_its_line(data, originals):
     (originals / "train.jsonl").write_text(json.dumps(GSM8K[0]) + "\n{")
     with pytest.raises(InputError, match=r"train.jsonl:2: malformed JSON"):
-        tasks.load(dataclasses.replace(data, name="gsm8k"))
+        tasks.load(dataclasses.replace(data, task="gsm8k"))
     (originals / "train.jsonl").write_text(json.dumps(GSM8K[0]) + "\n" + json.dumps({"question": "Q?"}))
     with pytest.raises(InputError, match=r"reft_gsm8k/1.0.0/train:2: answer is empty"):
-        tasks.load(dataclasses.replace(data, name="gsm8k"))
+        tasks.load(dataclasses.replace(data, task="gsm8k"))
 
 
 def test_a_folder_without_the_originals_is_named(tmp_path):
     with pytest.raises(InputError, match=r"holds no MathQA.zip"):
         tfds_builders.read_objects("mathqa", "train", tfds_dir=str(tmp_path), manual_dir=str(tmp_path))
+    with pytest.raises(
+        InputError, match="config.data.source: got 'tfds'; my.py is not built there, only gsm8k, svamp, "
+    ):
+        tfds_builders.read_objects("my.py", "train")
 
 
 def test_without_tfds_the_error_says_what_to_install(originals, tmp_path):
@@ -181,12 +185,12 @@ def test_checksums_are_those_of_the_public_files():
         assert known[name][1] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 
-def test_the_config_says_what_tfds_needs_before_anything_is_built(data):
+def test_what_tfds_needs_is_said_before_anything_is_built(data):
     spec = str(runs.ROOT / "configs" / "reft.py") + ":smoke,model=tiny,"
     tfds = [("data.source", "tfds"), ("data.tfds_dir", data.tfds_dir), ("data.manual_dir", data.manual_dir)]
     for which in ("data=gsm8k,cot=program", "data=svamp,cot=nl", "data=mathqa,cot=program"):
         with pytest.raises(InputError, match="config.data.train_file.*form"):
-            recipe.load(spec + which, tfds)
+            tasks.load(recipe.load(spec + which, tfds)[0].data)
     with pytest.raises(InputError, match="config.data.manual_dir.*'tfds'"):
         recipe.load(spec + "data=gsm8k,cot=nl,train_file=a", tfds[2:])
     config, _ = recipe.load(spec + "data=gsm8k,cot=nl", [*tfds, ("data.dev_size", "4")])
@@ -233,7 +237,7 @@ def test_numeric_answers_are_the_authors_labels():
 
 
 def test_svamps_own_file_is_read_as_a_test_set(originals):
-    found = tasks.read("svamp", files.read_objects(originals / "SVAMP.json"), Data(), split="test")
+    found = svamp.Task().read(files.read_objects(originals / "SVAMP.json"), Data(), split="test")
     assert [r.answer for r in found] == ["0.0", "1.0", "2.0", "3.0"]
     with pytest.raises(InputError, match="holds no reasoning"):
-        tasks.read("svamp", files.read_objects(originals / "SVAMP.json"), Data(), split="train")
+        svamp.Task().read(files.read_objects(originals / "SVAMP.json"), Data(), split="train")

@@ -249,7 +249,7 @@ def test_saved_tokenizer_loads_the_same(tmp_path, bpe, word, with_config):
 
 def test_same_texts_give_the_same_bytes_in_another_process(tmp_path, bpe, word):
     code = (
-        "import sys; from reft_jax.data import arithmetic, tokenizer;"
+        "import sys; from reft_jax.data import tokenizer; from reft_jax.tasks import arithmetic;"
         f"tokenizer.save(tokenizer.build_bpe({TEXTS!r} * 3, 320), sys.argv[1] + '/bpe');"
         "tokenizer.save(tokenizer.build_word(arithmetic.PIECE, arithmetic.vocabulary()), sys.argv[1] + '/word')"
     )

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from reft_jax import models
+from reft_jax.config import records
 from reft_jax.config import settings as settings_lib
+from reft_jax.losses import nll
 from reft_jax.mesh import sharding
 from reft_jax.sampling import decode
+from reft_jax.stages import reft
+from reft_jax.training import steps
 from reft_jax.types import PPOBatch, Prompts, SFTBatch
 
 VOCAB = 24
@@ -41,6 +45,7 @@ RULES = (
     ("kv_heads", ("tensor",)),
     ("mlp", ("tensor",)),
 )
+NLL = (nll.Loss(),)
 LAYOUTS = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "mixed": (2, 2, 2)}
 
 
@@ -158,24 +163,59 @@ def optim(
     )
 
 
-def ppo(**changes) -> settings_lib.PPO:
-    """The paper's settings, with a minibatch of 8 rows."""
-    settings = dict(
-        kl_coef=0.05,
-        gamma=1.0,
-        lam=0.95,
-        clip=0.2,
-        value_clip=0.2,
-        value_coef=5.0,
-        epochs=2,
-        minibatch_size=8,
-        accumulate=1,
-        whiten=True,
-        reduce="sequence",
-        value_init="normal",
-        value_bias=True,
-    )
-    return settings_lib.PPO(**(settings | changes))
+# The paper's settings with a minibatch of 8 rows, by short names.
+PPO = dict(
+    kl_coef=0.05,
+    kl_in="reward",
+    gamma=1.0,
+    lam=0.95,
+    whiten=True,
+    clip=0.2,
+    clip_high=0.0,
+    advantage="gae",
+    critic="shared",
+    value_init="normal",
+    value_bias=True,
+    value_coef=5.0,
+    value_clip=0.2,
+    reduce="sequence",
+    epochs=2,
+    minibatch_size=8,
+    accumulate=1,
+    correction="none",
+    importance_cap=2.0,
+)
+
+
+def ppo(**changes) -> reft.Stage:
+    """A reft stage with `PPO`'s settings and these changes; what is said of a critic is for gae alone."""
+    assert changes.keys() <= PPO.keys(), changes
+    given = PPO | changes
+
+    def some(**names):
+        return {key: given[name] for key, name in names.items()}
+
+    advantage = some(use="advantage") | dict(kl={"in": given["kl_in"], "coef": given["kl_coef"]})
+    if given["advantage"] == "gae":
+        critic = some(trunk="critic", init="value_init", bias="value_bias", coef="value_coef", clip="value_clip")
+        advantage |= some(gamma="gamma", lam="lam", whiten="whiten") | dict(critic=critic)
+    passes = ("minibatch_size", "epochs", "accumulate", "correction", "importance_cap")
+    tree = dict(init_from="random", epochs=1.0, batch_size=given["minibatch_size"], num_samples=2, optim=dict(lr=0.01))
+    tree |= dict(advantage=advantage, losses=dict(policy=some(clip="clip", clip_high="clip_high")))
+    tree |= dict(reduce=given["reduce"], ppo={name: given[name] for name in passes})
+    return records.build(reft.Stage, tree, "config.stages.reft")
+
+
+def ppo_step(model, tx, params, stage: reft.Stage, **more):
+    """`make_ppo_step` as the stage calls it."""
+    how = dict(accumulate=stage.ppo.accumulate, reduce=stage.reduce, temperature=stage.temperature)
+    return steps.make_ppo_step(model, tx, params, stage.objective, **how, **more)
+
+
+def advantages(stage: reft.Stage):
+    """`make_advantages` as the stage calls it."""
+    how = dict(importance_cap=stage.importance_cap, keep_reference=stage.keeps_reference)
+    return steps.make_advantages(stage.advantage, **how)
 
 
 def assert_trees_close(a, b, *, rtol=1e-5, atol=1e-6):

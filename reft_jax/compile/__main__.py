@@ -18,10 +18,7 @@ import os
 import re
 import sys
 
-from reft_jax import recipe
-from reft_jax.compile import measure, programs
 from reft_jax.compile.measure import GIB
-from reft_jax.config import settings
 from reft_jax.errors import InputError
 
 # What one device (v4, v5p: both cores together) has for a program: the compiler's own limits where it states them.
@@ -121,9 +118,12 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "" if "gpu" in " ".join(argv) else "cpu")
     try:
         spec, topology, slices, overrides = parse(argv)
-        config, _ = recipe.load(spec, overrides, reads_data=False)
+        from reft_jax import recipe
+
+        config, _ = recipe.load(spec, overrides)
         devices, hbm = devices_of(topology, slices)
         from reft_jax import prepare
+        from reft_jax.compile import measure, programs
         from reft_jax.mesh import sharding
 
         layout = sharding.make_layout(config.mesh, devices)
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> int:
     return 0 if fits else 1
 
 
-def architecture(config) -> settings.Arch:
+def architecture(config):
     """The config's architecture, its vocabulary that of the tokenizer that would be made."""
     from reft_jax import models
 

@@ -1,11 +1,19 @@
-"""The functions of a run, lowered at their largest shapes for the devices of a layout."""
+"""The functions of a run, lowered at their largest shapes for the devices of a layout. Each stage says which are its own."""
 
 import dataclasses
 
-from reft_jax.compile import measure
-from reft_jax.config import settings as settings_lib
+import jax
+import jax.numpy as jnp
 
-# ------------------------------------------------------------------ the functions of a run
+from reft_jax import models
+from reft_jax.compile import measure
+from reft_jax.config.settings import GREEDY
+from reft_jax.data.packing import Packing
+from reft_jax.errors import InputError
+from reft_jax.sampling.engine import Engine
+from reft_jax.training import steps
+from reft_jax.training.optim import make_optimizer
+from reft_jax.types import Prompts, SFTBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,61 +29,90 @@ class Program:
 
 
 def programs(config, model) -> list[Program]:
-    """Everything that the config's stages would compile; of equal ones the one with the most beside it."""
-    import jax
-    import jax.numpy as jnp
+    """Everything that the config's stages would compile; of equal ones the one with the most beside it. InputError for a stage that does
+    not say what that is."""
+    at = Lowering(config, model)
+    for name, stage in config.stages:
+        if not hasattr(stage, "programs"):
+            raise InputError(
+                f"config.stages.{name}: a stage of kind {dict(config.kinds)[name]!r} does not say what it compiles (its Stage has no "
+                "programs(name, at)), so nothing can be said of whether it fits; stages/ has examples"
+            )
+        stage.programs(name, at)
+    return list(at.found.values())
 
-    from reft_jax import models
-    from reft_jax.data.packing import Packing
-    from reft_jax.sampling.engine import Engine
-    from reft_jax.training import steps, steps_supervised
-    from reft_jax.training.optim import make_optimizer
-    from reft_jax.types import PPOBatch, Prompts, Rollout, Sample, SFTBatch
 
-    data, layout, arch = config.data, model.layout, model.arch
-    tuned = dataclasses.replace(model, lora=config.model.lora, base=config.model.base)
+class Lowering:
+    """What a stage's `programs(name, at)` is given: shapes on the mesh, and `add` for each function."""
 
-    def placed(tree, places):
+    def __init__(self, config, model):
+        self.config, self.model, self.layout, self.arch = config, model, model.layout, model.arch
+        self.tuned = dataclasses.replace(model, lora=config.model.lora, base=config.model.base)
+        self.key = jax.eval_shape(lambda: jax.random.key(0))
+        self.everything = self.parameters(self.tuned, models.shapes(self.tuned))
+        lora, full = self.tuned.lora, config.model.base == "full"
+        self.trained = models.only_adapters(self.everything) if lora else self.everything
+        self.frozen = without_adapters(self.everything) if lora else {}
+        self.reference = self.frozen if lora and full else self.everything
+        self.ref_model = model if full else self.tuned
+        self.length = config.data.max_prompt + config.data.max_response  # of a sequence, at most
+        self.found: dict[str, Program] = {}  # by their text
+
+    # ---- shapes
+
+    def placed(self, tree, places):
         return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
 
-    def parameters(of, tree):
-        return placed(tree, models.param_shardings(of, tree))
+    def parameters(self, of, tree):
+        return self.placed(tree, models.param_shardings(of, tree))
 
-    def rows(shape, dtype):
-        place = layout.sharding(("batch",) + (None,) * (len(shape) - 1), shape)
+    def rows(self, shape, dtype):
+        place = self.layout.sharding(("batch",) + (None,) * (len(shape) - 1), shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    def asked(num):
-        return Prompts(
-            rows((num, data.max_prompt), jnp.int32), rows((num, data.max_prompt), bool), rows((num,), jnp.int32)
-        )
+    def asked(self, num: int) -> Prompts:
+        shape = (num, self.config.data.max_prompt)
+        return Prompts(self.rows(shape, jnp.int32), self.rows(shape, bool), self.rows((num,), jnp.int32))
 
-    def answers(num, *dtypes):
-        return [rows((num, data.max_response), dtype) for dtype in dtypes]
+    def answers(self, num: int, *dtypes) -> list:
+        return [self.rows((num, self.config.data.max_response), dtype) for dtype in dtypes]
 
-    def together(num):
+    def together(self, num: int) -> Packing | None:
         """Sequences that share rows, at worst as many as there are."""
+        data = self.config.data
         if not data.pack:
             return None
         whole = (num, data.max_prompt + data.max_response)
-        return Packing(*[rows(whole, jnp.int32)] * 3, place=rows((num, data.max_response), jnp.int32))
+        return Packing(*[self.rows(whole, jnp.int32)] * 3, place=self.rows((num, data.max_response), jnp.int32))
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    everything = parameters(tuned, models.shapes(tuned))
-    trained = models.only_adapters(everything) if tuned.lora else everything
-    frozen = without_adapters(everything) if tuned.lora else {}
-    reference = everything if not tuned.lora or config.model.base != "full" else frozen
-    ref_model = tuned if config.model.base != "full" else model
-    length = data.max_prompt + data.max_response
-    out: dict[str, Program] = {}  # by their text
+    def optimizer(self, optim):
+        return make_optimizer(optim, 1000)
 
-    def add(name, function, arguments, flops, resident, given_twice=None):
+    def state(self, tx, params):
+        """A TrainState around parameters."""
+        return self.placed(steps.eval_state(tx, params), steps.state_shardings(self.tuned, tx, params))
+
+    def with_critic(self, critic) -> dict:
+        """The trained parameters and what `config.settings.Critic` asks for."""
+        both = jax.eval_shape(lambda p, key: models.with_critic(self.model, p, key, critic), self.trained, self.key)
+        return self.placed(both, models.param_shardings(self.tuned, both))
+
+    def forward(self, num: int, logits: int | None = None) -> float:
+        """Operations of a forward of num sequences, with the logits of every response token (None) or of so many."""
+        logits = num * self.config.data.max_response if logits is None else logits
+        return forward_flops(self.arch, num * self.length, self.length / 2, logits=logits)
+
+    # ---- functions
+
+    def add(self, name: str, function, arguments: tuple, flops: float, resident: dict, given_twice=None):
         lowered = function.lower(*arguments)
-        text = lowered.as_text()
-        if text not in out or measure.device_bytes(out[text].resident) < measure.device_bytes(resident):
-            out[text] = Program(name, lowered, arguments, flops, resident, given_twice or {})
+        text, size = lowered.as_text(), measure.device_bytes
+        if text not in self.found or size(self.found[text].resident) < size(resident):
+            self.found[text] = Program(name, lowered, arguments, flops, resident, given_twice or {})
 
-    def add_sampling(prefix, of, params, how, num_slots, num_samples, beside):
+    def sampling(self, prefix: str, of, params, how, num_slots: int, num_samples: int, beside: dict):
+        """What draws responses."""
+        data = self.config.data
         engine = Engine(
             of,
             max_prompt=data.max_prompt,
@@ -85,108 +122,39 @@ def programs(config, model) -> list[Program]:
             pad_id=0,
             num_samples=num_samples,
             sampling=dataclasses.replace(how, stop=()),
-            layout=config.mesh.decode,
+            layout=self.config.mesh.decode,
         )
         read = engine.prefill_rows * data.max_prompt
         flops = dict(
             relay=0.0,
-            prefill=forward_flops(arch, read, data.max_prompt / 2, logits=engine.prefill_rows),
+            prefill=forward_flops(self.arch, read, data.max_prompt / 2, logits=engine.prefill_rows),
             admit=0.0,
-            decode=forward_flops(arch, engine.sizes[-1], data.max_prompt + engine.max_new / 2),
+            decode=forward_flops(self.arch, engine.sizes[-1], data.max_prompt + engine.max_new / 2),
         )
         for name, (function, arguments, held) in engine.programs(params).items():
-            add(f"{prefix}/{name}", function, arguments, flops[name], dict(beside=beside, engine=held))
+            self.add(f"{prefix}/{name}", function, arguments, flops[name], dict(beside=beside, engine=held))
 
-    def with_critic(params, ppo):
-        settings = dict(critic=ppo.critic, how=ppo.value_init, bias=ppo.value_bias)
-        both = jax.eval_shape(lambda params, key: models.with_critic(model, params, key, **settings), params, key)
-        return placed(both, models.param_shardings(tuned, both))
+    def check(self, name: str, stage, beside: dict):
+        """The greedy responses of a check."""
+        self.sampling(f"{name}/check", self.tuned, self.everything, GREEDY, stage.eval_batch_size, 1, beside)
 
-    for name, stage in config.stages:
-        if stage.kind in ("sft", "self_train"):
-            tx = make_optimizer(stage.optim, 1000)
-            state = placed(steps.eval_state(tx, trained), steps.state_shardings(tuned, tx, trained))
-            beside = dict(opt_state=state.opt_state)
-            add_sampling(f"{name}/check", tuned, everything, settings_lib.GREEDY, stage.eval_batch_size, 1, beside)
-        if stage.kind == "self_train" and stage.mode == "online":
-            num = stage.batch_size * (stage.num_samples + 1)
-            step = steps_supervised.make_self_train_step(tuned, tx, trained, stage)
-            batch = steps_supervised.MixedBatch(asked(num), *answers(num, jnp.int32, bool), rows((num,), bool))
-            flops = 3 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response)
-            add(f"{name}/self_train_step", step, (state, batch, key, frozen or None, together(num)), flops, {})
-            slots, k = stage.sample_batch_size, stage.num_samples
-            add_sampling(name, tuned, everything, stage.sampling, slots, k, beside)
-        elif stage.kind in ("sft", "self_train"):
-            settings = dict(dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
-            step = steps.make_sft_step(tuned, tx, trained, **settings)
-            num = stage.batch_size
-            batch = SFTBatch(asked(num), *answers(num, jnp.int32, bool))
-            flops = 3 * forward_flops(arch, num * length, length / 2, logits=num * data.max_response)
-            add(f"{name}/sft_step", step, (state, batch, key, frozen or None, together(num)), flops, {})
-        if stage.kind == "reranker" or stage.kind == "self_train" and stage.mode == "offline":
-            whole = parameters(model, models.shapes(model))
-            add_sampling(f"{name}/drawn", model, whole, stage.sampling, stage.sample_batch_size, stage.num_samples, {})
-        if stage.kind == "reranker":
-            tx, num = make_optimizer(stage.optim, 1000), stage.batch_size
-            head = parameters(model, dict(classifier=jax.eval_shape(lambda k: models.init_classifier(model, k), key)))
-            state = placed(steps.eval_state(tx, trained | head), steps.state_shardings(tuned, tx, trained | head))
-            step = steps_supervised.make_classifier_step(tuned, tx, trained | head, accumulate=stage.accumulate)
-            read = rows((num, length), jnp.int32), rows((num, length), bool)
-            batch = steps_supervised.ClassifierBatch(*read, rows((num,), bool))
-            flops = forward_flops(arch, num * length, length / 2, logits=0)
-            add(f"{name}/classifier_step", step, (state, batch, frozen or None), 3 * flops, {})
-            score = models.make_classifier_score(model)
-            add(f"{name}/classifier_score", score, (whole | head, *read), flops, {})
-        if stage.kind == "reft":
-            ppo, tx, num = stage.ppo, make_optimizer(stage.optim, 1000), stage.batch_size * stage.num_samples
-            params = with_critic(trained, ppo)
-            own = {name: node for name, node in params.items() if name not in trained}  # what the policy has not
-            state = placed(steps.eval_state(tx, params), steps.state_shardings(tuned, tx, params))
-            policy = models.join(frozen, params)
-            held = dict(reference=models.only_adapters(reference) if tuned.lora else reference)  # a base is there once
-            beside = held | own | dict(opt_state=state.opt_state)
-            add_sampling(name, tuned, everything, stage.sampling, num, stage.num_samples, beside)
-            add_sampling(f"{name}/check", tuned, everything, settings_lib.GREEDY, stage.eval_batch_size, 1, beside)
-            score = steps.make_score(tuned, ref_model, most=ppo.part_size)
-            tokens, mask = answers(num, jnp.int32, bool)
+    def draws(self, name: str, stage):
+        """The responses of another stage's model that a stage learns from."""
+        whole = self.parameters(self.model, models.shapes(self.model))
+        self.sampling(
+            f"{name}/drawn", self.model, whole, stage.sampling, stage.sample_batch_size, stage.num_samples, {}
+        )
 
-            def forwards(num, num_policies, ppo=ppo):
-                """Operations of so many policies' forwards and of a separate critic's, over `num` sequences."""
-                policy = forward_flops(arch, num * length, length / 2, logits=num * data.max_response)
-                critic = forward_flops(arch, num * length, length / 2, logits=0) if ppo.critic == "separate" else 0.0
-                return num_policies * policy + critic
-
-            add(
-                f"{name}/score",
-                score,
-                (policy, reference, asked(num), tokens, mask, together(num)),
-                forwards(num, 2),
-                dict(opt_state=state.opt_state),
-                frozen,
-            )
-            [number] = answers(num, jnp.float32)
-            values = None if ppo.critic == "none" else number
-            sample = Sample(tokens, mask, number)
-            told = number, number, values, number, rows((num,), jnp.float32)
-            rollout = Rollout(asked(num), sample, *told, stage.num_samples)
-            advantages = steps.make_advantages(ppo)
-            add(f"{name}/advantages", advantages, (rollout,), 0.0, beside | everything)
-            weights = number if ppo.correction == "importance" else None
-            ref_logp = number if ppo.kl_in == "loss" else None
-            batch = PPOBatch(asked(num), tokens, mask, number, values, number, values, weights, ref_logp)
-            chosen = jax.ShapeDtypeStruct((ppo.minibatch_size,), jnp.int32)
-            max_response = stage.sampling.max_new or data.max_response
-            step = steps.make_ppo_step(tuned, tx, params, ppo, max_response=max_response)
-            size = ppo.minibatch_size
-            flops = 3 * forwards(size, 1)
-            add(f"{name}/ppo_step", step, (state, batch, chosen, frozen or None, together(size)), flops, held)
-        if stage.kind == "evaluate":
-            params = parameters(model, models.shapes(model))
-            add_sampling(f"{name}/greedy", model, params, settings_lib.GREEDY, stage.batch_size, 1, {})
-            if stage.num_samples:
-                k = stage.num_samples
-                add_sampling(f"{name}/samples", model, params, stage.sampling, stage.batch_size, k, {})
-    return list(out.values())
+    def learns_texts(self, name: str, stage):
+        """An update on given texts, and the checks between."""
+        tx, num = self.optimizer(stage.optim), stage.batch_size
+        state = self.state(tx, self.trained)
+        self.check(name, stage, dict(opt_state=state.opt_state))
+        how = dict(dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
+        step = steps.make_sft_step(self.tuned, tx, self.trained, tuple(loss for _, loss in stage.losses), **how)
+        batch = SFTBatch(self.asked(num), *self.answers(num, jnp.int32, bool))
+        arguments = (state, batch, self.key, self.frozen or None, self.together(num))
+        self.add(f"{name}/sft_step", step, arguments, 3 * self.forward(num), {})
 
 
 def without_adapters(tree: dict) -> dict:

@@ -1,9 +1,22 @@
-"""What a config may hold: the legal keys, their types, ranges and defaults."""
+"""The settings that several parts share, as records: legal keys, types, ranges, defaults, and what does not go together.
+
+A stage's own settings stand in its file (`stages/`), those of a loss, an advantage or a reward term in theirs.
+"""
 
 import dataclasses
+import re
 
+from reft_jax.config import choices
 from reft_jax.config.records import setting
-from reft_jax.rewards import matchers
+from reft_jax.config.words import listed, nearest
+from reft_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+# names in models and batches
+LOGICAL_AXES = ("batch", "embed", "vocab", "heads", "kv_heads", "head_dim", "mlp", "layers")
+# What adapters can adapt.
+MATRICES = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
+OWN_FOLDERS = ("tokenizer", "plots")  # of a workdir, beside the stages'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +52,7 @@ class Arch:
     norm_eps: float = setting(above=0)
     tie_embeddings: bool = setting()
     init_std: float = setting(above=0)
-    family: str = setting(
-        one_of=("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "opt", "codegen"),
-        default="llama",
-    )
+    family: str = setting(room="models/families", default="llama")
     max_positions: int = setting(1, default=4096)  # rows of learned positions; else what the model was made for
     positions: str = setting(one_of=("rotary", "learned"), default="rotary")
     position_offset: int = setting(0, default=0)  # learned: position p is row p + offset of as many rows more
@@ -67,6 +77,16 @@ class Arch:
     logit_softcap: float = setting(0, default=0.0)
     embed_scale: float = setting(above=0, default=1.0)
 
+    def check(self):
+        if self.num_heads % self.num_kv_heads:
+            yield "num_kv_heads", f"it must divide num_heads = {self.num_heads}"
+        if self.positions == "rotary" and (self.rotary_dim or self.head_dim) % 2:
+            yield "rotary_dim" if self.rotary_dim else "head_dim", "rotary embeddings need an even size"
+        if self.rotary_dim > self.head_dim:
+            yield "rotary_dim", f"it must be at most head_dim = {self.head_dim}"
+        if self.windows and len(self.windows) != self.num_layers:
+            yield "windows", f"got {len(self.windows)} of them; one per layer ({self.num_layers}), or none"
+
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
@@ -74,51 +94,67 @@ class Lora:
 
     rank: int = setting(1)
     alpha: float = setting(above=0)
-    targets: str = setting()  # a regular expression over attention.q .k .v .o, mlp.gate .up .down
+    # a regular expression over attention.q .k .v .o, mlp.gate .up .down
+    targets: str = setting(default=r"attention\..*|mlp\..*")
+
+    def check(self):
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            yield "targets", f"not a regular expression: {error}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """`directory`: a Hugging Face directory or the name of a shipped model, whose config.json and tokenizer are used; else `arch`."""
 
-    name: str = setting()
-    directory: str = setting()
-    arch: Arch | None = setting()
-    param_dtype: str = setting(one_of=("float32", "bfloat16"))
-    compute_dtype: str = setting(one_of=("float32", "bfloat16"))
-    remat: str = setting(one_of=("none", "block", "dots"))
-    logits_chunk: int = setting(1)  # positions whose [B, chunk, V] float32 logits exist at a time
+    name: str = setting(default="")
+    directory: str = setting(default="")
+    arch: Arch | None = setting(default=None)
+    param_dtype: str = setting(one_of=("float32", "bfloat16"), default="float32")
+    compute_dtype: str = setting(one_of=("float32", "bfloat16"), default="float32")
+    remat: str = setting(one_of=("none", "block", "dots"), default="none")
+    logits_chunk: int = setting(1, default=128)  # positions whose [B, chunk, V] float32 logits exist at a time
     vocab_multiple: int = setting(1, default=1)  # rows of the embedding are padded to it, for a mesh axis to divide
     # `reft_jax/models/attention.py` says which when
     attention: str = setting(one_of=("auto", "xla", "kernel"), default="auto")
     lora: Lora | None = setting(default=None)  # train low-rank adapters instead of the whole model
     base: str = setting(one_of=("full", "int8", "int4", "nf4"), default="full")  # the frozen weights under adapters
 
+    def check(self):
+        if (self.arch is None) == (self.directory == ""):
+            yield "", "set either directory (config.json and tokenizer are read there) or arch (a new model), not both"
+        if self.base != "full" and self.lora is None:
+            yield "base", "without config.model.lora; only the frozen base under adapters is quantized"
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The data set, the form of its prompts and targets, and its limits (lengths in tokens, sizes in records)."""
+    """The task, the form of its prompts and targets, and its limits (lengths in tokens, sizes in records)."""
 
-    name: str = setting(one_of=("arithmetic", "gsm8k", "svamp", "mathqa", "mathqa-numeric", "stories"))
+    task: str = setting(room="tasks")
     cot: str = setting(one_of=("program", "nl"))
-    source: str = setting(one_of=("generated", "files", "tfds"))  # tfds: TensorFlow Datasets, where no file is named
-    train_file: str = setting()
-    test_file: str = setting()
-    seed: int = setting(0)  # of the generated problems, or of the dev split
-    num_train: int = setting(0)  # generated: how many; files: at most so many, 0 = all
-    num_test: int = setting(0)
-    dev_size: int = setting(0)
-    annotations: str = setting(one_of=("diverse", "canonical", "worked", "corpus"))
-    docstring: bool = setting()
-    append_prefix: str = setting(one_of=("everywhere", "reft", "nowhere"))
-    calculator_marks: str = setting(one_of=("strip", "keep"))
-    matcher: str = setting(one_of=tuple(matchers.MATCHERS))  # `reft_jax/rewards/matchers`
-    tokenizer: str = setting(one_of=("word", "bpe"))
-    vocab_size: int = setting(300)
-    max_prompt: int = setting(1)
-    max_response: int = setting(1)
-    prompt_buckets: tuple[int, ...] = setting(1)
-    response_buckets: tuple[int, ...] = setting(1)
+    name: str = setting(default="")  # a label; it decides nothing
+    source: str = setting(
+        one_of=("generated", "files", "tfds"), default="files"
+    )  # tfds: TensorFlow Datasets, where no file is named
+    train_file: str = setting(default="")
+    test_file: str = setting(default="")
+    seed: int = setting(0, default=0)  # of the generated problems, or of the dev split
+    num_train: int = setting(0, default=0)  # generated: how many; files: at most so many, 0 = all
+    num_test: int = setting(0, default=0)
+    dev_size: int = setting(0, default=0)
+    annotations: str = setting(one_of=("diverse", "canonical", "worked", "corpus"), default="diverse")
+    docstring: bool = setting(default=True)
+    append_prefix: str = setting(one_of=("everywhere", "rollouts", "nowhere"), default="everywhere")
+    calculator_marks: str = setting(one_of=("strip", "keep"), default="strip")
+    matcher: str = setting(room="rewards/matchers", default="reft")
+    tokenizer: str = setting(one_of=("word", "bpe"), default="bpe")
+    vocab_size: int = setting(300, default=1000)
+    max_prompt: int = setting(1, default=300)
+    max_response: int = setting(1, default=400)
+    prompt_buckets: tuple[int, ...] = setting(1, default=(64, 128, 192, 300))
+    response_buckets: tuple[int, ...] = setting(1, default=(64, 128, 192, 400))
     # several sequences share a row in training and scoring: `reft_jax/data/packing.py`
     pack: bool = setting(default=True)
     # The share of the test questions that may stand in the training data, compared by their words. Up to 1 % is noted and run: it
@@ -128,28 +164,83 @@ class Data:
     manual_dir: str = setting(default="")  # a folder with the original files, so that TFDS downloads nothing
     questions_file: str = setting(default="")  # stories: a training file whose questions are read as text too
 
+    def check(self):
+        task = choices.load("tasks", self.task)()
+        if self.name != self.task and self.name in choices.names("tasks"):
+            yield (
+                "name",
+                f"a label decides nothing, and this is a task's name: set config.data.task (now {self.task!r})",
+            )
+        if self.source not in task.sources:
+            yield "source", f"legal for {self.task} are {listed(task.sources)}"
+        yield from task.check(self)
+        if task.kind not in choices.load("rewards/matchers", self.matcher).kinds:
+            readers = [
+                n for n in choices.names("rewards/matchers") if task.kind in choices.load("rewards/matchers", n).kinds
+            ]
+            yield "matcher", f"the answers of {self.task} are of kind {task.kind!r}, which {listed(readers)} read"
+        for key in ("tfds_dir", "manual_dir"):
+            if getattr(self, key) and self.source != "tfds":
+                yield key, f"with source {self.source!r}; it is for 'tfds'"
+        for name in ("prompt", "response"):
+            buckets, limit = getattr(self, f"{name}_buckets"), getattr(self, f"max_{name}")
+            if list(buckets) != sorted(set(buckets)) or buckets[-1] != limit:
+                yield f"{name}_buckets", f"lengths must rise and end with max_{name} = {limit}"
+
+
+def _rules(value, path: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """mesh.rules: which mesh axes each logical axis is laid over."""
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: got {value!r}; it must be a group logical axis -> tuple of mesh axes")
+    for key, axes in value.items():
+        if key not in LOGICAL_AXES:
+            raise InputError(
+                f"{path}.{key}: unknown logical axis; {nearest(key, LOGICAL_AXES)}known are {listed(LOGICAL_AXES)}"
+            )
+        if not isinstance(axes, (tuple, list)) or any(axis not in MESH_AXES for axis in axes):
+            raise InputError(f"{path}.{key}: got {axes!r}; it must be a tuple of mesh axes: {listed(MESH_AXES)}")
+    return tuple((key, tuple(axes)) for key, axes in value.items())
+
+
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("embed", ("fsdp",)),
+    ("vocab", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """Sizes of the mesh axes (one may be -1 = what is left), and which mesh axes each logical axis is laid over."""
 
-    data: int = setting(-1)
-    fsdp: int = setting(-1)
-    tensor: int = setting(-1)
-    rules: tuple[tuple[str, tuple[str, ...]], ...] = setting()
-    # where parameters lie while sampling: `reft_jax/sharding.py`
-    decode: str = setting(one_of=("replicated", "tensor", "as_trained"), default="replicated")
-    moments: str = setting(one_of=("device", "host"), default="device")  # the memory of AdamW's moments between updates
+    data: int = setting(-1, default=-1, free=True)
+    fsdp: int = setting(-1, default=1, free=True)
+    tensor: int = setting(-1, default=1, free=True)
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = setting(default=RULES, parse=_rules)
+    # where parameters lie while sampling: `reft_jax/mesh/sharding.py`
+    decode: str = setting(one_of=("replicated", "tensor", "as_trained"), default="replicated", free=True)
+    moments: str = setting(
+        one_of=("device", "host"), default="device", free=True
+    )  # the memory of AdamW's moments between updates
+
+    def check(self):
+        sizes = [self.data, self.fsdp, self.tensor]
+        if 0 in sizes or sizes.count(-1) > 1:
+            got = f"got data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}"
+            yield "", f"{got}; sizes are positive, at most one is -1"
 
 
 @dataclasses.dataclass(frozen=True)
-class Rewards:
+class Verifier:
     """How model-written programs are run, and how many of the gold answers may fail to grade correct (a fraction)."""
 
-    timeout_s: float = setting(above=0)
-    memory_mb: int = setting(64)
-    workers: int = setting(0)  # 0 = one per core
-    max_gold_failures: float = setting(0, 1)
+    timeout_s: float = setting(above=0, default=2.0)
+    memory_mb: int = setting(64, default=512)
+    workers: int = setting(0, default=0, free=True)  # 0 = one per core
+    max_gold_failures: float = setting(0, 1, default=0.02)
     max_verifier_failures: float = setting(0, 1, default=0.1)  # share of a batch that may fail for no fault of its own
     sandbox: str = setting(one_of=("auto", "require"), default="auto")  # require: all layers of rewards/sandbox.py
 
@@ -163,10 +254,19 @@ class Rewards:
 class Logging:
     """How a run can be watched, beside each stage's metrics.jsonl, which is always written. Nothing here changes what is computed."""
 
-    tensorboard: bool = setting(default=True)  # event files in the stages' folders
-    wandb: str = setting(one_of=("off", "offline", "online"), default="off")
-    wandb_project: str = setting(default="reft_jax")
-    profile_steps: tuple[int, ...] = setting(1, default=())  # first and last step that every training stage traces
+    tensorboard: bool = setting(default=True, free=True)  # event files in the stages' folders
+    wandb: str = setting(one_of=("off", "offline", "online"), default="off", free=True)
+    wandb_project: str = setting(default="reft_jax", free=True)
+    profile_steps: tuple[int, ...] = setting(
+        1, default=(), free=True
+    )  # first and last step that every training stage traces
+
+    def check(self):
+        steps = self.profile_steps
+        if steps and (len(steps) != 2 or steps[0] > steps[1]):
+            yield "profile_steps", "it must be (first, last), the steps to trace, or () for none"
+        if self.wandb != "off" and not self.wandb_project:
+            yield "wandb_project", "a run of W&B belongs to a project: name one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,80 +275,20 @@ class Optim:
     fraction `hold`, then falls linearly to `final` times lr at the end. The run is `schedule_epochs` long (0 = the stage's)."""
 
     lr: float = setting(above=0)
-    warmup: float = setting(0, 1)
-    hold: float = setting(0, 1)
-    final: float = setting(0)
-    schedule_epochs: float = setting(0)
-    b1: float = setting(0, 1)
-    b2: float = setting(0, 1)
-    eps: float = setting(above=0)
-    weight_decay: float = setting(0)
-    max_grad_norm: float = setting(0)
+    warmup: float = setting(0, 1, default=0.0)
+    hold: float = setting(0, 1, default=0.0)
+    final: float = setting(0, default=1.0)
+    schedule_epochs: float = setting(0, default=0.0)
+    b1: float = setting(0, 1, default=0.9)
+    b2: float = setting(0, 1, default=0.999)
+    eps: float = setting(above=0, default=1e-8)
+    weight_decay: float = setting(0, default=0.0)
+    max_grad_norm: float = setting(0, default=1.0)
     mu_dtype: str = setting(one_of=("", "float32", "bfloat16"), default="")  # of the first moment; "" = the parameters'
 
-
-@dataclasses.dataclass(frozen=True)
-class SFT:
-    """Supervised fine-tuning on (question, CoT). `continue_run`: `init_from` is a stage whose optimizer state and data order go on."""
-
-    kind: str = setting(one_of=("sft",))
-    init_from: str = setting()
-    continue_run: bool = setting()
-    epochs: float = setting(above=0)
-    batch_size: int = setting(1)
-    accumulate: int = setting(1)  # parts that a batch is split into
-    dropout: float = setting(0, 0.9)
-    reduce: str = setting(one_of=("token", "sequence"))
-    optim: Optim = setting()
-    eval_every: float = setting(0)  # epochs; 0 = only at the end
-    eval_batch_size: int = setting(1)  # responses that decode together in a check
-    select: str = setting(one_of=("best", "last"))
-    select_on: str = setting(one_of=("dev", "test"))
-    log_every: int = setting(1)
-    save_every: int = setting(1)
-
-
-OF_GROUPS = ("grpo", "dr_grpo", "rloo")  # advantages that compare the responses to one question
-
-
-CRITIC_FREE = (*OF_GROUPS, "reinforce_pp")
-
-
-@dataclasses.dataclass(frozen=True)
-class PPO:
-    """The paper's PPO (sections 3 and 4 of ReFT): symbols carry the equation's names. gamma, lam, whiten, value_* are gae's."""
-
-    kl_coef: float = setting(0)
-    gamma: float = setting(0, 1)
-    lam: float = setting(0, 1)
-    clip: float = setting(above=0)
-    value_clip: float = setting(above=0)
-    value_coef: float = setting(0)
-    epochs: int = setting(1)
-    minibatch_size: int = setting(1)
-    accumulate: int = setting(1)
-    whiten: bool = setting()
-    # constant: a sum over tokens / (rows x the longest that a response may be), Dr. GRPO's
-    reduce: str = setting(one_of=("token", "sequence", "constant"))
-    value_init: str = setting(one_of=("zeros", "normal"))
-    value_bias: bool = setting()
-    # What is done about samples of another distribution than the trained policy's. none: such settings are refused; temper: the
-    # policy (and the reference) is the tempered one in scoring too; importance: tokens are weighted by min(p / q, importance_cap).
-    correction: str = setting(one_of=("none", "temper", "importance"), default="none")
-    importance_cap: float = setting(above=0, default=2.0)
-    # What gives gae its values: a head on the policy's trunk, or a decoder of its own that starts as the policy does. Other
-    # advantages (`reft_jax/losses/groups.py`) have none.
-    critic: str = setting(one_of=("shared", "separate", "none"), default="shared")
-    advantage: str = setting(one_of=("gae", *CRITIC_FREE), default="gae")
-    clip_high: float = setting(0, default=0.0)  # the ratio's range is 1 - clip to 1 + clip_high; 0 = the same as clip
-    # reward: -kl_coef (logp - ref_logp) at each token, inside the scores that a group compares too (GRPO divides by their spread,
-    # also where all answers are right); loss: kl_coef times the k3 estimator is added to each token's policy loss, as in GRPO's paper
-    kl_in: str = setting(one_of=("reward", "loss"), default="reward")
-
-    @property
-    def part_size(self) -> int:
-        """Sequences that are in the forward pass together."""
-        return self.minibatch_size // self.accumulate
+    def check(self):
+        if self.warmup > self.hold:
+            yield "hold", f"the rate cannot fall before warmup = {self.warmup} ends"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,9 +296,9 @@ class Sampling:
     """How a response is drawn. The settings act in transformers' order: repetition penalty, forbidden tokens, temperature (0 = greedy),
     top-k, top-p, min-p. Lengths are in tokens."""
 
-    temperature: float = setting(0)
-    top_k: int = setting(0)  # 0 = off
-    top_p: float = setting(high=1, above=0)  # 1 = off
+    temperature: float = setting(0, default=1.0)
+    top_k: int = setting(0, default=0)  # 0 = off
+    top_p: float = setting(high=1, above=0, default=1.0)  # 1 = off
     min_p: float = setting(0, 1, default=0.0)  # tokens less likely than this share of the likeliest are out; 0 = off
     # on tokens of the prompt and of the response so far; 1 = off
     repetition_penalty: float = setting(above=0, default=1.0)
@@ -266,6 +306,18 @@ class Sampling:
     stop: tuple[str, ...] = setting(default=())  # strings that end a response; its text is cut before the first of them
     min_new: int = setting(0, default=0)  # no end-of-sequence token before so many tokens
     max_new: int = setting(0, default=0)  # 0 = data.max_response
+
+    def check(self):
+        if "" in self.stop:
+            yield "stop", "an empty string would end every response at once"
+
+    def check_in(self, data: Data):
+        """What does not go with the data's lengths."""
+        max_new = self.max_new or data.max_response
+        if max_new > data.max_response:
+            yield "max_new", f"it must be at most config.data.max_response = {data.max_response}"
+        if self.min_new > max_new:
+            yield "min_new", f"a response has at most {max_new} tokens"
 
     @property
     def shapes_distribution(self) -> bool:
@@ -276,146 +328,160 @@ class Sampling:
 WHOLE, GREEDY = Sampling(1.0, 0, 1.0), Sampling(0.0, 0, 1.0)  # the model's own distribution; its likeliest tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class ReFT:
-    """Online PPO on the questions. One step = batch_size questions x num_samples responses, graded, then ppo.epochs passes."""
+# ------------------------------------------------------------------ what advantages own
 
-    kind: str = setting(one_of=("reft",))
-    init_from: str = setting()
+
+@dataclasses.dataclass(frozen=True)
+class KL:
+    """The divergence of the policy from the frozen reference, with d = log p_ref - log p of a token (Schulman, "Approximating KL
+    divergence", 2020): k1 = -d, k2 = d^2 / 2, k3 = e^d - d - 1, unbiased = k3 weighted by the ratio to the policy that sampled (arXiv 2512.02556).
+
+    reward: a token's reward is less coef x k1, k2 or k3. loss: coef times the mean of k2, k3 or unbiased is added to the loss. auto: k1 in
+    the reward, k3 in the loss.
+    """
+
+    where: str = setting(key="in", one_of=("reward", "loss", "off"), default="reward")
+    coef: float = setting(0, default=0.01)
+    estimator: str = setting(one_of=("auto", "unbiased", "k1", "k2", "k3"), default="auto")
+
+    def check(self):
+        if self.where == "loss" and self.estimator == "k1":
+            yield "estimator", "the gradient of k1 in the loss is 0 on average; legal there are auto, unbiased, k2, k3"
+        if self.where == "reward" and self.estimator == "unbiased":
+            yield "estimator", "a reward has no gradient to correct; legal there are auto, k1, k2, k3"
+
+    @property
+    def in_reward(self) -> bool:
+        return self.where == "reward"
+
+    @property
+    def in_loss(self) -> bool:
+        return self.where == "loss" and self.coef > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+    """What gives values: a head on the policy's trunk (shared), or a decoder of its own that starts as the policy does (separate); and the
+    weight and the clipping of its loss."""
+
+    trunk: str = setting(one_of=("shared", "separate"), default="shared")
+    init: str = setting(one_of=("zeros", "normal"), default="normal")
+    bias: bool = setting(default=True)
+    coef: float = setting(0, default=5.0)
+    clip: float = setting(above=0, default=0.2)
+
+
+# ------------------------------------------------------------------ what stages share
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every stage that trains has. Its file adds what is its own."""
+
+    init_from: str = (
+        setting()
+    )  # a stage, a Hugging Face directory, a checkpoint's folder, a shipped model's name, or random
     epochs: float = setting(above=0)
     batch_size: int = setting(1)
-    num_samples: int = setting(1)
-    sampling: Sampling = setting()
-    partial_reward: float = setting(0, 1)
-    partial_on: str = setting(one_of=("numeric", "all"))
-    ppo: PPO = setting()
     optim: Optim = setting()
-    eval_every: float = setting(0)
-    eval_batch_size: int = setting(1)  # responses that decode together in a check
-    select: str = setting(one_of=("best", "last"))
-    select_on: str = setting(one_of=("dev", "test"))
-    log_every: int = setting(1)
-    log_samples: int = setting(0)  # responses a step that samples.jsonl keeps
-    save_every: int = setting(1)
-    # The run stops before training if the sampler's log-probs differ by more than this, on average, from those that training
-    # computes; 0 = 1e-4 with compute_dtype float32, 0.05 with bfloat16.
-    max_logp_gap: float = setting(0, default=0.0)
+    log_every: int = setting(1, default=10, free=True)
+    save_every: int = setting(1, default=200, free=True)
+
+    is_policy = False  # its checkpoints answer questions
+    explores = False  # it learns from its own responses, and its prompts are those of rollouts
+    learns_from_grades = False
+
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """(key, value) of all that say whose parameters it begins with, samples from or evaluates."""
+        samples = getattr(self, "sample_from", "")
+        return (("init_from", self.init_from), *([("sample_from", samples)] if samples else []))
+
+    def check(self):
+        covered = self.optim.schedule_epochs
+        if covered and covered < self.epochs:
+            yield "optim.schedule_epochs", f"it must cover epochs = {self.epochs} (0 = the same)"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checked(Training):
+    """A stage that is checked on questions while it trains, and chooses a checkpoint by that."""
+
+    eval_every: float = setting(0, default=0.0)  # epochs; 0 = only at the end
+    eval_batch_size: int = setting(1, default=200)  # responses that decode together in a check
+    select: str = setting(one_of=("best", "last"), default="best")
+    select_on: str = setting(one_of=("dev", "test"), default="dev")
+
+    is_policy = True
+
+    def check_in(self, recipe, earlier):
+        if self.select == "best" and self.select_on == "dev" and not recipe.data.dev_size:
+            yield "select_on", "'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')"
+        if hasattr(self, "sampling"):
+            yield from ((f"sampling.{key}", legal) for key, legal in self.sampling.check_in(recipe.data))
+
+
+def divides(accumulate: int, rows: int, what: str = "batch_size"):
+    """(key, what is legal) where a batch cannot be split into equal parts."""
+    if rows % accumulate:
+        yield "accumulate", f"it must divide {what} = {rows}"
+
+
+def whole(losses, accumulate: int, key: str = "accumulate"):
+    """(key, what is legal) where a batch is split whose rows a loss needs together."""
+    for label, loss in losses:
+        if accumulate > 1 and getattr(loss, "together", "token") in ("group", "batch"):
+            yield key, f"losses.{label} needs the rows of a {loss.together} together: it must be 1"
+
+
+def sampled(stage):
+    """(key, what is legal) about the sampling of a stage that learns from several responses to a question."""
+    if stage.sampling.temperature == 0.0:
+        yield "sampling.temperature", "all responses to a question would be the same: it must be > 0"
+
+
+def source_answers(stage, earlier: dict):
+    """(key, what is legal) where `sample_from` names nothing that can answer questions."""
+    known = stage.sample_from in earlier
+    if stage.sample_from in ("", "random") or known and not getattr(earlier[stage.sample_from], "is_policy", False):
+        policies = listed(name for name, other in earlier.items() if getattr(other, "is_policy", False))
+        yield (
+            "sample_from",
+            (
+                "it must name what answers the training questions: an earlier stage that trains a policy "
+                f"(here {policies}), or a directory of a model or of a checkpoint"
+            ),
+        )
+
+
+def unmet(losses, outputs, columns, what: str):
+    """(key, what is legal) for the first loss of ((label, loss), ...) that needs what is not there: outputs of the model, or columns of the batch;
+    and where there is no loss."""
+    if not losses:
+        yield "losses", "something must be minimised: legal is a group of one loss or more"
+    for label, loss in losses:
+        for name, there in (("needs", outputs), ("reads", columns)):
+            if missing := [one for one in getattr(loss, name, ()) if one not in there]:
+                yield (
+                    f"losses.{label}",
+                    f"it {name} {listed(missing)}, which {what} does not give (it gives {listed(there)})",
+                )
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfTrain:
-    """Self-training (ReFT, section 4.2). offline: SFT from `init_from` on the gold CoTs and on right responses of what
-    `sample_from` names. online: each step is one update on the right ones of the current policy's own responses and on the gold CoTs."""
+class Recipe:
+    """The whole checked config. `kinds`: of each stage, the file that it is a record of."""
 
-    kind: str = setting(one_of=("self_train",))
-    mode: str = setting(one_of=("offline", "online"))
-    init_from: str = setting()
-    sample_from: str = setting()  # offline: an earlier stage, or a directory as in init_from; online: ""
-    num_samples: int = setting(1)  # responses per training question; online: per question of a step
-    max_per_question: int = setting(1)  # offline: at most so many different right responses are learnt
-    sampling: Sampling = setting()
-    sample_batch_size: int = setting(1)  # responses that decode together
-    own_weight: float = setting(0)  # online: of the loss of own responses
-    gold_weight: float = setting(0)  # online: of the loss of gold CoTs
-    epochs: float = setting(above=0)
-    batch_size: int = setting(1)  # sequences; online: questions
-    accumulate: int = setting(1)
-    dropout: float = setting(0, 0.9)
-    reduce: str = setting(one_of=("token", "sequence"))
-    optim: Optim = setting()
-    eval_every: float = setting(
-        0
-    )  # epochs: offline of all that is learnt, online of the questions; 0 = only at the end
-    eval_batch_size: int = setting(1)
-    select: str = setting(one_of=("best", "last"))
-    select_on: str = setting(one_of=("dev", "test"))
-    log_every: int = setting(1)
-    log_samples: int = setting(0)  # online: responses a step that samples.jsonl keeps
-    save_every: int = setting(1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reranker:
-    """A classifier of (question, response): is the answer right? It learns from graded responses of `sample_from` to the training
-    questions, and `evaluate` ranks samples by it (ReFT, section 4.3)."""
-
-    kind: str = setting(one_of=("reranker",))
-    init_from: str = setting()
-    sample_from: str = setting()  # an earlier stage, or a directory as in init_from
-    num_samples: int = setting(1)  # responses per training question
-    balanced: bool = setting()  # as many right as wrong ones of each question; else as they were sampled
-    sampling: Sampling = setting()
-    sample_batch_size: int = setting(1)  # responses that decode together
-    epochs: float = setting(above=0)
-    batch_size: int = setting(1)  # responses
-    accumulate: int = setting(1)
-    optim: Optim = setting()
-    log_every: int = setting(1)
-    save_every: int = setting(1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Greedy accuracy on dev and test, and num_samples (0 = none) samples for the first num_questions (0 = all) test questions."""
-
-    kind: str = setting(one_of=("evaluate",))
-    checkpoints: tuple[tuple[str, str], ...] = setting()  # label -> what init_from would say
-    num_samples: int = setting(0)
-    num_questions: int = setting(0)
-    sampling: Sampling = setting()
-    batch_size: int = setting(1)  # responses that decode together
-    rerankers: tuple[tuple[str, str], ...] = setting(default=())  # label -> the reranker stage that ranks its samples
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Writes `init_from` as a Hugging Face directory, `<stage>/hf`."""
-
-    kind: str = setting(one_of=("export",))
-    init_from: str = setting()
-
-
-KINDS = {
-    "sft": SFT,
-    "reft": ReFT,
-    "self_train": SelfTrain,
-    "reranker": Reranker,
-    "evaluate": Evaluate,
-    "export": Export,
-}
-
-
-POLICIES = ("sft", "reft", "self_train")  # kinds of stages whose checkpoints can be sampled from
-
-
-# What adapters can adapt.
-MATRICES = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down")
-
-
-OWN_FOLDERS = ("tokenizer", "plots")  # of a workdir, beside the stages'
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
     seed: int
     model: Model
     data: Data
     mesh: Mesh
-    rewards: Rewards
-    stages: tuple[tuple[str, SFT | ReFT | SelfTrain | Reranker | Evaluate | Export], ...]
+    verifier: Verifier
+    stages: tuple[tuple[str, object], ...]
+    kinds: tuple[tuple[str, str], ...]
     logging: Logging = Logging()
 
     def purpose(self, source: str) -> str:
-        """How questions are asked of what `init_from` or `sample_from` names (`data.prompts`): "reft" where the policy was trained on
-        its own responses, as a stage here says; else, and for a directory, "evaluate"."""
+        """How questions are asked of what `init_from` or `sample_from` names (`data.prompts`): "rollout" where the policy was trained on
+        its own responses, as a stage here says; else, and for a directory, "ask"."""
         stage = dict(self.stages).get(source)
-        own = stage is not None and (stage.kind == "reft" or stage.kind == "self_train" and stage.mode == "online")
-        return "reft" if own else "evaluate"
-
-
-def sources(stage) -> tuple[tuple[str, str], ...]:
-    """(key, value) of all that say whose parameters a stage begins with, samples from or evaluates."""
-    if stage.kind == "evaluate":
-        return stage.checkpoints
-    samples = stage.kind in ("self_train", "reranker") and stage.sample_from
-    return (("init_from", stage.init_from), *([("sample_from", stage.sample_from)] if samples else []))
+        return "rollout" if stage is not None and getattr(stage, "explores", False) else "ask"

@@ -103,7 +103,7 @@ class Fitted:
 
 
 def fit(tokenizer, records: Sequence[Record], data, *, purpose: str) -> Fitted:
-    """Tokenizes for `purpose` (see `prompts.encode_all`) and leaves out what is over `data.max_prompt` or, under "sft"
+    """Tokenizes for `purpose` (see `prompts.encode_all`) and leaves out what is over `data.max_prompt` or, under "teach"
     (the only case in which a gold response is fed to the model), over `data.max_response`.
 
     Raises InputError, naming limit and shortest length, if there are records and none fits.
@@ -111,7 +111,7 @@ def fit(tokenizer, records: Sequence[Record], data, *, purpose: str) -> Fitted:
     encoded = prompts.encode_all(tokenizer, records, data, purpose=purpose)
     kept, too_long = [], []
     for record, row in zip(records, encoded, strict=True):
-        response = len(row.response) if purpose == "sft" else 0
+        response = len(row.response) if purpose == "teach" else 0
         if len(row.prompt) > data.max_prompt or response > data.max_response:
             too_long.append(TooLong(record.item_id, len(row.prompt), response))
         else:

@@ -61,7 +61,7 @@ def read_objects(path, *, complaints: list | None = None) -> list[tuple[str, dic
         for line, value in _list_elements(path, text, start, complaints) if is_list else _lines(path, text, complaints):
             with telling(complaints):
                 if not isinstance(value, dict):
-                    problem = f"a record is {_shown(value)}; one JSON object per question is expected"
+                    problem = f"a record is {shown(value)}; one JSON object per question is expected"
                     raise RecordError(f"{path}:{line}", "", problem)
                 objects.append((f"{path}:{line}", value))
         if not objects and not complaints:
@@ -152,7 +152,7 @@ def text_field(place: str, row: dict, field: str) -> str:
     """A field that must hold text; InputError if it is absent, of another type or blank."""
     value = required(place, row, field)
     if not isinstance(value, str):
-        raise RecordError(place, field, f"{field} is {_shown(value)}; a text is expected")
+        raise RecordError(place, field, f"{field} is {shown(value)}; a text is expected")
     if not value.strip():
         raise RecordError(place, field, f"{field} is empty; give it a text or remove the record")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
@@ -168,7 +168,7 @@ def parse_number(place: str, value: object, field: str = "answer_value") -> str:
         number = _THOUSANDS.sub("", number.strip())
         if _NUMBER.fullmatch(number) and math.isfinite(float(number.split("/")[0])):
             return number
-    raise RecordError(place, field, f"{field} is {_shown(value)}; a number is expected, such as 72, -3.5 or 1/2")
+    raise RecordError(place, field, f"{field} is {shown(value)}; a number is expected, such as 72, -3.5 or 1/2")
 
 
 def parse_choice(place: str, value: object, field: str = "answer_value") -> str:
@@ -178,8 +178,8 @@ def parse_choice(place: str, value: object, field: str = "answer_value") -> str:
         raise RecordError(
             place,
             field,
-            f"{field} is {_shown(value)}; a letter from a to e is expected "
-            "(numbers belong to config.data.name='mathqa-numeric')",
+            f"{field} is {shown(value)}; a letter from a to e is expected "
+            "(numbers belong to config.data.task='mathqa-numeric')",
         )
     return letter
 
@@ -267,7 +267,7 @@ def _malformed(path, text: str, position: int, problem: str, first_line: int = 1
     )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in a message: short, with its JSON type."""
     names = {str: "text", bool: "true/false", int: "number", float: "number", list: "list", dict: "object"}
     text = json.dumps(value, ensure_ascii=False)

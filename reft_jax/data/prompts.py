@@ -27,14 +27,14 @@ from reft_jax.data.tokenizer import encode_batch
 from reft_jax.errors import InputError
 
 ANSWER_SENTENCE = "\nTherefore, the answer is: "
-PURPOSES = ("sft", "reft", "evaluate")
+PURPOSES = ("teach", "rollout", "ask")
 _DOCSTRING = re.compile(r'[ \t]+"""(?:[^"\\]|\\.|"(?!""))*"""[ \t]*\n', re.DOTALL)
 _NEEDS_ESCAPE = re.compile(r'\\|"""|"\Z')
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One record as token ids. For purpose "sft" all of `response` is learnt; otherwise `response` is the gold
+    """One record as token ids. For purpose "teach" all of `response` is learnt; otherwise `response` is the gold
     continuation of `prompt` (with EOS; empty where there is no gold), for counting only."""
 
     prompt: list[int]
@@ -79,12 +79,12 @@ def target(record: Record, *, docstring: bool) -> str:
 def appends_prefix(record: Record, data, *, purpose: str) -> bool:
     """Whether the prompt for sampling ends with the program prefix.
 
-    `purpose`: "reft" where the policy is ReFT's (rollouts, its evaluation), "evaluate" for all other sampling, "sft" for
-    teacher forcing, where the prefix is part of the response. `data.append_prefix`: everywhere, reft or nowhere.
+    `purpose`: "rollout" where the policy learns from responses of its own (rollouts, its evaluation), "ask" for all other
+    sampling, "teach" for teacher forcing, where the prefix is part of the response. `data.append_prefix`: everywhere, rollouts or nowhere.
     """
     if purpose not in PURPOSES:
         raise ValueError(f"purpose is {purpose!r}; legal are {', '.join(PURPOSES)}")
-    purposes = {"everywhere": ("reft", "evaluate"), "reft": ("reft",), "nowhere": ()}
+    purposes = {"everywhere": ("rollout", "ask"), "rollouts": ("rollout",), "nowhere": ()}
     if data.append_prefix not in purposes:
         raise InputError(f"config.data.append_prefix is {data.append_prefix!r}; legal are {', '.join(purposes)}")
     return record.kind == "program" and purpose in purposes[data.append_prefix]
@@ -98,14 +98,14 @@ def encode(tokenizer, record: Record, data, *, purpose: str) -> Encoded:
 def encode_all(tokenizer, records: Sequence[Record], data, *, purpose: str) -> list[Encoded]:
     """The records as token ids, in order (one call to the tokenizer: 120k records take seconds, not minutes).
 
-    `purpose` "sft": prompt = prompt text; response = program prefix + rest + EOS, all of it learnt. "reft" and
-    "evaluate": prompt = prompt text (+ program prefix where `appends_prefix`); response = what is left of the gold.
-    Raises InputError for a record without a CoT under "sft".
+    `purpose` "teach": prompt = prompt text; response = program prefix + rest + EOS, all of it learnt. "rollout" and
+    "ask": prompt = prompt text (+ program prefix where `appends_prefix`); response = what is left of the gold.
+    Raises InputError for a record without a CoT under "teach".
     """
     texts = []
     for record in records:
         prefix, rest = split_target(record, docstring=data.docstring)
-        if purpose == "sft" and not rest:
+        if purpose == "teach" and not rest:
             raise InputError(
                 f"record {record.item_id} has no chain of thought to learn; "
                 "supervised training needs a file with answer_cot (config.data.train_file)"

@@ -17,10 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 NAME = "attention"  # what remat's policies know its result by
 MASKED = -1e30  # finite: a row that may look at nothing (padding) stays free of NaN
@@ -241,6 +237,10 @@ def _splash(model, q, k, v, real, *, window: int):
 
     Padding tokens see each other: no row is empty, and nobody reads theirs. Lengths are padded to whole blocks.
     """
+    # Pallas takes a while to import, and only a TPU needs it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
     length = q.shape[1]
     size = -(-length // LANES) * LANES if length <= 512 else -(-length // 256) * 256
     block = next(block for block in (512, 384, 256, 128) if size % block == 0)
@@ -318,6 +318,9 @@ def _ragged(length, q, new_k, new_v, k, v, *, window: int, cap: float, interpret
     with the new token itself, in float32; the last block's step puts that token's row into the tile of the cache that it
     belongs to, which is all that is written. Behind the new row the tile is zeros: nobody has been there.
     """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
     num, kv, group, size = q.shape
     width = k.shape[2]
     tile = CACHE_MULTIPLE

@@ -7,6 +7,7 @@ The decoder ignores both. A critic is a second trunk (all of the decoder that is
 import jax
 import jax.numpy as jnp
 
+from reft_jax.config.settings import Critic
 from reft_jax.models.adapters import join
 
 
@@ -22,17 +23,18 @@ def init_value_head(model, key, *, how: str, bias: bool) -> dict:
     return {"kernel": kernel, **({"bias": jnp.zeros(())} if bias else {})}
 
 
-def with_critic(model, params, key, *, critic: str, how: str, bias: bool) -> dict:
-    """The trained parameters of a policy with what config.PPO.critic asks for; a value head that they have goes on, else one begins.
+def with_critic(model, params, key, critic: Critic | None) -> dict:
+    """The trained parameters of a policy with what `config.settings.Critic` asks for; a value head that they have goes on, else one begins.
 
-    "shared": the head on the policy's trunk; "separate": a trunk of its own, which begins as a copy of the policy's (the arrays are
-    the same until they are copied); "none": neither.
+    shared: the head on the policy's trunk; separate: a trunk of its own, which begins as a copy of the policy's (the arrays are
+    the same until they are copied); None: neither.
     """
     policy = {name: node for name, node in params.items() if name not in ("value_head", "critic")}
-    if critic == "none":
+    if critic is None:
         return policy
-    head = params["value_head"] if "value_head" in params else init_value_head(model, key, how=how, bias=bias)
-    if critic == "shared":
+    begun = "value_head" in params
+    head = params["value_head"] if begun else init_value_head(model, key, how=critic.init, bias=critic.bias)
+    if critic.trunk == "shared":
         return policy | {"value_head": head}
     trunk = {name: node for name, node in policy.items() if name != "unembed"}
     return policy | {"critic": trunk | {"value_head": head}}

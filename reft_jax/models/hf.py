@@ -19,24 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reft_jax.config.checks import check_arch
+from reft_jax.config import choices, records
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed
 from reft_jax.mesh.sharding import drop_leading
 from reft_jax.models import decoder
-from reft_jax.models.families import codegen, gemma2, gemma3_text, gpt2, llama, mistral, opt, qwen2, qwen3
 
-FAMILIES = {
-    "codegen": codegen,
-    "gemma2": gemma2,
-    "gemma3_text": gemma3_text,
-    "gpt2": gpt2,
-    "llama": llama,
-    "mistral": mistral,
-    "opt": opt,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-}
+FAMILIES = "models/families"  # the room: a file is a family, by its `model_type`
 SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "assets"
 INDEX, HEADS = "model.safetensors.index.json", "heads.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
@@ -65,11 +54,11 @@ def read_config(directory):
         model_type = json.loads(path.read_text()).get("model_type")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a JSON object ({error})") from error
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if model_type not in (known := choices.names(FAMILIES)):
+        raise InputError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(known)}")
     try:
         config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True)
-        arch = FAMILIES[model_type].read(config, str(path))
+        arch = choices.module(FAMILIES, model_type).read(config, str(path))
     except InputError:
         raise
     except Exception as error:  # transformers' checks raise what they like, and so does null in place of a number
@@ -77,7 +66,7 @@ def read_config(directory):
         raise InputError(
             f"{path}: it does not describe a {model_type} model ({type(error).__name__}: {said})"
         ) from error
-    check_arch(arch, str(path))
+    records.refuse(arch.check(), vars(arch), str(path))
     return arch
 
 
@@ -193,7 +182,7 @@ def check_hf(directory):
 
 def _checked(directory: pathlib.Path):
     arch = read_config(directory)
-    family = FAMILIES[arch.family]
+    family = choices.module(FAMILIES, arch.family)
     table, files = family.table(arch), _Files(directory, family)
     expected = {name: weight.shape for weight in table.values() for name in _names(weight, arch.num_layers)}
     tied = ("lm_head.weight", table["embed", "kernel"].name) if arch.tie_embeddings else None
@@ -308,7 +297,7 @@ def save_hf(directory, model, params, *, max_shard_bytes: int = MAX_SHARD_BYTES)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     arch = model.arch
-    family = FAMILIES[arch.family]
+    family = choices.module(FAMILIES, arch.family)
     parts: dict[str, list] = {}  # name in the file -> what of ours goes into it
     shape_of = {}
     for path, weight in family.table(arch).items():
@@ -341,7 +330,7 @@ def save_hf(directory, model, params, *, max_shard_bytes: int = MAX_SHARD_BYTES)
 def save_config(directory, model, tokenizer=None):
     """Writes the model's config.json alone, with the tokenizer's special ids (a family's usual ones would be wrong)."""
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    config = FAMILIES[model.arch.family].write(model.arch, model.param_dtype)
+    config = choices.module(FAMILIES, model.arch.family).write(model.arch, model.param_dtype)
     config |= {name: tokenizer and getattr(tokenizer, name) for name in ids}
     if distributed.is_primary():
         (pathlib.Path(directory) / "config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -8,8 +8,12 @@ import dataclasses
 import os
 import pathlib
 
+from reft_jax import tasks
+from reft_jax.config import records, renamed
+from reft_jax.config.settings import Data
 from reft_jax.errors import InputError
 from reft_jax.report import choose, curves, page, plots, read
+from reft_jax.run import workdirs
 
 BUDGET = 2_600_000  # bytes of samples and predictions in a page, about; charts and tables come to at most 2 MB more
 
@@ -25,7 +29,7 @@ def build(workdirs, output=None, *, watch: float = 0) -> list[pathlib.Path]:
         if not workdir.is_dir():
             raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
     runs = [read.run(workdir) for workdir in workdirs]
-    notes = [f"{run.workdir}: nothing in it can be read" for run in runs if not run.readable]
+    notes = [f"{run.path}: nothing in it can be read" for run in runs if not run.readable]
     runs = [run for run in runs if run.readable]
     if not runs:
         where = ", ".join(map(str, workdirs))
@@ -63,49 +67,51 @@ def write(path: pathlib.Path, text: str):
         raise InputError(f"--output={path}: there is no directory {path.parent}; make it first") from error
 
 
-def name_apart(runs: list[read.Run]):
+def name_apart(runs: list[read.Workdir]):
     """Runs of equal folder names are told apart by as much of their paths as it takes."""
     depth = 2
     while len({run.name for run in runs}) < len(runs) and depth < 12:
         for run in runs:
-            run.name = "/".join(run.workdir.resolve().parts[-depth:])
+            run.name = "/".join(run.path.resolve().parts[-depth:])
         depth += 1
 
 
-def draw(run: read.Run) -> list[pathlib.Path]:
+def draw(run: read.Workdir) -> list[pathlib.Path]:
     try:
-        return plots.make(run.workdir)
+        return plots.make(run.path)
     except (ValueError, TypeError) as error:  # InputError, or what an odd value in a file ends in
         run.notes.append(f"plots/ was not drawn: {error}")
         return []
 
 
-def all_samples(runs: list[read.Run]) -> list[dict]:
+def all_samples(runs: list[read.Workdir]) -> list[dict]:
     """[{"run", "stage", "total", "rows"}] of every samples.jsonl, which share the budget."""
     paths = [
-        (r, path.parent.name) for r, run in enumerate(runs) for path in sorted(run.workdir.glob("*/samples.jsonl"))
+        (r, path.parent.name)
+        for r, run in enumerate(runs)
+        for path in read.in_order(run.path.glob("*/samples.jsonl"), [stage.name for stage in run.stages])
     ]
     budget = 2 * BUDGET // 3 // max(1, len(paths))
     found = [(r, stage, choose.samples(runs[r], stage, budget)) for r, stage in paths]
-    return [{"run": r, "stage": curves.title_of(stage), **samples} for r, stage, samples in found if samples]
+    return [{"run": r, "stage": plots.title_of(stage), **samples} for r, stage, samples in found if samples]
 
 
-def questions(run: read.Run) -> dict[str, tuple[str, str]]:
+def questions(run: read.Workdir) -> dict[str, tuple[str, str]]:
     """item_id -> (question, answer) of the run's dev and test data, which predictions.jsonl names by item_id alone; {} with a note
     where the data is not to be had any more, or is not what the run had."""
-    from reft_jax import recipe, tasks
-    from reft_jax.run import workdirs
-
-    if not any(run.workdir.glob("*/predictions.jsonl")) or not run.config:
+    if not any(run.path.glob("*/predictions.jsonl")) or not run.config:
         return {}
     try:
-        settings = recipe.build(run.config).data
+        settings = records.build(Data, renamed.modern(run.config)["data"], "config.data")
         if settings.source == "tfds":
             raise InputError("reading TensorFlow Datasets again could download them")
         generated = settings.source == "generated"  # then without the training questions, which can be a million
         splits = tasks.load(dataclasses.replace(settings, num_train=0) if generated else settings)
     except (InputError, OSError) as error:
         run.notes.append(f"predictions are shown without their questions: {error}")
+        return {}
+    except (KeyError, TypeError, AttributeError) as error:
+        run.notes.append(f"predictions are shown without their questions: config.json is not a run's ({error!r})")
         return {}
     if not generated and workdirs.fingerprint(splits) != run.about.get("data_sha256"):
         run.notes.append(

@@ -10,9 +10,9 @@ import zlib
 import numpy as np
 
 from reft_jax.report import pieces, read
-from reft_jax.report.curves import title_of
 from reft_jax.report.page import embedded
-from reft_jax.report.read import Index, Run
+from reft_jax.report.plots import title_of
+from reft_jax.report.read import Index, Workdir
 
 MAX_SAMPLES, MAX_TOKENS, MAX_TEXT = 1500, 1000, 6000  # of one file; of one sample that keep their numbers; characters
 FIRST_LAST, PER_EDGE, WHOLE, PER_WHOLE, PER_STATUS, PER_STEP = 2, 12, 6, 40, 8, 4
@@ -67,9 +67,9 @@ def spread(count: int):
     return (i for i in (int(format(j, f"0{bits}b")[::-1], 2) for j in range(1 << bits)) if i < count)
 
 
-def samples(run: Run, stage: str, budget: int) -> dict:
+def samples(run: Workdir, stage: str, budget: int) -> dict:
     """The chosen samples of a stage, about `budget` bytes of JSON: {"total", "rows"}, rows by step; {} without any."""
-    path = run.workdir / stage / "samples.jsonl"
+    path = run.path / stage / "samples.jsonl"
     index = read.index_samples(path, run.notes)
     if not len(index.step):
         return {}
@@ -131,13 +131,13 @@ def text(value, most: int) -> str | None:
 MODE = re.compile(rb'"split": "([^"\\]*)", "mode": "(greedy|sampled)"')
 
 
-def predictions(run: Run, questions: dict[str, tuple[str, str]], budget: int) -> dict:
+def predictions(run: Workdir, questions: dict[str, tuple[str, str]], budget: int) -> dict:
     """What each evaluated label answers to some questions: {"labels", "total", "items"}, the same questions for all labels.
 
     Half of them are questions that the labels disagree on, as far as there are so many. `questions`: item_id -> (question,
     answer); a question whose answer is not the stored gold one is not shown. {} without predictions.
     """
-    paths = sorted(run.workdir.glob("*/predictions.jsonl"), key=lambda path: read.rank(path.parent.name))
+    paths = read.in_order(run.path.glob("*/predictions.jsonl"), [*run.results, *(stage.name for stage in run.stages)])
     found = {path.parent.name: index_predictions(path, run.notes) for path in paths}
     found = {label: lines for label, lines in found.items() if lines}
     if not found:
@@ -145,7 +145,7 @@ def predictions(run: Run, questions: dict[str, tuple[str, str]], budget: int) ->
     chosen = chosen_questions(found)
     items, size = [], 0
     answers = {
-        label: answers_of(run.workdir / label / "predictions.jsonl", lines, chosen) for label, lines in found.items()
+        label: answers_of(run.path / label / "predictions.jsonl", lines, chosen) for label, lines in found.items()
     }
     for split, item in chosen:
         rows = [answers[label].get((split, item)) for label in found]
@@ -181,7 +181,7 @@ def index_predictions(path: pathlib.Path, notes: list[str]) -> dict[tuple[str, s
         found, mode = read.PREDICTION.match(line), MODE.search(line, max(0, len(line) - 120))
         if not found or not mode or not line.endswith(b"}\n"):
             found = mode = None
-            row = skips.parse(where, line)
+            row = read.parsed(line)
             if row is None or not isinstance(row.get("item_id"), str):
                 skips.add(where, line)
                 continue

@@ -7,8 +7,9 @@ import json
 
 import numpy as np
 
-from reft_jax.report import plots
-from reft_jax.report.read import Run, Stage, as_dict, number
+from reft_jax.report import plots, read
+from reft_jax.report.plots import title_of
+from reft_jax.report.read import Stage, Workdir, as_dict, number
 
 # key, title, unit, what a reader may want to know of it
 PANELS = (
@@ -34,7 +35,7 @@ MAX_POINTS, MIN_POINTS, POINTS = 500, 60, 60_000  # of one curve, at most and at
 MAX_MORE = 40  # further keys that are charted on demand
 
 
-def charts(groups: list[tuple[str, list[Run]]]) -> list[dict]:
+def charts(groups: list[tuple[str, list[Workdir]]]) -> list[dict]:
     """Charts as the page's script draws them. `groups`: name -> runs that differ in the seed alone (`group`)."""
     stages = [(g, name, stages_of(runs, name)) for g, (_, runs) in enumerate(groups) for name in stage_names(runs)]
     keys = {key for _, _, found in stages for _, stage in found for key in stage.columns}
@@ -49,22 +50,22 @@ def charts(groups: list[tuple[str, list[Run]]]) -> list[dict]:
                 of = f"{title_of(name)}, {group_name}" if several else title_of(name)
                 out.append(statuses(name, found, of, most))
                 out.append(times(name, found, of, most))
-    charted = {key for key, *_ in PANELS} | {"reward/accuracy", "eval/dev_accuracy", *NOT_CHARTED}
+    charted = {key for key, *_ in PANELS} | {key for key, _ in accuracies(keys)} | {*NOT_CHARTED}
     more = sorted(key for key in keys - charted if not key.startswith((plots.STATUS_PREFIX, "time/")))
     for key in more[:MAX_MORE]:
         out.append(panel(groups, stages, key, key, "", "", min(most, 200)) | {"more": True})
     return [chart for chart in out if chart["series"]]
 
 
-def group(runs: list[Run]) -> list[tuple[str, list[Run]]]:
+def group(runs: list[Workdir]) -> list[tuple[str, list[Workdir]]]:
     """(name, runs) of each set of runs whose configs are equal but for the seeds; a run without a config is alone."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[Workdir]] = {}
     for i, run in enumerate(runs):
         found.setdefault(json.dumps(without_seed(run.config), sort_keys=True) if run.config else str(i), []).append(run)
     return [(group_name(runs), runs) for runs in found.values()]
 
 
-def group_name(runs: list[Run]) -> str:
+def group_name(runs: list[Workdir]) -> str:
     names = [run.name for run in runs]
     return names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1} more {plural(len(names) - 1, 'seed')}"
 
@@ -78,45 +79,43 @@ def without_seed(config: dict) -> dict:
     return {key: value for key, value in config.items() if key != "seed"} | {"data": data}
 
 
-def title_of(stage: str) -> str:
-    return plots.STAGE_NAMES.get(stage, stage)
-
-
-def stage_names(runs: list[Run]) -> list[str]:
+def stage_names(runs: list[Workdir]) -> list[str]:
     return list(dict.fromkeys(stage.name for run in runs for stage in run.stages if stage.columns))
 
 
-def stages_of(runs: list[Run], name: str) -> list[tuple[Run, Stage]]:
+def stages_of(runs: list[Workdir], name: str) -> list[tuple[Workdir, Stage]]:
     return [(run, stage) for run in runs for stage in run.stages if stage.name == name and stage.columns]
 
 
-def before(run: Run, stage: Stage, axis: str, depth: int = 0) -> float:
-    """Where on the axis ('epoch' or 'seq') a stage begins: where the stage that it starts from ended, unless it goes on with
-    that stage's own counting."""
-    source = next((s for s in run.stages if s.name == stage.settings.get("init_from")), None)
-    if source is None and not stage.settings and stage.name == "reft":
-        source = next((s for s in run.stages if s.name == "warmup"), None)
-    if source is None or stage.settings.get("continue_run") or depth > len(run.stages):
-        return 0.0
-    along = axis_values(source, axis)
-    along = along[np.isfinite(along)]
-    return before(run, source, axis, depth + 1) + (float(along.max()) if len(along) else 0.0)
+def before(run: Workdir, stage: Stage, axis: str) -> float:
+    """Where on the axis ('epoch' or 'seq') a stage begins."""
+    along = {one.name: axis_values(one, axis) for one in run.stages if one.columns}
+    ends = {name: float(np.max(values, initial=0.0, where=np.isfinite(values))) for name, values in along.items()}
+    return read.begins(stage.name, {one.name: one.settings for one in run.stages}, ends)
 
 
 def axis_values(stage: Stage, axis: str) -> np.ndarray:
-    """f64[N]: epochs, or sequences that the stage has trained on (drawn ones, where it samples); empty if unknown."""
+    """f64[N]: epochs, or sequences trained on (drawn ones, where each step samples); empty if unknown."""
     if axis == "epoch":
         return stage.columns.get("epoch", np.zeros(0))
-    size, k = stage.settings.get("batch_size"), stage.settings.get("num_samples", 1)
+    samples = any(key.startswith(("reward/", plots.STATUS_PREFIX)) for key in stage.columns)
+    size, k = stage.settings.get("batch_size"), stage.settings.get("num_samples", 1) if samples else 1
     return stage.columns["step"] * size * max(k, 1) if number(size) and number(k) else np.zeros(0)
 
 
+def accuracies(keys) -> list[tuple[str, str]]:
+    """(key, what it is of) of a stage's accuracy while it trains: its checks among `keys`, and its own samples."""
+    checks = [(key, f"{plots.CHECK.fullmatch(key)[1]}, greedy") for key in sorted(keys) if plots.CHECK.fullmatch(key)]
+    return [*checks, ("reward/accuracy", "its own samples")]
+
+
 def accuracy(groups, stages, most: int) -> dict:
-    """Dev accuracy of every stage, and the accuracy of what it samples, over epochs and over sequences."""
+    """Accuracy of every stage's checks, and the accuracy of what it samples, over epochs and over sequences."""
     series = []
-    for key, what in (("eval/dev_accuracy", "dev, greedy"), ("reward/accuracy", "its own samples")):
+    for key, what in accuracies({key for _, _, found in stages for _, stage in found for key in stage.columns}):
+        own = key == "reward/accuracy"
         for g, name, found in stages:
-            style = styled(groups, g, name) | {"points": what == "dev, greedy", "thin": what != "dev, greedy"}
+            style = styled(groups, g, name) | {"points": not own, "thin": own}
             label = f"{labelled(groups, g, name)}, {what}"
             parts = {}
             for axis in ("epoch", "seq"):
@@ -134,8 +133,8 @@ def accuracy(groups, stages, most: int) -> dict:
     return {
         "id": "accuracy",
         "title": "Accuracy during training",
-        "text": "Greedy accuracy on the dev questions; the thin line is the share of right answers among the stage's own samples. "
-        "Sequences are gold examples trained on or, for a stage that samples, responses drawn.",
+        "text": "Greedy accuracy on the questions of the stage's checks; the thin line is the share of right answers "
+        "among its own samples. Sequences are gold examples trained on or, for a stage that samples, responses drawn.",
         "unit": "",
         "percent": True,
         "kind": "line",
@@ -210,11 +209,19 @@ def labelled(groups, g: int, name: str) -> str:
     return f"{groups[g][0]}: {title_of(name)}" if len(groups) > 1 else title_of(name)
 
 
+def color_names(groups) -> dict[str, str]:
+    """Stage or label -> the name of its colour; of a single run, the ones of its plots/."""
+    runs = [run for _, members in groups for run in members]
+    return plots.color_names([*stage_names(runs), *(label for run in runs for label in run.results)])
+
+
 def styled(groups, g: int, name: str) -> dict:
-    """Colour by stage in a report of one run (or its seeds), by run and dashes by stage in one of several."""
+    """Colour by stage in a report of one run (or its seeds); by run, and dashes by stage, the last one solid,
+    in one of several."""
     if len(groups) == 1:
-        return {"color": name, "dash": 0}
-    return {"color": f"run{g % 6}", "dash": {"reft": 0, "sft": 1, "warmup": 2}.get(name, 3)}
+        return {"color": color_names(groups)[name], "dash": 0}
+    names = stage_names([run for _, members in groups for run in members])
+    return {"color": f"run{g % 6}", "dash": names[::-1].index(name)}
 
 
 def finite(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import pathlib
 import re
 
 from reft_jax.report import tables
-from reft_jax.report.read import Run
+from reft_jax.report.read import Workdir
 
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets" / "report"
 SCRIPTS = ("uplot/uPlot.iife.min.js", "common.js", "charts.js", "inspector.js")
@@ -30,7 +30,7 @@ def hash_source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def render(groups: list[tuple[str, list[Run]]], data: dict, notes: list[str]) -> str:
+def render(groups: list[tuple[str, list[Workdir]]], data: dict, notes: list[str]) -> str:
     """The whole page. `data`: {"charts", "samples", "predictions", "watch"} as the scripts read them."""
     runs = [run for _, members in groups for run in members]
     scripts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]

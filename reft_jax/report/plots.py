@@ -1,14 +1,14 @@
-"""The pictures of a finished or running workdir: accuracy over epochs, what ReFT does, and the results with intervals.
+"""The pictures of a finished or running workdir: accuracy over epochs, sampling step by step, results with intervals.
 
-Reads only what the stages wrote (`<stage>/metrics.jsonl`, `results.json`), so it can be run at any time, also while a
-run is under way; what is not there yet is left out.  accuracy.png corresponds to the training curves of the ReFT paper
-(arXiv 2401.08967).  Colours are Okabe and Ito's, which colour-blind readers tell apart, and a stage has the same one in
-every picture.
+Reads only what the run wrote (`config.json`, `<stage>/metrics.jsonl`, `results.json`), so it can be run at any time,
+also while a run is under way; what is not there yet is left out.  What is drawn of a stage depends on what it logged,
+not on its name.  accuracy.png corresponds to the training curves of the ReFT paper (arXiv 2401.08967).  Colours are
+Okabe and Ito's for the recipe's stages, and for others ones that colour-blind readers tell from these and from each
+other; a stage has the same one in every picture, and in report.html.
 
     python -c "from reft_jax.report import plots; print(*plots.make('runs/demo'), sep='\\n')"
 """
 
-import itertools
 import json
 import math
 import os
@@ -23,9 +23,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from reft_jax.errors import InputError
+from reft_jax.report import read
 
 STAGE_COLORS = {"base": "#999999", "warmup": "#56B4E9", "sft": "#E69F00", "reft": "#0072B2", "self_train": "#009E73"}
-OTHER_COLORS = ("#CC79A7", "#D55E00", "#F0E442", "#000000")
+OTHER_COLORS = (
+    *("#DE1A4F", "#557101", "#2614B2", "#A4799A", "#6C4F2F"),
+    *("#634C71", "#000000", "#52202B", "#1D3700", "#1B1C3E"),
+)
 STAGE_NAMES = {"base": "base model", "warmup": "warm-up", "sft": "SFT", "reft": "ReFT", "self_train": "self-training"}
 STATUS_COLORS = {
     "correct": "#0072B2",
@@ -36,34 +40,63 @@ STATUS_COLORS = {
     "blocked": "#000000",
 }
 # key in metrics.jsonl, title, unit
-REFT_PANELS = (
+STEP_PANELS = (
     ("reward/mean", "Score", "mean per response"),
-    ("kl/mean", "KL to the warm-up model", "nats per response"),
+    ("kl/mean", "KL to the reference", "nats per response"),
     ("sample/length_mean", "Response length", "tokens"),
     ("entropy/mean", "Policy entropy", "nats per token"),
     ("ppo/value_loss", "Value loss", ""),
 )
 STATUS_PREFIX = "status/"  # followed by a status of `reft_jax.rewards.score.Grade`: its share of the sampled responses
-DRAWN = {"step", "epoch", "eval/dev_accuracy", "reward/accuracy", *(key for key, *_ in REFT_PANELS)}
+CHECK = re.compile(r"eval/(.+)_accuracy")  # greedy accuracy on a split, dev or test, while the stage trains
+DRAWN = {"step", "epoch", "reward/accuracy", *(key for key, *_ in STEP_PANELS)}
 SAMPLED = re.compile(r"(avg|maj|vote|pass)@(\d+)")  # the metrics of results.json that are drawn beside `accuracy`
 INK, FAINT = "#333333", "#DDDDDD"
 
 
 def make(workdir: str | os.PathLike) -> list[pathlib.Path]:
-    """Draws `workdir`/plots/{accuracy,reft,results}.png, each if there is anything to show, and returns their paths.
+    """Draws `workdir`/plots/{accuracy,results}.png, and <stage>.png of each stage that samples, each if there is
+    anything to show, and returns their paths.
 
     Raises InputError for a workdir that does not exist or a file in it that is no valid JSON.
     """
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
-    metrics = {stage: read_metrics(workdir / stage / "metrics.jsonl") for stage in ("warmup", "sft", "reft")}
+    settings = read.stage_settings(workdir, read.json_object(workdir / "config.json", []))
+    metrics = {stage: read_metrics(workdir / stage / "metrics.jsonl") for stage in settings}
+    metrics = {stage: rows for stage, rows in metrics.items() if len(series(rows, "step", "step")[0])}
+    results = read_results(workdir / "results.json")
+    colors = colors_of([*metrics, *results])
+    steps = {file_of(stage): steps_figure(rows, _text(stage), colors[stage]) for stage, rows in metrics.items()}
     figures = {
-        "accuracy.png": accuracy_figure(metrics),
-        "reft.png": reft_figure(metrics["reft"]),
-        "results.png": results_figure(read_results(workdir / "results.json")),
+        "accuracy.png": accuracy_figure(metrics, settings, colors),
+        **steps,
+        "results.png": results_figure(results, colors),
     }
     return [save(figure, workdir / "plots" / name) for name, figure in figures.items() if figure is not None]
+
+
+def title_of(stage: str) -> str:
+    return STAGE_NAMES.get(stage, stage)
+
+
+def file_of(stage: str) -> str:
+    """The picture of a stage's steps."""
+    return f"{stage}-steps.png" if stage in ("accuracy", "results") else f"{stage}.png"
+
+
+def color_names(labels) -> dict[str, str]:
+    """Stage or label -> the name of its colour: its own name if it has one, else other0, other1, ... in their order."""
+    others = [label for label in dict.fromkeys(labels) if label not in STAGE_COLORS]
+    names = {label: f"other{i % len(OTHER_COLORS)}" for i, label in enumerate(others)}
+    return {label: names.get(label, label) for label in labels}
+
+
+def colors_of(labels) -> dict[str, str]:
+    """Stage or label -> its colour."""
+    colors = STAGE_COLORS | {f"other{i}": color for i, color in enumerate(OTHER_COLORS)}
+    return {label: colors[name] for label, name in color_names(labels).items()}
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
@@ -87,7 +120,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
                 raise InputError(
                     f"{path}:{number}: expected a JSON object, got {line.strip()[:40]!r}; remove the damaged line"
                 )
-            drawn = (key for key in row if key in DRAWN or key.startswith(STATUS_PREFIX))
+            drawn = (key for key in row if key in DRAWN or key.startswith((STATUS_PREFIX, "eval/")))
             rows.append({sys.intern(key): row[key] for key in drawn})
     return rows
 
@@ -120,58 +153,64 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (total[index + half + 1] - total[index - half]) / (2 * half + 1)
 
 
-def accuracy_figure(metrics: dict[str, list[dict]]) -> Figure | None:
-    """Greedy dev accuracy of each stage over its epochs, and as a thin line the accuracy of ReFT's own samples.
+def accuracy_figure(metrics: dict[str, list[dict]], settings: dict[str, dict], colors: dict[str, str]) -> Figure | None:
+    """Greedy accuracy of each stage's checks over its epochs, and as a thin line the accuracy of its own samples.
 
-    ReFT counts its own epochs; it is drawn from where the warm-up, which it starts from, ended.
+    A stage counts its own epochs; it is drawn from where the stage that it begins with ended. `settings`: each stage's.
     """
-    curves = {stage: series(rows, "epoch", "eval/dev_accuracy") for stage, rows in metrics.items()}
-    warmup_end = max((row.get("epoch", 0.0) for row in metrics.get("warmup", [])), default=0.0)
-    if "reft" in curves:
-        curves["reft"] = (curves["reft"][0] + warmup_end, curves["reft"][1])
-    curves = {stage: curve for stage, curve in curves.items() if len(curve[0])}
-    sampled_x, sampled_y = series(metrics.get("reft", []), "epoch", "reward/accuracy")
-    sampled_x = sampled_x + warmup_end
-    if not curves and not len(sampled_x):
+    ends = {stage: series(rows, "epoch", "epoch")[0].max(initial=0.0) for stage, rows in metrics.items()}
+    checked, sampled = [], []
+    for stage, rows in metrics.items():
+        begin = read.begins(stage, settings, ends)
+        for key in filter(CHECK.fullmatch, sorted({key for row in rows for key in row})):
+            x, y = series(rows, "epoch", key)
+            if len(x):
+                checked.append((stage, CHECK.fullmatch(key)[1], begin + x, y))
+        x, y = series(rows, "epoch", "reward/accuracy")
+        if len(x):
+            sampled.append((stage, begin + x, y))
+    if not checked and not sampled:
         return None
-    figure = new_figure(7.2, 4.2)
+    few = len(checked) + len(sampled) <= 4  # then their names find room among the curves
+    figure = new_figure(7.2 if few else 10.2, max(4.2, 0.22 * (len(checked) + len(sampled))))
     axes = figure.add_subplot()
     style(axes)
-    for stage, (x, y) in curves.items():
-        label = f"{_name(stage)}, dev, greedy (best {y.max():.1%})"
-        axes.plot(x, y, color=STAGE_COLORS[stage], linewidth=2, marker="o", markersize=4.5, label=label)
-    if len(sampled_x):
-        thin = {"color": STAGE_COLORS["reft"], "linewidth": 0.9, "alpha": 0.55, "zorder": 1}
-        axes.plot(sampled_x, sampled_y, label="ReFT, its training samples", **thin)
+    for stage, split, x, y in checked:
+        label = f"{_text(stage)}, {split}, greedy (best {y.max():.1%})"
+        axes.plot(x, y, color=colors[stage], linewidth=2, marker="o", markersize=4.5, label=label)
+    for stage, x, y in sampled:
+        thin = {"color": colors[stage], "linewidth": 0.9, "alpha": 0.55, "zorder": 1}
+        axes.plot(x, y, label=f"{_text(stage)}, its training samples", **thin)
     axes.set_xlabel("epoch (passes over the training questions)")
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Accuracy during training", loc="left", fontsize=12, color=INK)
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    where = {"loc": "best"} if few else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    axes.legend(frameon=False, fontsize=9, **where)
     return figure
 
 
-def reft_figure(rows: list[dict]) -> Figure | None:
-    """What ReFT does step by step: score, KL, length, entropy, value loss, and what became of the sampled responses."""
-    panels = [(title, unit, *series(rows, "step", key)) for key, title, unit in REFT_PANELS]
-    panels = [panel for panel in panels if len(panel[2])]
+def steps_figure(rows: list[dict], title: str, color: str) -> Figure | None:
+    """What a stage that samples does in each step: score, KL, length, entropy, value loss, statuses of responses."""
     shares = _status_shares(rows)
-    num_panels = len(panels) + bool(shares)
-    if not num_panels:
+    if not shares and not len(series(rows, "step", "reward/mean")[0]):
         return None
+    panels = [(name, unit, *series(rows, "step", key)) for key, name, unit in STEP_PANELS]
+    panels = [panel for panel in panels if len(panel[2])]
+    num_panels = len(panels) + bool(shares)
     columns = min(3, num_panels)
     grid = (math.ceil(num_panels / columns), columns)
     figure = new_figure(3.7 * grid[1], 2.8 * grid[0])
-    for position, (title, unit, x, y) in enumerate(panels, start=1):
+    for position, (name, unit, x, y) in enumerate(panels, start=1):
         axes = figure.add_subplot(*grid, position)
         style(axes)
         window = max(1, len(y) // 10)
         if window >= 3:
-            axes.plot(x, y, color=STAGE_COLORS["reft"], linewidth=0.8, alpha=0.4)
+            axes.plot(x, y, color=color, linewidth=0.8, alpha=0.4)
             y = smooth(y, window)
-        axes.plot(x, y, color=STAGE_COLORS["reft"], linewidth=1.8)
-        _step_axis(axes, title, unit)
+        axes.plot(x, y, color=color, linewidth=1.8)
+        _step_axis(axes, name, unit)
     if shares:
         axes = figure.add_subplot(*grid, num_panels)
         style(axes)
@@ -184,11 +223,11 @@ def reft_figure(rows: list[dict]) -> Figure | None:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         _step_axis(axes, "Sampled responses", "")
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22), handlelength=1)
-    figure.suptitle("ReFT, step by step", x=0.01, ha="left", fontsize=12, color=INK)
+    figure.suptitle(f"{title}, step by step", x=0.01, ha="left", fontsize=12, color=INK)
     return figure
 
 
-def results_figure(results: dict[str, dict]) -> Figure | None:
+def results_figure(results: dict[str, dict], colors: dict[str, str]) -> Figure | None:
     """Bars of each label's accuracies with their 95 % intervals: greedy, then avg@k, maj@k and pass@k as they come.
 
     The interval of `accuracy` is its `ci95`, that of another metric `<metric>_ci95`; a bar without one has no whisker.
@@ -202,18 +241,19 @@ def results_figure(results: dict[str, dict]) -> Figure | None:
     axes = figure.add_subplot()
     style(axes)
     width = 0.84 / len(results)
-    colors = _colors(results)
     for i, (label, row) in enumerate(results.items()):
         shown = [(position, key) for position, key in enumerate(metrics) if _is_number(row.get(key))]
         x = np.array([position + (i - (len(results) - 1) / 2) * width for position, _ in shown])
         height = np.array([row[key] for _, key in shown])
         bounds = [row.get("ci95" if key == "accuracy" else f"{key}_ci95") or (row[key], row[key]) for _, key in shown]
         whiskers = np.abs(np.array(bounds).T - height)
-        axes.bar(x, height, width * 0.94, color=colors[label], label=_name(label))
+        axes.bar(x, height, width * 0.94, color=colors[label], label=_text(label))
         known = whiskers.sum(axis=0) > 0
         if known.any():
             sides = whiskers[:, known]
-            axes.errorbar(x[known], height[known], sides, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
+            for ink, thick in (("white", 2.6), (INK, 1.1)):  # seen on dark bars too
+                look = {"fmt": "none", "ecolor": ink, "elinewidth": thick, "capthick": thick, "capsize": 3}
+                axes.errorbar(x[known], height[known], sides, **look)
         for center, value, top in zip(x, height, height + whiskers[1], strict=True):
             above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
             axes.annotate(f"{100 * value:.1f}", (center, top), fontsize=7.5, color=INK, **above)
@@ -227,7 +267,7 @@ def results_figure(results: dict[str, dict]) -> Figure | None:
     title = "Results with 95 % intervals"
     if len(num_questions) == 1:
         title += f" (greedy: {num_questions.pop():,} questions)"
-    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=24)
+    axes.set_title(title, loc="left", fontsize=12, color=INK, pad=8 + 16 * math.ceil(len(results) / 6))
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0.2, "borderaxespad": 0.2}
     axes.legend(frameon=False, fontsize=9, ncols=6, handlelength=1, **above)
     return figure
@@ -250,13 +290,10 @@ def _status_shares(rows: list[dict]) -> dict[str, np.ndarray]:
     return {"step": np.array([float(row["step"]) for row in rows])} | columns
 
 
-def _colors(labels: dict) -> dict[str, str]:
-    others = itertools.cycle(OTHER_COLORS)
-    return {label: STAGE_COLORS[label] if label in STAGE_COLORS else next(others) for label in labels}
-
-
-def _name(stage: str) -> str:
-    return STAGE_NAMES.get(stage, stage)
+def _text(label: str) -> str:
+    """A label's title for matplotlib, which hides names that begin with _ and reads a formula between two $."""
+    title = title_of(label).replace("$", r"\$")
+    return f" {title}" if title.startswith("_") else title
 
 
 def _is_number(value: object) -> bool:

@@ -13,7 +13,6 @@ import re
 
 import numpy as np
 
-STAGE_ORDER = ("base", "warmup", "sft", "reft", "self_train", "reranker", "evaluate")
 SAMPLE = re.compile(rb'\{"step": (\d{1,15}), "item_id": "((?:[^"\\]|\\.)*)"')
 PREDICTION = re.compile(rb'\{"item_id": "((?:[^"\\]|\\.)*)", "k": (\d{1,9}),')
 LEFT = (ValueError, RecursionError)  # what json.loads raises for text that is no JSON
@@ -30,10 +29,10 @@ class Stage:
 
 
 @dataclasses.dataclass
-class Run:
-    """A workdir: `about` is config.json, `results` label -> what results.json says of it, `notes` what was left out and why."""
+class Workdir:
+    """What it holds: `about` is config.json, `results` label -> its part of results.json, `notes` what was left out."""
 
-    workdir: pathlib.Path
+    path: pathlib.Path
     name: str
     about: dict
     results: dict[str, dict]
@@ -46,7 +45,7 @@ class Run:
 
     @property
     def readable(self) -> bool:
-        files = (path for name in ("samples", "predictions") for path in self.workdir.glob(f"*/{name}.jsonl"))
+        files = (path for name in ("samples", "predictions") for path in self.path.glob(f"*/{name}.jsonl"))
         return bool(self.config or self.results or any(stage.columns for stage in self.stages) or any(files))
 
 
@@ -63,25 +62,50 @@ class Index:
     statuses: list[str]
 
 
-def run(workdir: pathlib.Path) -> Run:
+def run(workdir: pathlib.Path) -> Workdir:
     """Reads everything but samples and predictions. Never fails for what a file holds: that becomes a note."""
     notes: list[str] = []
     about = json_object(workdir / "config.json", notes)
     results = as_dict(json_object(workdir / "results.json", notes).get("stages"))
     results = {label: row for label, row in results.items() if isinstance(row, dict)}
-    settings = as_dict(as_dict(about.get("config")).get("stages"))
-    found = {path.parent.name for path in workdir.glob("*/metrics.jsonl")}
-    names = [*settings, *sorted(found - set(settings), key=rank)]
     stages = []
-    for name in names:
+    for name, settings in stage_settings(workdir, about).items():
         columns = metrics(workdir / name / "metrics.jsonl", notes)
         done = (workdir / name / "DONE").exists()
-        stages.append(Stage(name, as_dict(settings.get(name)), columns, done))
-    return Run(workdir, workdir.resolve().name or str(workdir), about, results, stages, notes)
+        stages.append(Stage(name, settings, columns, done))
+    return Workdir(workdir, workdir.resolve().name or str(workdir), about, results, stages, notes)
 
 
-def rank(name: str) -> tuple[int, str]:
-    return (STAGE_ORDER.index(name) if name in STAGE_ORDER else len(STAGE_ORDER), name)
+def stage_settings(workdir: pathlib.Path, about: dict) -> dict[str, dict]:
+    """Stage -> its settings: those of the config in its order, then {} for other folders with metrics.jsonl, in the
+    order in which they began."""
+    settings = as_dict(as_dict(about.get("config")).get("stages"))
+    found = {path.parent.name for path in workdir.glob("*/metrics.jsonl")} - set(settings)
+    began = sorted(found, key=lambda name: (first_time(workdir / name / "metrics.jsonl"), name))
+    return {name: as_dict(settings.get(name)) for name in [*settings, *began]}
+
+
+def first_time(path: pathlib.Path) -> float:
+    """The `time` of the first line that has one; inf without any."""
+    rows = (parsed(line) for _, line in lines(path))
+    return next((row["time"] for row in rows if row is not None and number(row.get("time"))), math.inf)
+
+
+def begins(stage: str, settings: dict[str, dict], ends: dict[str, float]) -> float:
+    """Where on an axis a stage is drawn from, given where the own counting of each stage ends: where the stage that it
+    begins with ended, or began, if it goes on with its counting; 0 if it begins with no stage here."""
+    names, seen, begin = [*settings], [], 0.0
+    while stage not in seen and (source := settings[stage].get("init_from")) in names:
+        seen.append(stage)
+        begin += 0.0 if settings[stage].get("continue_run") else ends.get(source, 0.0)
+        stage = source
+    return begin
+
+
+def in_order(paths, names) -> list[pathlib.Path]:
+    """Files of stages or labels (`<name>/<file>`) in the order of the names, others after them."""
+    place = {name: i for i, name in reversed([*enumerate(names)])}
+    return sorted(paths, key=lambda path: (place.get(path.parent.name, len(place)), path))
 
 
 def as_dict(value) -> dict:
@@ -117,7 +141,7 @@ def metrics(path: pathlib.Path, notes: list[str]) -> dict[str, np.ndarray]:
     columns: dict[str, array.array] = {}
     count, skips = 0, Skips(path, notes)
     for where, line in lines(path):
-        row = skips.parse(where, line)
+        row = parsed(line)
         if row is None or not number(row.get("step")):
             skips.add(where, line)
             continue
@@ -140,18 +164,20 @@ def lines(path: pathlib.Path):
             yield from enumerate(file, start=1)
 
 
+def parsed(line: bytes) -> dict | None:
+    """The object of a line; None for one that is no object."""
+    try:
+        row = json.loads(line)
+    except LEFT:
+        return None
+    return row if isinstance(row, dict) else None
+
+
 class Skips:
     """Counts the lines of a file that could not be used, and says so in one note."""
 
     def __init__(self, path: pathlib.Path, notes: list[str]):
         self._where, self._notes, self._bad, self._half = f"{path.parent.name}/{path.name}", notes, [], False
-
-    def parse(self, where: int, line: bytes) -> dict | None:
-        try:
-            row = json.loads(line)
-        except LEFT:
-            return None
-        return row if isinstance(row, dict) else None
 
     def add(self, where: int, line: bytes):
         if line.endswith(b"\n"):
@@ -181,7 +207,7 @@ def index_samples(path: pathlib.Path, notes: list[str]) -> Index:
         if found and line.endswith(b"}\n"):
             step, item, status = int(found[1]), found[2], status_of(line)
         else:
-            row = skips.parse(where, line)
+            row = parsed(line)
             if row is None or not number(row.get("step")) or not isinstance(row.get("item_id"), str):
                 skips.add(where, line)
                 continue
@@ -218,9 +244,5 @@ def rows_at(path: pathlib.Path, offsets) -> list[dict | None]:
     with open(path, "rb") as file:
         for offset in offsets:
             file.seek(int(offset))
-            try:
-                row = json.loads(file.readline())
-            except LEFT:
-                row = None
-            out.append(row if isinstance(row, dict) else None)
+            out.append(parsed(file.readline()))
     return out

@@ -7,10 +7,11 @@ import re
 
 import numpy as np
 
+from reft_jax.config.records import flatten
 from reft_jax.report import plots
-from reft_jax.report.curves import plural, title_of
-from reft_jax.report.read import Run, as_dict, number
-from reft_jax.run import workdirs
+from reft_jax.report.curves import color_names, plural
+from reft_jax.report.plots import title_of
+from reft_jax.report.read import Workdir, as_dict, number
 from reft_jax.run.progress import clock
 
 SAMPLED = re.compile(r"(avg|maj|vote|pass|rerank|weighted|oracle)@(\d+)")
@@ -47,23 +48,18 @@ def axis_of(rows: list[dict]) -> tuple[int, int]:
     return low, max(high, low + 10)
 
 
-def whisker(row: dict, label: str, axis: tuple[int, int]) -> str:
+def whisker(row: dict, color: str, axis: tuple[int, int]) -> str:
     """The accuracy as a dot on a line over `axis`, its interval as a bar."""
     if not number(row.get("accuracy")):
         return "<td></td>"
     bounds = row["ci95"] if interval(row.get("ci95")) else (row["accuracy"],) * 2
     low, at, high = (100 * (100 * x - axis[0]) / (axis[1] - axis[0]) for x in (bounds[0], row["accuracy"], bounds[1]))
-    color = escape(color_class(label))
     return (
         '<td class="plot"><svg viewBox="0 0 104 12" width="208" height="24" aria-hidden="true" focusable="false">'
         '<line class="axis" x1="2" x2="102" y1="6" y2="6"/>'
-        f'<line class="bar {color}" x1="{2 + low:.2f}" x2="{2 + high:.2f}" y1="6" y2="6"/>'
-        f'<circle class="dot {color}" cx="{2 + at:.2f}" cy="6" r="2.2"/></svg></td>'
+        f'<line class="bar c-{color}" x1="{2 + low:.2f}" x2="{2 + high:.2f}" y1="6" y2="6"/>'
+        f'<circle class="dot c-{color}" cx="{2 + at:.2f}" cy="6" r="2.2"/></svg></td>'
     )
-
-
-def color_class(label: str) -> str:
-    return f"c-{label}" if label in plots.STAGE_COLORS else "c-other"
 
 
 def sampled_keys(groups) -> list[str]:
@@ -78,12 +74,13 @@ def sampled_keys(groups) -> list[str]:
     return sorted(keys, key=lambda key: (KINDS.index(SAMPLED.fullmatch(key)[1]), int(SAMPLED.fullmatch(key)[2])))
 
 
-def headline(groups: list[tuple[str, list[Run]]]) -> str:
+def headline(groups: list[tuple[str, list[Workdir]]]) -> str:
     """Accuracies with intervals, in %: a row for each evaluated label of each run, and the mean over seeds."""
     keys = sampled_keys(groups)
     several = sum(len(runs) for _, runs in groups) > 1
     heads = [*(["Run"] if several else []), "Checkpoint", "Test, greedy", "", "Dev", *map(sampled_name, keys)]
     heads += ["Questions", "Chosen", "Matcher"]
+    colors = color_names(groups)
     axis = axis_of([row for _, runs in groups for run in runs for row in run.results.values()])
     rows = []
     for _, runs in groups:
@@ -92,7 +89,8 @@ def headline(groups: list[tuple[str, list[Run]]]) -> str:
             having = [run for run in runs if label in run.results]
             for run in having:
                 first = [f'<td class="run">{escape(run.name)}</td>'] if several else []
-                rows.append("<tr>" + "".join(first) + result_cells(run.results[label], label, keys, axis) + "</tr>")
+                cells = result_cells(run.results[label], label, colors[label], keys, axis)
+                rows.append("<tr>" + "".join(first) + cells + "</tr>")
             if len(having) > 1:
                 rows.append(seed_row(label, [run.results[label] for run in having], keys))
     if not rows:
@@ -113,9 +111,9 @@ def sampled_name(key: str) -> str:
     return f"{NAMES.get(kind, kind)}@{k}"
 
 
-def result_cells(row: dict, label: str, keys: list[str], axis: tuple[int, int]) -> str:
-    out = [f'<th scope="row"><span class="swatch {escape(color_class(label))}"></span>{escape(title_of(label))}</th>']
-    out += [cell(row, "accuracy", "ci95"), whisker(row, label, axis), cell(as_dict(row.get("dev")), "accuracy", "ci95")]
+def result_cells(row: dict, label: str, color: str, keys: list[str], axis: tuple[int, int]) -> str:
+    out = [f'<th scope="row"><span class="swatch c-{color}"></span>{escape(title_of(label))}</th>']
+    out += [cell(row, "accuracy", "ci95"), whisker(row, color, axis), cell(as_dict(row.get("dev")), "accuracy", "ci95")]
     out += [cell(row, key, f"{key}_ci95") for key in keys]
     questions = f"{row['num_questions']:,}" if number(row.get("num_questions")) else "\u2013"
     if keys and number(row.get("num_sampled_questions")):
@@ -153,7 +151,7 @@ def seeds_cell(values: list) -> str:
     )
 
 
-def slices(runs: list[Run]) -> str:
+def slices(runs: list[Workdir]) -> str:
     """Greedy test accuracy by the slices of results.json, a table for each kind of slice."""
     out = []
     tags = dict.fromkeys(tag for run in runs for row in run.results.values() for tag in as_dict(row.get("by")))
@@ -180,7 +178,7 @@ def slices(runs: list[Run]) -> str:
     return "".join(out)
 
 
-def stages(runs: list[Run]) -> str:
+def stages(runs: list[Workdir]) -> str:
     """Where every stage of every run stands."""
     rows = []
     for run in runs:
@@ -188,10 +186,8 @@ def stages(runs: list[Run]) -> str:
             columns = stage.columns
             first = [f'<td class="run">{escape(run.name)}</td>'] if len(runs) > 1 else []
             step = last(columns, "step")
-            dev = columns.get("eval/dev_accuracy", np.full(1, np.nan))
-            best = "\u2013" if np.isnan(dev).all() else f"{percent(float(np.nanmax(dev)))}"
-            if best != "\u2013":
-                best += f'<span class="ci">step {columns["step"][np.nanargmax(dev)]:,.0f}</span>'
+            checks = [key for key in sorted(columns) if plots.CHECK.fullmatch(key)]
+            best = "".join(best_check(columns, key) for key in checks) or "\u2013"
             state = "done" if stage.done else ("under way or stopped" if columns else "not begun")
             times = columns.get("time", np.full(1, np.nan))
             spent = float(np.nanmax(times) - np.nanmin(times)) if np.isfinite(times).sum() > 1 else None
@@ -210,15 +206,22 @@ def stages(runs: list[Run]) -> str:
         "State",
         "Last step",
         "Epoch",
-        "Best dev",
+        "Best check",
         "From first to last line",
     ]
-    right = ("Last step", "Epoch", "Best dev", "From first to last line")
+    right = ("Last step", "Epoch", "Best check", "From first to last line")
     head = "".join(f'<th scope="col"{" class=num" if h in right else ""}>{h}</th>' for h in heads)
     return table("Stages", f"<tr>{head}</tr>", "".join(rows))
 
 
-def last_metrics(run: Run) -> str:
+def best_check(columns: dict, key: str) -> str:
+    """The highest value of an accuracy, and where; a column has one value at least."""
+    values, split = columns[key], plots.CHECK.fullmatch(key)[1]
+    where = f"{escape(split)}, step {columns['step'][np.nanargmax(values)]:,.0f}"
+    return f'{percent(float(np.nanmax(values)))}<span class="ci">{where}</span>'
+
+
+def last_metrics(run: Workdir) -> str:
     """The last logged value of every metric of every stage."""
     having = [stage for stage in run.stages if stage.columns]
     keys = sorted(
@@ -254,11 +257,10 @@ def shown(value) -> str:
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def config_difference(runs: list[Run]) -> str:
+def config_difference(runs: list[Workdir]) -> str:
     """The settings in which the runs differ, a column for each run."""
     flat = [
-        workdirs.flatten(run.config)
-        | {"git_commit": run.about.get("git_commit"), "data_sha256": run.about.get("data_sha256")}
+        flatten(run.config) | {"git_commit": run.about.get("git_commit"), "data_sha256": run.about.get("data_sha256")}
         for run in runs
     ]
     missing = object()
@@ -284,10 +286,10 @@ def setting(value) -> str:
     return f"<code>{escape(value if len(value) <= 200 else value[:200] + ' ...')}</code>"
 
 
-def config(run: Run) -> str:
+def config(run: Workdir) -> str:
     rows = (
         f'<tr><th scope="row"><code>{escape(key)}</code></th><td>{setting(value)}</td></tr>'
-        for key, value in workdirs.flatten(run.config).items()
+        for key, value in flatten(run.config).items()
     )
     head = '<tr><th scope="col">Setting</th><th scope="col">Value</th></tr>'
     return table(f"Config: {run.name}", head, "".join(rows), "dense") if run.config else ""
@@ -302,7 +304,7 @@ def table(caption: str, head: str, rows: str, kind: str = "") -> str:
     )
 
 
-def facts_of(run: Run) -> dict[str, str]:
+def facts_of(run: Workdir) -> dict[str, str]:
     """Data set, model, commit, devices: what a reader wants to know first."""
     data, model = as_dict(run.config.get("data")), as_dict(run.config.get("model"))
     cot = {"program": "programs (P-CoT)", "nl": "natural language (N-CoT)"}.get(str(data.get("cot")), data.get("cot"))
@@ -310,7 +312,7 @@ def facts_of(run: Run) -> dict[str, str]:
     end = max((float(np.nanmax(t)) for t in times if np.isfinite(t).any()), default=None)
     devices = run.about.get("devices")
     parts = {
-        "data": data.get("name"),
+        "data": data.get("name") or data.get("task"),
         "chain of thought": cot,
         "model": model.get("name"),
         "seed": run.config.get("seed"),
@@ -321,7 +323,7 @@ def facts_of(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in parts.items() if value not in (None, "")}
 
 
-def facts(runs: list[Run]) -> str:
+def facts(runs: list[Workdir]) -> str:
     """The facts of one run as a line, those of several as a table."""
     found = [facts_of(run) for run in runs]
     names = list(dict.fromkeys(name for one in found for name in one))
@@ -346,7 +348,7 @@ def when(seconds: float | None) -> str | None:
         return None
 
 
-def notes(runs: list[Run], more: list[str]) -> str:
+def notes(runs: list[Workdir], more: list[str]) -> str:
     """What could not be read, as a list; '' where all could."""
     entries = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in dict.fromkeys(run.notes)]
     entries += more

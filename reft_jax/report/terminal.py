@@ -52,7 +52,8 @@ def steps(text: str) -> tuple[float, float]:
 def files(workdir: pathlib.Path, stage: str) -> list[pathlib.Path]:
     if not workdir.is_dir():
         raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
-    paths = sorted(workdir.glob("*/samples.jsonl"), key=lambda path: read.rank(path.parent.name))
+    stages = read.stage_settings(workdir, read.json_object(workdir / "config.json", []))
+    paths = read.in_order(workdir.glob("*/samples.jsonl"), stages)
     if not paths:
         raise InputError(
             f"{workdir}: no stage has written samples.jsonl; stages of kind reft and online self_train write it, with log_samples > 0"
@@ -69,7 +70,7 @@ def matching(path: pathlib.Path, flags, first: float, last: float, wanted, notes
         found = read.SAMPLE.match(line)
         if found and not first <= int(found[1]) <= last:
             continue
-        row = skips.parse(where, line)
+        row = read.parsed(line)
         if row is None or not read.number(row.get("step")):
             skips.add(where, line)
             continue

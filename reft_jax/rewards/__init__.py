@@ -1,1 +1,1 @@
-"""From a response's text to a reward: answers, sandboxed programs, grades, estimates. Strings only, no jax."""
+"""From a response's text to a reward: answers, sandboxed programs, grades, terms, estimates. No jax."""

@@ -9,17 +9,16 @@ text of a megabyte takes milliseconds.
 """
 
 from reft_jax.rewards import matchers
-from reft_jax.rewards.matchers.reft import TRIGGER as TRIGGER
+from reft_jax.rewards.matchers.sentence import TRIGGER as TRIGGER
 
 KINDS = matchers.KINDS
-MATCHERS = tuple(matchers.MATCHERS)
 
 
 def extract(text: str, *, kind: str, matcher: str) -> str | None:
     """The canonical answer of a response's text, or None where there is none.
 
-    `kind`: "number", "choice" (a letter a-e) or "expression". `matcher`: one of MATCHERS. Time is linear in the length of `text`.
-    Unknown names, and a matcher that does not read that kind, raise InputError.
+    `kind`: "number", "choice" (a letter a-e) or "expression". `matcher`: a file of `rewards/matchers`, or the path of one of your own. Time
+    is linear in the length of `text`. Unknown names, and a matcher that does not read that kind, raise InputError.
     """
     return matchers.match(text, kind=kind, matcher=matcher).value
 

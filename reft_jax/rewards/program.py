@@ -298,13 +298,13 @@ def layers() -> dict[str, str]:
 
 
 def use_sandbox(how: str) -> None:
-    """Config `rewards.sandbox`. "auto": what the system offers, with a warning where that is little; "require": all
+    """Config `verifier.sandbox`. "auto": what the system offers, with a warning where that is little; "require": all
     layers, else InputError, which names those that are missing; servers that start later are held to it too.
     """
     global _REQUIRED
     missing = {name: reason for name, reason in layers().items() if reason}
     if how == "require" and missing:
-        raise InputError(f'config.rewards.sandbox="require": {_missing_text(missing)}; "auto" runs with what there is')
+        raise InputError(f'config.verifier.sandbox="require": {_missing_text(missing)}; "auto" runs with what there is')
     if how == "auto" and sys.platform != "linux":
         warnings.warn("generated programs run under resource limits only: this system has no sandbox", stacklevel=2)
     _REQUIRED = how == "require"

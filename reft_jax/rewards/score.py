@@ -1,9 +1,7 @@
-"""From responses to grades and rewards: `grade` (text -> Grade), `score` (Grade -> reward), `audit_gold`.
+"""From responses to grades: `grade` (text -> Grade), `audit_gold`. What a grade is paid, `total.py` says.
 
-ReFT (arXiv 2401.08967) section 3: the terminal reward is 1 for a right answer, a partial reward (0.1) for a wrong
-answer of the right type, else 0. Unusual: every grade carries a status, so that a program that timed out, one that
-failed and one that was refused are told apart from a wrong answer; and a fault of the verifier itself stops the run
-instead of paying 0.
+Unusual: every grade carries a status, so that a program that timed out, one that failed and one that was refused are told
+apart from a wrong answer; and a fault of the verifier itself stops the run instead of paying 0.
 """
 
 import collections
@@ -13,24 +11,13 @@ import threading
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
+from reft_jax.config import choices
 from reft_jax.errors import InputError
 from reft_jax.rewards import matchers
 from reft_jax.rewards.program import ProgramResult, VerifierError, run_programs
 
-TASKS = {
-    "arithmetic": "number",
-    "svamp": "number",
-    "gsm8k": "number",
-    "mathqa": "choice",
-    "mathqa-numeric": "number",
-    "math": "expression",
-    "stories": "number",
-}
 COTS = ("nl", "program")
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error", "blocked")
-PARTIAL_ON = ("numeric", "all")
 MAX_VERIFIER_FAILURES = 0.1
 
 
@@ -114,15 +101,16 @@ def grade(
 ) -> list[Grade]:
     """Grades responses (`cot` "nl": text with the closing sentence; "program": the whole program) against gold answers.
 
-    `texts` and `golds` are parallel. `matcher`: a name in `rewards.matchers`; what a program returns is matched by its rule for bare
-    answers, and "reft_paper" also cuts a program at its first blank line, and for a choice takes a None returned for the answer "none", as
-    the authors do. Equal programs are run once; so are those with which "math" asks sympy whether two expressions are equal. Unknown names
-    and gold answers that are none raise InputError; VerifierError, which holds the programs, when more than the share
-    `max_verifier_failures` of them fail for a reason that is not theirs. `timeout_s`, `memory_mb`, `workers`: see `run_programs`;
-    programs that `ahead` has run are not run again, nor those in `ran`, which gets what was run here.
+    `texts` and `golds` are parallel. `task`, `matcher`: files of `tasks` and of `rewards/matchers`, or paths of your own; what a program
+    returns is matched by the matcher's rule for bare answers, and "reft_paper" also cuts a program at its first blank line, and for a choice
+    takes a None returned for the answer "none", as the authors do. Equal programs are run once; so are those with which "math" asks sympy
+    whether two expressions are equal. Unknown names and gold answers that are none raise InputError; VerifierError, which holds the
+    programs, when more than the share `max_verifier_failures` of them fail for a reason that is not theirs. `timeout_s`, `memory_mb`,
+    `workers`: see `run_programs`; programs that `ahead` has run are not run again, nor those in `ran`, which gets what was run here.
     """
     kind = answer_kind(task)
-    _check("cot", cot, COTS)
+    if cot not in COTS:
+        raise InputError(f"cot={cot!r} is unknown; legal: {', '.join(COTS)}")
     rule = matchers.get(matcher, kind)
     if len(texts) != len(golds):
         raise ValueError(f"{len(texts)} texts but {len(golds)} golds: they must be parallel")
@@ -156,18 +144,6 @@ def grade(
     return grades
 
 
-def score(grades: Sequence[Grade], *, partial_reward: float, partial_on: str, task: str) -> np.ndarray:
-    """Rewards f32[len(grades)]: 1 for correct, `partial_reward` for a wrong answer of the right type, else 0.
-
-    `partial_on`: "numeric" (the paper: no partial reward where the answer is a choice) or "all" (the authors' code).
-    """
-    _check("partial_on", partial_on, PARTIAL_ON)
-    partial = partial_reward if partial_on == "all" or answer_kind(task) == "number" else 0.0
-    # float32 by name: a buffer shaped and typed like integer tokens would turn 0.1 into 0.
-    rewards = [1.0 if g.correct else partial if g.status == "wrong" else 0.0 for g in grades]
-    return np.asarray(rewards, dtype=np.float32)
-
-
 def audit_gold(
     task: str,
     cot: str,
@@ -187,18 +163,12 @@ def audit_gold(
 
 
 def answer_kind(task: str) -> str:
-    """What the task's answers are: "number" or "choice". InputError for an unknown task."""
-    _check("task", task, tuple(TASKS))
-    return TASKS[task]
+    """What the task's answers are: "number", "choice" or "expression". InputError for an unknown task."""
+    return choices.load("tasks", task)().kind
 
 
 def a_kind(kind: str) -> str:
     return f"{'an' if kind == 'expression' else 'a'} {kind}"
-
-
-def _check(name: str, value: str, legal: Sequence[str]) -> None:
-    if value not in legal:
-        raise InputError(f"{name}={value!r} is unknown; legal: {', '.join(legal)}")
 
 
 def _check_verifier(sources: Sequence[str], results: dict[str, ProgramResult], most: float) -> None:

@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 
-from reft_jax.config.settings import ReFT, SelfTrain
 from reft_jax.data import prompts
 from reft_jax.mesh import distributed
 from reft_jax.rewards import score as rewards
+from reft_jax.rewards.total import Responses
 from reft_jax.rollouts import draw
 from reft_jax.rollouts import grade as grade_lib
 from reft_jax.run.progress import Progress
@@ -19,7 +19,7 @@ from reft_jax.types import Prompts, Sample
 class Actor:
     """Answers questions with the policy of the moment, `num_slots` responses at a time, and has the answers graded."""
 
-    def __init__(self, name: str, stage: ReFT | SelfTrain, run: Run, num_slots: int):
+    def __init__(self, name: str, stage, run: Run, num_slots: int):
         self.name, self.run = name, run
         self.sampler = draw.make_sampler(run, run.tuned, stage.sampling, num_slots, stage.num_samples)
         self.ahead = grade_lib.programs_ahead(run)
@@ -34,7 +34,7 @@ class Actor:
             bar.phase("sampling", next(count), len(records))
             text = texts[done.row] = self.sampler.response(done.tokens)
             if self.ahead is not None and distributed.mine(done.row):
-                self.ahead.add(prompts.completed(records[done.row], text, self.run.config.data, purpose="reft"))
+                self.ahead.add(prompts.completed(records[done.row], text, self.run.config.data, purpose="rollout"))
 
         before = self.sampler.counts["slot_steps"]
         key = key_of(self.run.config.seed, self.name, step, SAMPLE)
@@ -43,12 +43,27 @@ class Actor:
         return sample, texts
 
     def grade(self, records, texts) -> list[rewards.Grade]:
-        return grade_lib.grade(self.run, records, texts, "reft", self.ahead)
+        return grade_lib.grade(self.run, records, texts, "rollout", self.ahead)
+
+    def responses(self, step: int, sample: Sample, records, texts, grades) -> Responses:
+        """The step's graded responses, as reward terms read them."""
+        mask = np.asarray(sample.mask)
+        return Responses(
+            records=records,
+            texts=texts,
+            tokens=[row[real].tolist() for row, real in zip(np.asarray(sample.tokens), mask, strict=True)],
+            grades=grades,
+            golds=[record.answer for record in records],
+            lengths=mask.sum(1),
+            group=np.arange(len(records)) // self.sampler.num_samples,
+            step=step,
+            task_kind=rewards.answer_kind(self.run.config.data.task),
+        )
 
     def metrics(self, sample: Sample, records, texts, grades, seconds) -> dict[str, float]:
         """What the step's responses were like; `seconds` that sampling, grading and the update took."""
         began = time.monotonic()
-        watched = grade_lib.watch(self.run, records, texts, grades, "reft")
+        watched = grade_lib.watch(self.run, records, texts, grades, "rollout")
         lengths = np.asarray(sample.mask).sum(1)
         sample_s, reward_s, update_s = seconds
         out = {

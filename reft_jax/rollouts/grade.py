@@ -13,10 +13,10 @@ from reft_jax.tasks import mathqa
 
 def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) -> list[rewards.Grade]:
     """A grade for each response, by the process whose row it is; `ahead` may have run those programs already."""
-    data, verifier = run.config.data, run.config.rewards
+    data, verifier = run.config.data, run.config.verifier
     rows = [row for row in range(len(texts)) if distributed.mine(row)]
     grades = rewards.grade(
-        data.name,
+        data.task,
         data.cot,
         [prompts.completed(records[row], texts[row], data, purpose=purpose) for row in rows],
         [records[row].answer for row in rows],
@@ -32,7 +32,7 @@ def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) ->
 def watch(run: Run, records, texts, grades, purpose: str) -> dict[str, float]:
     """The monitors (`rewards/monitors`) of graded responses; each process looks at those whose rows are its own."""
     data = run.config.data
-    kind, program = rewards.answer_kind(data.name), matchers.get(data.matcher).program
+    kind, program = rewards.answer_kind(data.task), matchers.get(data.matcher).program
     seen = []
     for row in filter(distributed.mine, range(len(texts))):
         record, text, grade = records[row], texts[row], grades[row]
@@ -56,4 +56,4 @@ def programs_ahead(run: Run) -> Ahead | None:
     """What runs programs while others are still being sampled; None where responses are no programs."""
     if run.config.data.cot != "program":
         return None
-    return Ahead(matcher=run.config.data.matcher, **run.config.rewards.limits)
+    return Ahead(matcher=run.config.data.matcher, **run.config.verifier.limits)

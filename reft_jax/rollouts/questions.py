@@ -16,7 +16,7 @@ TOO_LONG = Grade("no_answer", None, False)
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """Questions as a purpose ("evaluate" or "reft") asks them, and those too long to be asked."""
+    """Questions as a purpose ("ask" or "rollout") asks them, and those too long to be asked."""
 
     purpose: str
     fitted: batching.Fitted

@@ -13,24 +13,36 @@ import pathlib
 import sys
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from reft_jax.errors import InputError, RunError
 from reft_jax.mesh import distributed
 from reft_jax.types import TrainState
 
 
-@dataclasses.dataclass
-class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the last two checkpoints and `best_step`."""
+@functools.cache
+def _orbax():
+    """The library, when the first checkpoint is looked at: it takes a second to import, which a config's errors need not wait for."""
+    import orbax.checkpoint
 
-    best_step: int | None = None
+    return orbax.checkpoint
 
-    def should_preserve(self, checkpoints, *, context):
-        del context
-        last = len(checkpoints) - 2
-        return [i >= last or info.step == self.best_step for i, info in enumerate(checkpoints)]
+
+@functools.cache
+def _keep_last_and_best():
+    """The policy that keeps the last two checkpoints and `best_step`."""
+    _orbax()
+    from orbax.checkpoint import checkpoint_managers
+
+    @dataclasses.dataclass
+    class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
+        best_step: int | None = None
+
+        def should_preserve(self, checkpoints, *, context):
+            del context
+            last = len(checkpoints) - 2
+            return [i >= last or info.step == self.best_step for i, info in enumerate(checkpoints)]
+
+    return KeepLastAndBest
 
 
 @functools.cache
@@ -63,9 +75,9 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path):
         _quiet()
         self.folder = pathlib.Path(folder).resolve() / "checkpoints"
-        self._policy = KeepLastAndBest()
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._policy = _keep_last_and_best()()
+        options = _orbax().CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
+        self._manager = _orbax().CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -78,10 +90,10 @@ class Checkpoints:
             return
         self._policy.best_step = progress["best_step"]
         params, opt = _items(state)
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            opt=ocp.args.StandardSave(opt),
-            progress=ocp.args.JsonSave(dict(progress)),
+        items = _orbax().args.Composite(
+            params=_orbax().args.StandardSave(params),
+            opt=_orbax().args.StandardSave(opt),
+            progress=_orbax().args.JsonSave(dict(progress)),
         )
         with self._full_disk_said():
             self._manager.save(step, args=items)
@@ -139,10 +151,10 @@ class Checkpoints:
         """(state, progress) of a step, placed as `like` (arrays or ShapeDtypeStructs with shardings)."""
         self.wait()
         params, opt = _items(like)
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            opt=ocp.args.StandardRestore(opt),
-            progress=ocp.args.JsonRestore(),
+        items = _orbax().args.Composite(
+            params=_orbax().args.StandardRestore(params),
+            opt=_orbax().args.StandardRestore(opt),
+            progress=_orbax().args.JsonRestore(),
         )
         restored = self._manager.restore(step, args=items)
         self._policy.best_step = restored.progress["best_step"]
@@ -170,7 +182,7 @@ def read_params(path: pathlib.Path, shardings=None) -> dict:
     """The parameters of one checkpoint folder; on the first device, or placed by a tree of shardings (or a function path -> sharding)."""
     _quiet()
     item = pathlib.Path(path).resolve() / "params"
-    with ocp.StandardCheckpointer() as reader:
+    with _orbax().StandardCheckpointer() as reader:
         tree = reader.metadata(item).item_metadata.tree
         if shardings is None:
             shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), tree)
@@ -185,7 +197,7 @@ def write_params(path: pathlib.Path, params: dict):
     _quiet()
     path = pathlib.Path(path).resolve()
     making = path.with_name(f"{path.name}.making")
-    with ocp.StandardCheckpointer() as writer:
+    with _orbax().StandardCheckpointer() as writer:
         writer.save(making / "params", params, force=True)
     making.rename(path)
 
@@ -193,7 +205,7 @@ def write_params(path: pathlib.Path, params: dict):
 def shapes(path: pathlib.Path) -> dict:
     """Tree of ShapeDtypeStructs of the parameters in one checkpoint folder."""
     _quiet()
-    with ocp.StandardCheckpointer() as reader:
+    with _orbax().StandardCheckpointer() as reader:
         tree = reader.metadata(pathlib.Path(path).resolve() / "params").item_metadata.tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 

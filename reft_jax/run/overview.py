@@ -1,7 +1,6 @@
 """The first lines of a run: what it runs on, what it trains, on how much data, and what is left to do."""
 
 import dataclasses
-import json
 import math
 import os
 
@@ -41,7 +40,7 @@ def first_lines(run, about: dict) -> str:
         ("tokens", f"vocabulary {arch.vocab_size:,}, ends with {ends}"),
         (
             "data",
-            f"{data.name} ({data.cot}): {len(splits.train):,} train, {len(splits.dev):,} dev, {len(splits.test):,} test questions",
+            f"{data.name or data.task} ({data.cot}): {len(splits.train):,} train, {len(splits.dev):,} dev, {len(splits.test):,} test questions",
         ),
     ]
     for i, (name, stage) in enumerate(run.config.stages):
@@ -56,11 +55,8 @@ def state(run, name: str, stage) -> str:
     if run.done(name):
         step = run.facts(name).get("last_step")
         return "done before" if step is None else f"done before ({step:,} steps)"
-    if stage.kind == "evaluate":
-        path = run.workdir / "results.json"
-        known = json.loads(path.read_text())["stages"] if path.exists() else {}
-        done = sum(label in known for label, _ in stage.checkpoints)
-        return f"{len(stage.checkpoints) - done} of {len(stage.checkpoints)} checkpoints to evaluate"
+    if hasattr(stage, "left"):
+        return stage.left(run)
     if (last := checkpoint.locate(folder)) is not None:
         return f"goes on after step {int(last.name):,}"
     if parts := len(list(folder.glob("drawn/*.jsonl"))):

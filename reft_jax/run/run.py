@@ -8,7 +8,7 @@ import zlib
 import jax
 
 from reft_jax import models
-from reft_jax.config.settings import Config
+from reft_jax.config.settings import Recipe
 from reft_jax.data.records import Splits
 from reft_jax.errors import Preempted, Stop
 from reft_jax.mesh import distributed
@@ -22,7 +22,7 @@ SAMPLE, PERMUTE, DROPOUT, INIT = range(4)  # streams of random numbers
 class Run:
     """One run: the checked config, its folder, the model, the tokenizer and the data."""
 
-    config: Config
+    config: Recipe
     workdir: pathlib.Path
     model: models.Model
     tokenizer: object  # a transformers fast tokenizer

@@ -10,19 +10,13 @@ import pathlib
 import platform
 import subprocess
 
-from reft_jax.config import settings
+from reft_jax import models
+from reft_jax.config.records import flatten
+from reft_jax.config.renamed import is_old
+from reft_jax.config.settings import Recipe
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed
-
-# Settings that a started run may change: they say how it is watched and kept, or where it lies, not what it computes.
-CHANGEABLE = ("save_every", "log_every", "log_samples", "workers", "data", "fsdp", "tensor", "decode", "moments")
-
-
-def flatten(tree, prefix="config"):
-    """{dotted path: value} of a nested dict."""
-    if not isinstance(tree, dict):
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    return {path: value for key, child in tree.items() for path, value in flatten(child, f"{prefix}.{key}").items()}
+from reft_jax.run import checkpoint
 
 
 def fingerprint(splits) -> str:
@@ -43,15 +37,12 @@ def check_fingerprint(workdir: pathlib.Path, data_sha256: str):
         )
 
 
-def identities(config: settings.Config) -> dict:
+def identities(config: Recipe) -> dict:
     """{source: what it is now} of every directory that a stage reads from outside the workdir: a Hugging Face directory's files
     (names, sizes, the first and last megabyte of each), a checkpoint's folder with its step."""
-    from reft_jax import models
-    from reft_jax.run import checkpoint
-
     names, out = {"random", *(name for name, _ in config.stages)}, {}
     for _, stage in config.stages:
-        for _, source in settings.sources(stage):
+        for _, source in stage.sources():
             if source in names:
                 continue
             if (folder := models.resolve(source)) is None:
@@ -104,8 +95,21 @@ def opened(workdir: pathlib.Path):
         os.close(handle)
 
 
-def check(workdir: pathlib.Path, tree: dict):
-    """Refuses a folder that cannot be written, or that holds a run of another config; writes nothing."""
+def check_own_files(workdir: pathlib.Path, now: dict):
+    """Refuses to go on with a run whose choices in files of the user's own are no longer what they were."""
+    path = workdir / "config.json"
+    before = json.loads(path.read_text()).get("own_files", {}) if os.path.exists(path) else {}
+    for name, sha256 in before.items():
+        if now.get(name, sha256) != sha256:
+            raise InputError(
+                f"--workdir={workdir}: its run was begun with another {name} (it has changed since: SHA-256 {sha256[:16]}... then, "
+                f"{now[name][:16]}... now); restore it, or choose another folder"
+            )
+
+
+def check(workdir: pathlib.Path, tree: dict, binding):
+    """Refuses a folder that cannot be written, or that holds a run of another config; writes nothing. binding(tree) -> {dotted path: value}
+    of what a started run may not change."""
     parent = workdir
     while not os.path.exists(parent):  # unlike Path.exists, False also where one may not look
         parent = parent.parent
@@ -121,17 +125,25 @@ def check(workdir: pathlib.Path, tree: dict):
             )
         return
     try:
-        before = flatten(dict(json.loads(path.read_text())["config"]))
+        about = json.loads(path.read_text())
+        flatten(before := dict(about["config"]))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the config of a run ({error!r}); choose another --workdir") from error
-    now = flatten(json.loads(json.dumps(tree)))
-    changed = []
+    if is_old(before):
+        commit = about.get("git_commit")
+        raise InputError(
+            f"--workdir={workdir}: its run was begun by an older version, whose settings had other names; report, tables, samples, convert and "
+            f"init_from read it, but to go on with it takes the commit that began it ({commit or 'unknown'}): git checkout "
+            f"{commit or 'COMMIT'}; or choose another folder"
+        )
+    before, now = flatten(before), flatten(json.loads(json.dumps(tree)))
+    bound, changed = binding(tree), []
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key) or key.split(".")[-1] in CHANGEABLE and key in before and key in now:
+        # what is free may be new; of how a run is watched, gone too
+        free = key not in bound and (key in now or key.startswith("config.logging."))
+        if before.get(key) == now.get(key) or free:
             continue
         parts = key.split(".")
-        if parts[1] == "logging":
-            continue  # how it is watched
         if parts[1] == "stages" and not (workdir / parts[2]).exists():
             continue  # that stage has not begun
         changed.append(f"{key}: there {before.get(key, '(absent)')!r}, now {now.get(key, '(absent)')!r}")

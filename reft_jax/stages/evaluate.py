@@ -4,9 +4,14 @@ Every response is kept in <label>/predictions.jsonl, every figure in results.jso
 evaluation goes on with the next label.
 """
 
+import dataclasses
 import json
+import pathlib
 
-from reft_jax.config.settings import GREEDY, Evaluate
+from reft_jax import models
+from reft_jax.config.records import labelled, setting
+from reft_jax.config.settings import GREEDY, OWN_FOLDERS, Sampling
+from reft_jax.config.words import listed, nearest
 from reft_jax.data import prompts
 from reft_jax.mesh import distributed
 from reft_jax.rollouts import draw, figures
@@ -19,7 +24,74 @@ from reft_jax.run.progress import Progress
 from reft_jax.run.run import SAMPLE, Run, key_of
 
 
-def run(name: str, stage: Evaluate, run: Run):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Greedy accuracy on dev and test, and num_samples (0 = none) samples for the first num_questions (0 = all) test questions."""
+
+    checkpoints: tuple[tuple[str, str], ...] = labelled("stage, directory or shipped model")
+    num_samples: int = setting(0, default=0)
+    num_questions: int = setting(0, default=0)
+    sampling: Sampling = Sampling()
+    batch_size: int = setting(1, default=200)  # responses that decode together
+    # label -> the reranker stage that ranks its samples
+    rerankers: tuple[tuple[str, str], ...] = labelled("reranker stage", default=())
+
+    kind = "evaluate"
+
+    def sources(self) -> tuple:
+        return self.checkpoints
+
+    def check(self):
+        for label, _ in self.checkpoints:
+            if not label.strip(".") or label != pathlib.PurePath(label).name or label in OWN_FOLDERS:
+                yield (
+                    "checkpoints",
+                    f"label {label!r} cannot be used: it is a folder's name, and no other evaluation may have it",
+                )
+        labels = [label for label, _ in self.checkpoints]
+        for label, _ in self.rerankers:
+            if label not in labels:
+                yield (
+                    f"rerankers.{label}",
+                    f"unknown label; {nearest(label, labels)}labels of checkpoints are {listed(labels)}",
+                )
+        if self.rerankers and not self.num_samples:
+            yield "num_samples", "rerankers choose among samples: it must be >= 1"
+
+    def check_in(self, recipe, earlier):
+        labels = [label for stage in earlier.values() for label, _ in getattr(stage, "checkpoints", ())]
+        for label, _ in self.checkpoints:
+            if label in labels:
+                yield (
+                    "checkpoints",
+                    f"label {label!r} cannot be used: it is a folder's name, and no other evaluation may have it",
+                )
+        rankers = [name for name, stage in earlier.items() if getattr(stage, "kind", "") == "reranker"]
+        for label, source in self.rerankers:
+            if source not in rankers:
+                yield (
+                    f"rerankers.{label}",
+                    f"it must name an earlier stage of kind reranker: legal are {listed(rankers)}",
+                )
+        yield from ((f"sampling.{key}", legal) for key, legal in self.sampling.check_in(recipe.data))
+
+    def rows(self) -> dict:
+        return {"batch_size": self.batch_size}
+
+    def left(self, run: Run) -> str:
+        """What is still to do, for a run's first lines."""
+        known = read_results(run)["stages"]
+        done = sum(label in known for label, _ in self.checkpoints)
+        return f"{len(self.checkpoints) - done} of {len(self.checkpoints)} checkpoints to evaluate"
+
+    def programs(self, name: str, at):
+        params = at.parameters(at.model, models.shapes(at.model))
+        at.sampling(f"{name}/greedy", at.model, params, GREEDY, self.batch_size, 1, {})
+        if self.num_samples:
+            at.sampling(f"{name}/samples", at.model, params, self.sampling, self.batch_size, self.num_samples, {})
+
+
+def run(name: str, stage: Stage, run: Run):
     for label, source in stage.checkpoints:
         results = read_results(run)
         if label not in results["stages"]:
@@ -30,7 +102,7 @@ def run(name: str, stage: Evaluate, run: Run):
     run.finish(name)
 
 
-def evaluate(run: Run, stage: Evaluate, label: str, source: str) -> dict:
+def evaluate(run: Run, stage: Stage, label: str, source: str) -> dict:
     data = run.config.data
     purpose = run.config.purpose(source)
     params = begin.initial_params(run, source)
@@ -119,12 +191,12 @@ def predictions(run, questions, texts, grades, *, split: str, mode: str, scores=
 
 
 def read_results(run: Run) -> dict:
-    path, data, rewards = run.workdir / "results.json", run.config.data, run.config.rewards
+    path, data, verifier = run.workdir / "results.json", run.config.data, run.config.verifier
     if path.exists():
         return json.loads(path.read_text())
     # with these, and each label's matcher, predictions.jsonl can be graded again
-    facts = {"seed": run.config.seed, "data": data.name, "cot": data.cot}
-    return facts | {"timeout_s": rewards.timeout_s, "memory_mb": rewards.memory_mb, "stages": {}}
+    facts = {"seed": run.config.seed, "data": data.task, "cot": data.cot}
+    return facts | {"timeout_s": verifier.timeout_s, "memory_mb": verifier.memory_mb, "stages": {}}
 
 
 def results_table(results: dict) -> str:

@@ -1,11 +1,12 @@
 """Writes a checkpoint as a Hugging Face directory, <stage>/hf, and reads it again: what is there gives the same logits."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
 
 from reft_jax import models
-from reft_jax.config.settings import Export
+from reft_jax.config.records import setting
 from reft_jax.data import prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import RunError
@@ -15,7 +16,20 @@ from reft_jax.run.metrics import write_json
 from reft_jax.run.run import Run
 
 
-def run(name: str, stage: Export, run: Run):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    init_from: str = setting()
+
+    kind = "export"
+
+    def sources(self) -> tuple:
+        return (("init_from", self.init_from),)
+
+    def programs(self, name: str, at):
+        """None: it writes and reads files."""
+
+
+def run(name: str, stage: Stage, run: Run):
     folder = run.folder(name) / "hf"
     params = begin.initial_params(run, stage.init_from)
     write(folder, run.model, params, run.tokenizer, run.eos_ids)

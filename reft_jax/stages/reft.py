@@ -3,52 +3,220 @@
 One step, as in the loop below: draw questions -> sample a CoT for each from the current policy -> grade the answers ->
 log-probs and values by the training forward, of the policy and of the frozen warm-up model -> KL-penalised rewards,
 GAE, whitening -> ppo.epochs passes of clipped updates over fresh permutations -> log, check on dev, save.
-`ppo.advantage` puts another estimate in GAE's place, `ppo.critic` another critic or none in the value head's.
+`advantage` puts another estimate in GAE's place (its settings are the KL's and the critic's), `rewards` says what a response is paid,
+`losses` what is minimised beside what the advantage brings.
 """
 
+import dataclasses
 import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from reft_jax import models
-from reft_jax.config.settings import WHOLE, ReFT
+from reft_jax.advantages import owned
+from reft_jax.config.records import choice, choices_of, setting
+from reft_jax.config.settings import WHOLE, Checked, Sampling, divides, unmet, whole
 from reft_jax.data import batching
 from reft_jax.errors import RunError
 from reft_jax.mesh import distributed
-from reft_jax.rewards import score as rewards
+from reft_jax.rewards.total import total
 from reft_jax.rollouts import actor as actor_lib
 from reft_jax.rollouts import draw
 from reft_jax.run import begin
 from reft_jax.run.run import INIT, PERMUTE, SAMPLE, Run, key_of
 from reft_jax.training import loop, online, steps
 from reft_jax.training.optim import make_optimizer
-from reft_jax.types import Rollout, Sample
+from reft_jax.types import PPOBatch, Rollout, Sample
+
+TAKEN = ("mean", "accuracy", "with_kl", "equal_groups")  # after reward/, by what every step logs
 
 
-def run(name: str, stage: ReFT, run: Run):
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """How the responses of a step are learnt: in passes over all of them, a minibatch at a time."""
+
+    minibatch_size: int = setting(1)
+    epochs: int = setting(1, default=2)
+    accumulate: int = setting(1, default=1)
+    # What is done about samples of another distribution than the trained policy's. none: such settings are refused; temper: the
+    # policy (and the reference) is the tempered one in scoring too; importance: tokens are weighted by min(p / q, importance_cap).
+    correction: str = setting(one_of=("none", "temper", "importance"), default="none")
+    importance_cap: float = setting(above=0, default=2.0)
+
+    def check(self):
+        yield from divides(self.accumulate, self.minibatch_size, "minibatch_size")
+
+    @property
+    def part_size(self) -> int:
+        """Sequences that are in the forward pass together."""
+        return self.minibatch_size // self.accumulate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Checked):
+    """One step = batch_size questions x num_samples responses, graded, then ppo.epochs passes."""
+
+    num_samples: int = setting(1, default=1)
+    sampling: Sampling = Sampling()
+    rewards: tuple = choices_of("rewards/terms", default=dict(right={}, partial={}))
+    advantage: object = choice("advantages", default="gae")
+    losses: tuple = choices_of("losses", default=dict(policy={}))
+    # constant: a sum over tokens / (rows x the longest that a response may be), Dr. GRPO's
+    reduce: str = setting(one_of=("token", "sequence", "constant"), default="sequence")
+    ppo: PPO = setting()
+    log_every: int = setting(1, default=1, free=True)
+    log_samples: int = setting(0, default=16, free=True)  # responses a step that samples.jsonl keeps
+    save_every: int = setting(1, default=10, free=True)
+    # The run stops before training if the sampler's log-probs differ by more than this, on average, from those that training
+    # computes; 0 = 1e-4 with compute_dtype float32, 0.05 with bfloat16.
+    max_logp_gap: float = setting(0, default=0.0)
+
+    kind = "reft"
+    explores = True
+    learns_from_grades = True
+
+    @property
+    def critic(self):
+        """The advantage's `Critic`; None without one."""
+        return getattr(self.advantage, "critic", None)
+
+    @property
+    def objective(self) -> tuple:
+        """All losses: those of `losses`, and those that the advantage's settings bring along."""
+        return tuple(loss for _, loss in self.losses) + owned(self.advantage)
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a loss reads the reference's log-probabilities."""
+        return any("ref_logp" in getattr(loss, "reads", ()) for loss in self.objective)
+
+    @property
+    def temperature(self) -> float:
+        """Of the policy that is trained."""
+        return self.sampling.temperature if self.ppo.correction == "temper" else 1.0
+
+    @property
+    def importance_cap(self) -> float:
+        return self.ppo.importance_cap if self.ppo.correction == "importance" else 0.0
+
+    def check(self):
+        yield from super().check()
+        rows, ppo = self.batch_size * self.num_samples, self.ppo
+        if rows % ppo.minibatch_size:
+            yield "ppo.minibatch_size", f"it must divide batch_size x num_samples = {rows}"
+        if getattr(self.advantage, "compares", False) and self.num_samples < 2:
+            yield "num_samples", "its advantage compares the responses to one question; it must be >= 2"
+        outputs, columns = ["logp", "entropy"], ["old_logp", "adv", "ref_logp"]
+        if self.critic is not None:
+            outputs, columns = [*outputs, "values"], [*columns, "old_values", "returns"]
+        columns += ["weights"] if self.importance_cap else []
+        yield from unmet(
+            self.losses, outputs, columns, f"a reft stage {'without' if self.critic is None else 'with'} a critic"
+        )
+        yield from whole(self.losses, ppo.accumulate, "ppo.accumulate")
+        if not self.rewards:
+            yield "rewards", "a response must be paid by something: legal is a group of one term or more"
+        for label, _ in self.rewards:
+            if label in TAKEN:
+                yield f"rewards.{label}", f"reward/{label} is another metric's name; give the term another label"
+        yield from self._on_policy()
+
+    def _on_policy(self):
+        """Refuses sampling whose log-probs would not be those of the policy that PPO trains, unless it is told how to account for them."""
+        sampling, correction = self.sampling, self.ppo.correction
+        if sampling.temperature == 0.0:
+            yield "sampling.temperature", "PPO explores by sampling: it must be > 0"
+        tempered = sampling.temperature != 1.0 and correction == "none"
+        if tempered or sampling.shapes_distribution and correction != "importance":
+            names = [f.name for f in dataclasses.fields(sampling) if f.name not in ("stop", "max_new")]
+            given = [f"{n}={getattr(sampling, n)!r}" for n in names if getattr(sampling, n) != getattr(WHOLE, n)]
+            yield (
+                "sampling",
+                (
+                    f"got {', '.join(given)}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1 and no "
+                    "other changes. Or set ppo.correction: 'temper' trains the tempered policy (a temperature alone), 'importance' weights "
+                    "tokens by min(p / q, importance_cap)"
+                ),
+            )
+
+    def rows(self) -> dict:
+        return {
+            "batch_size": self.batch_size,
+            "ppo.minibatch_size": self.ppo.part_size,
+            "eval_batch_size": self.eval_batch_size,
+        }
+
+    def asks(self, recipe) -> tuple:
+        return ("rollout",)
+
+    def programs(self, name: str, at):
+        ppo, num = self.ppo, self.batch_size * self.num_samples
+        tx = at.optimizer(self.optim)
+        params = at.with_critic(self.critic)
+        own = {key: node for key, node in params.items() if key not in at.trained}  # what the policy has not
+        state = at.state(tx, params)
+        policy = models.join(at.frozen, params)
+        tuned = bool(at.tuned.lora)  # a base is there once
+        held = dict(reference=models.only_adapters(at.reference) if tuned else at.reference)
+        beside = held | own | dict(opt_state=state.opt_state)
+        at.sampling(name, at.tuned, at.everything, self.sampling, num, self.num_samples, beside)
+        at.check(name, self, beside)
+        score = steps.make_score(at.tuned, at.ref_model, most=ppo.part_size)
+        tokens, mask = at.answers(num, jnp.int32, bool)
+
+        def forwards(num, num_policies):
+            """Operations of so many policies' forwards and of a separate critic's, over `num` sequences."""
+            separate = self.critic is not None and self.critic.trunk == "separate"
+            return num_policies * at.forward(num) + (at.forward(num, logits=0) if separate else 0.0)
+
+        arguments = (policy, at.reference, at.asked(num), tokens, mask, at.together(num))
+        at.add(f"{name}/score", score, arguments, forwards(num, 2), dict(opt_state=state.opt_state), at.frozen)
+        [number] = at.answers(num, jnp.float32)
+        values = None if self.critic is None else number
+        sample = Sample(tokens, mask, number)
+        told = number, number, values, number, at.rows((num,), jnp.float32)
+        rollout = Rollout(at.asked(num), sample, *told, self.num_samples)
+        advantages = steps.make_advantages(
+            self.advantage, importance_cap=self.importance_cap, keep_reference=self.keeps_reference
+        )
+        at.add(f"{name}/advantages", advantages, (rollout,), 0.0, beside | at.everything)
+        weights = number if self.importance_cap else None
+        ref_logp = number if self.keeps_reference else None
+        batch = PPOBatch(at.asked(num), tokens, mask, number, values, number, values, weights, ref_logp)
+        chosen = jax.ShapeDtypeStruct((ppo.minibatch_size,), jnp.int32)
+        how = dict(accumulate=ppo.accumulate, reduce=self.reduce)
+        how |= dict(max_response=self.sampling.max_new or at.config.data.max_response)
+        step = steps.make_ppo_step(at.tuned, tx, params, self.objective, **how)
+        size = ppo.minibatch_size
+        arguments = (state, batch, chosen, at.frozen or None, at.together(size))
+        at.add(f"{name}/ppo_step", step, arguments, 3 * forwards(size, 1), held)
+
+
+def run(name: str, stage: Stage, run: Run):
     seed, size, ppo, data = run.config.seed, stage.batch_size, stage.ppo, run.config.data
-    train = batching.fit(run.tokenizer, run.splits.train, data, purpose="reft")
+    train = batching.fit(run.tokenizer, run.splits.train, data, purpose="rollout")
     num, num_rows = len(train.records), size * stage.num_samples
-    total = loop.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
-    tx = make_optimizer(stage.optim, total * ppo.epochs * (num_rows // ppo.minibatch_size))
+    total_steps = loop.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
+    tx = make_optimizer(stage.optim, total_steps * ppo.epochs * (num_rows // ppo.minibatch_size))
 
     frozen, params = begin.frozen_and_trained(run, name)
     ref_model, ref_params = begin.reference(run, frozen, params)  # never donated: the state is a copy
-    head_key = key_of(seed, name, 0, INIT)
-    value = dict(critic=ppo.critic, how=ppo.value_init, bias=ppo.value_bias)
-    params = models.with_critic(run.model, params, head_key, **value)
-    check = loop.make_check(run, stage, "reft", frozen)
+    params = models.with_critic(run.model, params, key_of(seed, name, 0, INIT), stage.critic)
+    check = loop.make_check(run, stage, "rollout", frozen)
     log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
     state = log.state
 
     actor = actor_lib.Actor(name, stage, run, num_rows)
-    temperature = stage.sampling.temperature if ppo.correction == "temper" else 1.0  # of the policy that is trained
-    score_fn = steps.make_score(run.tuned, ref_model, temperature=temperature, most=ppo.part_size)
-    advantages_fn = steps.make_advantages(ppo)
-    settings = dict(frozen=frozen, temperature=temperature, max_response=actor.sampler.max_new)
-    ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, ppo, **settings)
+    score_fn = steps.make_score(run.tuned, ref_model, temperature=stage.temperature, most=ppo.part_size)
+    advantages_fn = steps.make_advantages(
+        stage.advantage, importance_cap=stage.importance_cap, keep_reference=stage.keeps_reference
+    )
+    how = dict(accumulate=ppo.accumulate, reduce=stage.reduce, max_response=actor.sampler.max_new)
+    how |= dict(frozen=frozen, temperature=stage.temperature)
+    ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, stage.objective, **how)
     compare(run, name, stage, actor.sampler, score_fn, train.encoded, models.join(frozen, state.params), ref_params)
 
     for step in log.steps():
@@ -70,11 +238,12 @@ def run(name: str, stage: ReFT, run: Run):
         # Dispatched first: the device works on it while the last answers are graded.
         scored = score_fn(policy, ref_params, questions, sample.tokens, sample.mask, together)
         grades = actor.grade(records, texts)
-        score = rewards.score(grades, partial_reward=stage.partial_reward, partial_on=stage.partial_on, task=data.name)
+        responses = actor.responses(step, drawn, records, texts, grades)
+        score, paid = total(stage.rewards, responses, wanted(stage.rewards, scored))
         clock.append(time.monotonic())
 
         logp, ref_logp, values, entropy = scored
-        scores = run.layout.batch(score)
+        scores = run.layout.batch(as_wide(score, drawn.mask.shape[1]))
         rollout = Rollout(questions, sample, logp, ref_logp, values, entropy, scores, stage.num_samples)
         batch, metrics, kl = advantages_fn(rollout)
         updates = []
@@ -86,8 +255,9 @@ def run(name: str, stage: ReFT, run: Run):
         metrics = loop.host(metrics) | update_metrics(jax.device_get(updates))
         clock.append(time.monotonic())
         loop.check_finite(name, step, metrics)
-        metrics |= actor.metrics(drawn, records, texts, grades, np.diff(clock))
-        write = functools.partial(sample_lines, run, records, texts, grades, score, rollout, batch, kl)
+        metrics |= paid | actor.metrics(drawn, records, texts, grades, np.diff(clock))
+        told = score if score.ndim == 1 else score.sum(1)
+        write = functools.partial(sample_lines, run, records, texts, grades, told, rollout, batch, kl)
         log.end(step, state, metrics, write)
 
 
@@ -132,9 +302,25 @@ def compare(run, name, stage, sampler, score_fn, encoded, policy, ref_params):
         )
 
 
+def as_wide(score, width: int):
+    """f32[B] as it is; f32[B, R] of tokens with `width` columns: behind a response's end is nothing but zeros."""
+    if score.ndim == 1:
+        return score
+    return np.pad(score[:, :width], ((0, 0), (0, max(width - score.shape[1], 0))))
+
+
+def wanted(terms, scored) -> dict:
+    """What the terms need of (logp, ref_logp, values, entropy), as host arrays f32[B, R]."""
+    there = dict(zip(("logp", "ref_logp", "values", "entropy"), scored, strict=True))
+    needed = {name for _, term in terms for name in getattr(term, "needs", ())}
+    return distributed.fetch({name: there[name] for name in sorted(needed)}) if needed else {}
+
+
 def update_metrics(updates: list[dict]) -> dict:
     """Means over the step's updates; the first update's ratio error is apart, since its ratios must be 1."""
     out = {key: float(np.mean([update[key] for update in updates])) for key in updates[0] if key != "ppo/ratio_error"}
+    if "ppo/ratio_error" not in updates[0]:  # losses without a ratio
+        return out
     errors = [float(update["ppo/ratio_error"]) for update in updates]
     return out | {"ppo/first_ratio_error": errors[0], "ppo/ratio_error_max": max(errors)}
 

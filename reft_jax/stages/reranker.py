@@ -6,11 +6,16 @@ long for config.data's limits is cut before its end-of-sequence. <stage>/reranke
 `make_scorer` is what `evaluate` ranks samples with: rerank@k takes the response with the highest P(right).
 """
 
+import dataclasses
 import hashlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from reft_jax.config.settings import Reranker
+from reft_jax import models
+from reft_jax.config.records import choices_of, setting
+from reft_jax.config.settings import Sampling, Training, divides, sampled, source_answers, unmet, whole
 from reft_jax.data import batching
 from reft_jax.errors import RunError
 from reft_jax.models import init_classifier
@@ -23,7 +28,59 @@ from reft_jax.training.optim import make_optimizer
 from reft_jax.training.steps_supervised import ClassifierBatch, make_classifier_step
 
 
-def run(name: str, stage: Reranker, run: Run):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Training):
+    """batch_size: responses."""
+
+    sample_from: str = setting()  # an earlier stage, or a directory as in init_from
+    num_samples: int = setting(1, default=100)  # responses per training question
+    balanced: bool = setting(default=False)  # as many right as wrong ones of each question; else as they were sampled
+    sampling: Sampling = Sampling()
+    sample_batch_size: int = setting(1, default=200)  # responses that decode together
+    accumulate: int = setting(1, default=1)
+    losses: tuple = choices_of("losses", default=dict(classifier={}))
+
+    kind = "reranker"
+    learns_from_grades = True
+
+    def check(self):
+        yield from super().check()
+        yield from sampled(self)
+        yield from divides(self.accumulate, self.batch_size)
+        yield from unmet(self.losses, ("right_logits",), ("right",), "a re-ranker")
+        yield from whole(self.losses, self.accumulate)
+
+    def check_in(self, recipe, earlier):
+        yield from source_answers(self, earlier)
+        yield from ((f"sampling.{key}", legal) for key, legal in self.sampling.check_in(recipe.data))
+
+    def rows(self) -> dict:
+        return {"batch_size": self.batch_size // self.accumulate, "sample_batch_size": self.sample_batch_size}
+
+    def asks(self, recipe) -> tuple:
+        return (recipe.purpose(self.sample_from),)
+
+    def programs(self, name: str, at):
+        at.draws(name, self)
+        tx, num, model = at.optimizer(self.optim), self.batch_size, at.model
+        head = dict(classifier=jax.eval_shape(lambda key: models.init_classifier(model, key), at.key))
+        head = at.parameters(model, head)
+        whole_model = at.parameters(model, models.shapes(model))
+        state = at.state(tx, at.trained | head)
+        step = make_classifier_step(at.tuned, tx, at.trained | head, objective(self), accumulate=self.accumulate)
+        read = at.rows((num, at.length), jnp.int32), at.rows((num, at.length), bool)
+        batch = ClassifierBatch(*read, at.rows((num,), bool))
+        flops = at.forward(num, logits=0)
+        at.add(f"{name}/classifier_step", step, (state, batch, at.frozen or None), 3 * flops, {})
+        score = models.make_classifier_score(model)
+        at.add(f"{name}/classifier_score", score, (whole_model | head, *read), flops, {})
+
+
+def objective(stage: Stage) -> tuple:
+    return tuple(loss for _, loss in stage.losses)
+
+
+def run(name: str, stage: Stage, run: Run):
     purpose = run.config.purpose(stage.sample_from)
     lines = collect.kept(run, name, lambda: choose_all(run, name, stage))
     asked = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose=purpose).records
@@ -41,7 +98,9 @@ def run(name: str, stage: Reranker, run: Run):
     frozen, params = begin.frozen_and_trained(run, name)
     head = init_classifier(run.model, key_of(run.config.seed, name, 0, INIT))
     params = {key: node for key, node in params.items() if key != "value_head"} | {"classifier": head}
-    train_step = make_classifier_step(run.tuned, tx, params, accumulate=stage.accumulate, frozen=frozen)
+    train_step = make_classifier_step(
+        run.tuned, tx, params, objective(stage), accumulate=stage.accumulate, frozen=frozen
+    )
 
     def update(state, step, chosen):
         tokens, mask = rank.pad(run, [rows[i] for i in chosen])
@@ -64,7 +123,7 @@ def run(name: str, stage: Reranker, run: Run):
 # ------------------------------------------------------------------ what it learns from
 
 
-def choose_all(run: Run, name: str, stage: Reranker) -> list[dict]:
+def choose_all(run: Run, name: str, stage: Stage) -> list[dict]:
     """A line for every response of every question, in order."""
     asked, drawn = collect.collect(run, name, stage)
     out = []

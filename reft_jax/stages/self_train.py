@@ -10,21 +10,24 @@ says of every response whether it is learnt, and why not:
   if they are the same but for comments, blank lines and layout, that is, if their syntax trees are equal;
 - over_cap: what is left is ranked by a hash of (seed, item_id, k), and the first max_per_question are learnt.
 
-online: one step = sample responses to a batch of questions from the current policy -> grade -> one update on own_weight NLL(right
-responses) + gold_weight NLL(gold CoTs) -> log, check on dev, save. Questions are asked as ReFT asks them.
+online: one step = sample responses to a batch of questions from the current policy -> grade -> one update on own NLL(right
+responses) + gold NLL(gold CoTs) -> log, check on dev, save. Questions are asked as ReFT asks them.
 """
 
 import ast
 import collections
+import dataclasses
 import functools
 import hashlib
 import time
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 
 from reft_jax import models
-from reft_jax.config.settings import SelfTrain
+from reft_jax.config.records import choices_of, setting
+from reft_jax.config.settings import Checked, Sampling, divides, sampled, source_answers, unmet, whole
 from reft_jax.data import batching, prompts
 from reft_jax.rollouts import actor as actor_lib
 from reft_jax.rollouts import draw
@@ -36,15 +39,95 @@ from reft_jax.training.optim import make_optimizer
 from reft_jax.training.steps_supervised import MixedBatch, make_self_train_step
 
 
-def run(name: str, stage: SelfTrain, run: Run):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Checked):
+    """offline: SFT from `init_from` on the gold CoTs and on right responses of what `sample_from` names. online: each step is one update on the
+    right ones of the current policy's own responses and on the gold CoTs."""
+
+    mode: str = setting(one_of=("offline", "online"))
+    sample_from: str = setting(default="")  # offline: an earlier stage, or a directory as in init_from; online: ""
+    num_samples: int = setting(1, default=1)  # responses per training question; online: per question of a step
+    max_per_question: int = setting(1, default=10)  # offline: at most so many different right responses are learnt
+    sampling: Sampling = Sampling()
+    sample_batch_size: int = setting(1, default=200)  # responses that decode together
+    # batch_size: sequences; online: questions. eval_every: epochs, offline of all that is learnt, online of the questions
+    accumulate: int = setting(1, default=1)
+    dropout: float = setting(0, 0.9, default=0.0)
+    losses: tuple = choices_of(
+        "losses", default=lambda stage: {"nll" if stage.get("mode") == "offline" else "own_gold": {}}
+    )
+    reduce: str = setting(one_of=("token", "sequence"), default="token")
+    log_samples: int = setting(0, default=16, free=True)  # online: responses a step that samples.jsonl keeps
+
+    kind = "self_train"
+    learns_from_grades = True
+
+    @property
+    def explores(self) -> bool:
+        return self.mode == "online"
+
+    def check(self):
+        yield from super().check()
+        yield from sampled(self)
+        rows, what = self.batch_size, "batch_size"
+        if self.explores:
+            rows, what = self.batch_size * (self.num_samples + 1), "batch_size x (num_samples + 1)"
+            if self.sample_from:
+                yield "sample_from", "mode 'online' samples from the policy that it trains: set ''"
+        yield from divides(self.accumulate, rows, what)
+        columns = ("own", "weights") if self.explores else ()
+        yield from unmet(self.losses, ("logp", "entropy"), columns, f"a self_train stage of mode {self.mode!r}")
+        yield from whole(self.losses, self.accumulate)
+
+    def check_in(self, recipe, earlier):
+        yield from super().check_in(recipe, earlier)
+        if not self.explores:
+            yield from source_answers(self, earlier)
+
+    def rows(self) -> dict:
+        times = self.num_samples + 1 if self.explores else 1
+        return {
+            "batch_size": self.batch_size * times // self.accumulate,
+            "sample_batch_size": self.sample_batch_size,
+            "eval_batch_size": self.eval_batch_size,
+        }
+
+    def asks(self, recipe) -> tuple:
+        return "teach", "rollout" if self.explores else recipe.purpose(self.sample_from)
+
+    def programs(self, name: str, at):
+        if not self.explores:
+            at.learns_texts(name, self)
+            at.draws(name, self)
+            return
+        tx, num = at.optimizer(self.optim), self.batch_size * (self.num_samples + 1)
+        state = at.state(tx, at.trained)
+        beside = dict(opt_state=state.opt_state)
+        at.check(name, self, beside)
+        step = make_self_train_step(at.tuned, tx, at.trained, objective(self), **how(self))
+        batch = MixedBatch(at.asked(num), *at.answers(num, jnp.int32, bool), at.rows((num,), bool))
+        arguments = (state, batch, at.key, at.frozen or None, at.together(num))
+        at.add(f"{name}/self_train_step", step, arguments, 3 * at.forward(num), {})
+        at.sampling(name, at.tuned, at.everything, self.sampling, self.sample_batch_size, self.num_samples, beside)
+
+
+def objective(stage: Stage) -> tuple:
+    return tuple(loss for _, loss in stage.losses)
+
+
+def how(stage: Stage) -> dict:
+    return dict(dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
+
+
+def run(name: str, stage: Stage, run: Run):
     (learn_offline if stage.mode == "offline" else learn_online)(name, stage, run)
 
 
 # ------------------------------------------------------------------ offline
 
 
-def learn_offline(name: str, stage: SelfTrain, run: Run):
-    gold = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose="sft")
+def learn_offline(name: str, stage: Stage, run: Run):
+    gold = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose="teach")
     lines = collect.kept(run, name, lambda: choose_all(run, name, stage))
     purpose = run.config.purpose(stage.sample_from)
     asked = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose=purpose).records
@@ -72,7 +155,7 @@ def examples(run, records, texts, purpose: str) -> list[prompts.Encoded]:
     return [prompts.Encoded(ask, prefix + rest) for ask, prefix, rest in pieces]
 
 
-def choose_all(run: Run, name: str, stage: SelfTrain) -> list[dict]:
+def choose_all(run: Run, name: str, stage: Stage) -> list[dict]:
     """A line for every response of every question, in order."""
     data = run.config.data
     asked, drawn = collect.collect(run, name, stage)
@@ -137,20 +220,23 @@ def same(text: str, *, program: bool) -> str:
 # ------------------------------------------------------------------ online
 
 
-def learn_online(name: str, stage: SelfTrain, run: Run):
+def learn_online(name: str, stage: Stage, run: Run):
     seed, size, data = run.config.seed, stage.batch_size, run.config.data
     asked = batching.fit(
-        run.tokenizer, batching.fit(run.tokenizer, run.splits.train, data, purpose="sft").records, data, purpose="reft"
+        run.tokenizer,
+        batching.fit(run.tokenizer, run.splits.train, data, purpose="teach").records,
+        data,
+        purpose="rollout",
     )
-    gold = prompts.encode_all(run.tokenizer, asked.records, data, purpose="sft")
+    gold = prompts.encode_all(run.tokenizer, asked.records, data, purpose="teach")
     num = len(asked.records)
     tx = make_optimizer(stage.optim, loop.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num))
     frozen, params = begin.frozen_and_trained(run, name)
-    check = loop.make_check(run, stage, "reft", frozen)
+    check = loop.make_check(run, stage, "rollout", frozen)
     log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
     state = log.state
     actor = actor_lib.Actor(name, stage, run, stage.sample_batch_size)
-    train_step = make_self_train_step(run.tuned, tx, state.params, stage, frozen=frozen)
+    train_step = make_self_train_step(run.tuned, tx, state.params, objective(stage), frozen=frozen, **how(stage))
 
     for step in log.steps():
         clock = [time.monotonic()]

@@ -4,12 +4,48 @@ With `continue_run` the stage goes on with an earlier sft stage's optimizer and 
 baseline that continues it are one run: the paper's warm-up is an early checkpoint of the full SFT run.
 """
 
-from reft_jax.config.settings import SFT
+import dataclasses
+
+from reft_jax.config.records import choices_of, setting
+from reft_jax.config.settings import Checked, divides, unmet, whole
 from reft_jax.data import batching
 from reft_jax.run.run import Run
 from reft_jax.training import supervised
 
 
-def run(name: str, stage: SFT, run: Run):
-    train = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose="sft")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Checked):
+    """`continue_run`: `init_from` is a stage whose optimizer state and data order go on."""
+
+    continue_run: bool = setting(default=False)
+    accumulate: int = setting(1, default=1)  # parts that a batch is split into
+    dropout: float = setting(0, 0.9, default=0.0)
+    losses: tuple = choices_of("losses", default=dict(nll={}))
+    reduce: str = setting(one_of=("token", "sequence"), default="token")
+
+    kind = "sft"
+
+    def check(self):
+        yield from super().check()
+        yield from divides(self.accumulate, self.batch_size)
+        yield from unmet(self.losses, ("logp", "entropy"), (), "a batch of texts")
+        yield from whole(self.losses, self.accumulate)
+
+    def check_in(self, recipe, earlier):
+        yield from super().check_in(recipe, earlier)
+        if self.continue_run and getattr(earlier.get(self.init_from), "kind", "") != "sft":
+            yield "continue_run", f"init_from must name an earlier sft stage to go on with; got {self.init_from!r}"
+
+    def rows(self) -> dict:
+        return {"batch_size": self.batch_size // self.accumulate, "eval_batch_size": self.eval_batch_size}
+
+    def asks(self, recipe) -> tuple:
+        return ("teach",)
+
+    def programs(self, name: str, at):
+        at.learns_texts(name, self)
+
+
+def run(name: str, stage: Stage, run: Run):
+    train = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose="teach")
     supervised.learn(name, stage, run, train.encoded, goes_on_with=stage.init_from if stage.continue_run else "")

@@ -6,18 +6,16 @@ back to the pretrained weights; how it was run (checks, logs, devices, precision
 
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import json
 import math
 import os
 import pathlib
 import statistics
-import sys
 
 from reft_jax import recipe
-from reft_jax.errors import InputError
+from reft_jax.config import renamed
 
-PROJECT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = "configs/paper.py"
 # The tables of every method, small: what makes their runs.
 SMALL = {"arithmetic": "configs/paper_small.py", "svamp_small": "configs/paper_text.py"}
@@ -29,7 +27,7 @@ HOW = {
         *("save_every", "max_logp_gap", "accumulate", "sample_batch_size", "select_on"),
     ),
     "data": (
-        *("source", "train_file", "test_file", "seed", "tokenizer", "vocab_size", "pack"),
+        *("name", "source", "train_file", "test_file", "seed", "tokenizer", "vocab_size", "pack"),
         *("prompt_buckets", "response_buckets"),
     ),
 }
@@ -42,8 +40,8 @@ ALONE, SHARED = "", "@"  # a row that trains everything itself, and one that beg
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run: `config` is config_lib.Config as a dict (stages: name -> settings), `labels` those of results.json."""
+class Finished:
+    """A finished run: `config` is its filled tree, `labels` those of results.json."""
 
     path: pathlib.Path
     config: dict
@@ -57,11 +55,12 @@ class Run:
 
 def as_dict(tree: dict) -> dict:
     """The checked config with every default filled in, as nested dicts."""
-    config = dataclasses.asdict(recipe.build(tree, reads_data=False))
-    return config | dict(stages=dict(config["stages"]))
+    filled = recipe.fill(renamed.modern(tree))
+    recipe.build(filled)
+    return json.loads(json.dumps(filled))
 
 
-def read_run(folder: pathlib.Path) -> Run:
+def read_run(folder: pathlib.Path) -> Finished:
     """The run in a workdir; ValueError or KeyError with what is wrong with its files."""
     about = json.loads((folder / "config.json").read_text())
     results = json.loads((folder / "results.json").read_text())
@@ -77,7 +76,7 @@ def read_run(folder: pathlib.Path) -> Run:
                     raise ValueError(f"{label}: {name} has {number!r}, which is no fraction")
         if not isinstance(result["num_questions"], int) or not isinstance(result["source"], str):
             raise TypeError(f"{label}: num_questions and source are not those of an evaluation")
-    return Run(folder, as_dict(about["config"]), results["stages"], about.get("git_commit"))
+    return Finished(folder, as_dict(about["config"]), results["stages"], about.get("git_commit"))
 
 
 def figures(result: dict) -> dict:
@@ -95,7 +94,7 @@ def interval_of(result: dict, name: str) -> tuple[float, float]:
     return low, high
 
 
-def find_runs(root: pathlib.Path) -> tuple[list[Run], list[str]]:
+def find_runs(root: pathlib.Path) -> tuple[list[Finished], list[str]]:
     """(finished runs under root, in order of their paths; a warning for each that cannot be read)."""
     runs, warnings = [], []
     for folder, below, names in os.walk(root):
@@ -126,7 +125,7 @@ def kept(tree: dict, kind: str) -> dict:
     }
 
 
-def lineage(run: Run, name: str, find) -> dict:
+def lineage(run: Finished, name: str, find) -> dict:
     """What a stage computes: its settings, its data, and the same of what it begins with and samples from."""
     stage = begun = run.stages[name]
     while begun.get("continue_run"):
@@ -138,7 +137,7 @@ def lineage(run: Run, name: str, find) -> dict:
     return out
 
 
-def origin(run: Run, source: str, find):
+def origin(run: Finished, source: str, find):
     """What a stage's `init_from` names: a stage here or in another run, the pretrained weights, random ones, or something unknown."""
     if source in run.stages:
         return lineage(run, source, find)
@@ -148,7 +147,7 @@ def origin(run: Run, source: str, find):
     return lineage(*found, find) if found else source
 
 
-def signature(run: Run, label: str, metric: str, find) -> dict:
+def signature(run: Finished, label: str, metric: str, find) -> dict:
     """All that a figure depends on but the seed."""
     model, result = run.config["model"], run.labels[label]
     out = {
@@ -178,7 +177,7 @@ def differences(ours, theirs, path="") -> dict:
     return out
 
 
-def finder(runs: list[Run], root: pathlib.Path):
+def finder(runs: list[Finished], root: pathlib.Path):
     """A function: path of a stage's folder or checkpoint -> (run, stage) or None. Where ROOT was copied from another machine, paths
     are known by their last parts."""
 
@@ -202,28 +201,12 @@ def finder(runs: list[Run], root: pathlib.Path):
 
 def paper():
     """The module configs/paper.py."""
-    return config_module(CONFIG)
+    return importlib.import_module("reft_jax.configs.paper")
 
 
 def paper_small(table: str):
     """The module of a table of SMALL."""
-    return config_module(SMALL[table])
-
-
-@functools.cache
-def config_module(name: str):
-    """A config as a module; InputError without it, since configs are no part of the installed package."""
-    path = PROJECT / name
-    if not path.is_file():
-        raise InputError(f"no file {path}: the tables are read from there; run this in a checkout of the project")
-    sys.path.insert(0, str(PROJECT))
-    try:
-        spec = importlib.util.spec_from_file_location(f"reft_config_{path.stem}", path)
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(PROJECT))
-    return module
+    return importlib.import_module(f"reft_jax.configs.{pathlib.PurePath(SMALL[table]).stem}")
 
 
 def preset_of(model: dict) -> str:
@@ -234,7 +217,7 @@ def preset_of(model: dict) -> str:
 
 
 @functools.cache
-def planned(job: str, variant: str, runs: str) -> Run:
+def planned(job: str, variant: str, runs: str) -> Finished:
     """A job's run as configs/paper.py has it."""
     extra = f",runs={runs}" if runs else ""
     tree = paper().get_config(f"row={job},variant={variant},model_dir=weights{extra}").to_dict()
@@ -242,9 +225,9 @@ def planned(job: str, variant: str, runs: str) -> Run:
     config = as_dict(tree)
     labels = {
         label: dict(source=source, num_questions=paper().TEST_SIZES[row.data])
-        for label, source in config["stages"]["evaluate"]["checkpoints"]
+        for label, source in config["stages"]["evaluate"]["checkpoints"].items()
     }
-    return Run(pathlib.Path(SHARED, job), config, labels, None)
+    return Finished(pathlib.Path(SHARED, job), config, labels, None)
 
 
 @functools.cache
@@ -272,7 +255,7 @@ def expected(model: str, data: str, cot: str) -> list[tuple[str, str, str, dict]
 
 def expected_small(data: dict, label: str) -> list[tuple[str, str, str, dict]]:
     """The same of the method `label` in the tables of SMALL, which have one variant, ""; none of other questions than theirs."""
-    style = data["annotations"] if data["name"] == "arithmetic" else data["name"]
+    style = data["annotations"] if data["task"] == "arithmetic" else data["task"]
     entries = []
     for table in SMALL:
         if style in paper_small(table).STYLES:
@@ -289,9 +272,9 @@ def small_entries(table: str, cot: str, style: str):
     base = "" if table == "arithmetic" else ",base=pretrained"
     config = as_dict(paper_small(table).get_config(f"cot={cot},style={style}{base}").to_dict())
     evaluation = config["stages"]["evaluate"]
-    num = config["data"]["num_test"] or paper().TEST_SIZES[config["data"]["name"]]
-    labels = {label: dict(source=source, num_questions=num) for label, source in evaluation["checkpoints"]}
-    run = Run(pathlib.Path(SHARED, cot, style), config, labels, None)
+    num = config["data"]["num_test"] or paper().TEST_SIZES[config["data"]["task"]]
+    labels = {label: dict(source=source, num_questions=num) for label, source in evaluation["checkpoints"].items()}
+    run = Finished(pathlib.Path(SHARED, cot, style), config, labels, None)
     metrics = ("accuracy", *(f"{kind}@{evaluation['num_samples']}" for kind in SMALL_METRICS))
     entries = [
         (f"{table}/{cot}/{style}/{label}", "", metric, signature(run, label, metric, lambda source: None))
@@ -308,7 +291,7 @@ def small_entries(table: str, cot: str, style: str):
 class Figure:
     """One accuracy of one run. `job` and `variant`: the paper's that made it, or ""; then `note` may say what it is near to."""
 
-    run: Run
+    run: Finished
     name: str
     metric: str
     value: float
@@ -320,15 +303,15 @@ class Figure:
     label: str = ""
 
 
-def figures_of(run: Run, find) -> list[Figure]:
+def figures_of(run: Finished, find) -> list[Figure]:
     """Every accuracy of a run."""
     model, data = preset_of(run.config["model"]), run.config["data"]
     out = []
     for label, result in run.labels.items():
-        near = expected(model, data["name"], data["cot"]) + expected_small(data, label)
+        near = expected(model, data["task"], data["cot"]) + expected_small(data, label)
         for metric, value in figures(result).items():
             kind, at, k = metric.partition("@")
-            name = f"{model}/{data['name']}/{data['cot']}/{label}"
+            name = f"{model}/{data['task']}/{data['cot']}/{label}"
             name += f" {METRIC_NAMES[kind]}{at}{k}" if at else ""
             interval, chosen_on = interval_of(result, metric), selected_on(run, label, find)
             figure = Figure(run, name, metric, value, interval, chosen_on, label=label)
@@ -347,7 +330,7 @@ def figures_of(run: Run, find) -> list[Figure]:
     return out
 
 
-def selected_on(run: Run, label: str, find) -> str:
+def selected_on(run: Finished, label: str, find) -> str:
     """The split on which the label's checkpoint was chosen, "last" if it was not, "-" of what no stage made."""
     result = run.labels[label]
     source, found = result["source"], None

@@ -11,17 +11,18 @@ Unusual:
 - 25 % of the corpus is sloppy: a wrong operation or number, or a step left out, so that the answer is wrong.
 - The text is cut by one regex, `PIECE`, and `vocabulary()` is read off the templates below, not off samples.
 
-Print some: `python -c "from reft_jax.data import arithmetic as a; print(*a.generate('train', 5, seed=0,
+Print some: `python -c "from reft_jax.tasks import arithmetic as a; print(*a.generate('train', 5, seed=0,
 cot='program', annotations='diverse'), sep='\\n')"`. Host side: no jax.
 """
 
+import dataclasses
 import functools
 import random
 import re
 import string
 import zlib
 
-from reft_jax.data.records import Record
+from reft_jax.data.records import Record, Splits
 from reft_jax.errors import InputError
 from reft_jax.tasks.expressions import MAX_NUMBER, MIN_NUMBER, Expr, rewrite, shuffled, spoil, steps, value
 
@@ -675,3 +676,34 @@ def _corpus_record(rng, seen, item_id):
                 kind="text",
                 tags={**tags, "style": style, "sloppy": sloppy},
             )
+
+
+# ------------------------------------------------------------------------------------------------------------ the task
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    kind = "number"
+    sources = ("generated",)
+
+    def check(self, data):
+        if data.questions_file:
+            yield "questions_file", f"it is for stories, and the task is {data.task!r}"
+        if not data.num_train:
+            yield "num_train", "generated data needs a number of training questions"
+
+    def load(self, data) -> Splits:
+        def make(split, num, annotations):
+            return generate(split, num, seed=data.seed, cot=data.cot, annotations=annotations) if num else ()
+
+        corpus = data.annotations == "corpus"
+        clean = "diverse" if corpus else data.annotations
+        return Splits(
+            train=make("pretrain" if corpus else "train", data.num_train, clean),
+            dev=make("dev", data.dev_size, clean),
+            test=make("test", data.num_test, clean),
+        )
+
+    def words(self) -> tuple[str, tuple[str, ...]]:
+        """(pattern, vocabulary) of the word-level tokenizer: what cuts a text, and every piece that can occur in one."""
+        return PIECE, vocabulary()

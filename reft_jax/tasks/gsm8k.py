@@ -4,15 +4,26 @@ Original: `question` and `answer`, whose lines are the reasoning with calculator
 line is `#### 72` (Cobbe et al., arXiv 2110.14168). It holds no programs.
 """
 
+import dataclasses
 import functools
 import re
 
 from reft_jax.data import files
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
+from reft_jax.tasks import base
 
 _MARK = re.compile(r"<<[^<>]*>>")
 _FINAL = re.compile(r"\s*^####[ \t]*(.*\S)\s*\Z", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(base.FromFiles):
+    sources = ("files", "tfds")
+
+    def read(self, objects, data, *, split: str, complaints: list | None = None) -> tuple[Record, ...]:
+        how = dict(cot=data.cot, split=split, calculator_marks=data.calculator_marks)
+        return records(objects, complaints=complaints, **how)
 
 
 def read(

@@ -9,15 +9,27 @@ whose right option holds none, or several ("7 1 / 2", "288 cm 2"), are left out 
 plausible one (the option "$ 1,354" is labelled 1.0, "- 6" 6.0).
 """
 
+import dataclasses
 import re
 
 from reft_jax.data import files
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
+from reft_jax.tasks import base
 
 _OPTION = re.compile(r"(?:^|,|\[)[\s'\"]*([a-e])\s*\)")  # also "['a ) 1', 'b ) 2']"
 _FRACTION = re.compile(r"(?<=\d)\s*/\s*(?=\d)")
 _NUMBER = re.compile(r"(?<![\w.])-?\s?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?(?![\d^])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(base.FromFiles):
+    kind = "choice"
+    sources = ("files", "tfds")
+    numeric = False
+
+    def read(self, objects, data, *, split: str, complaints: list | None = None) -> tuple[Record, ...]:
+        return records(objects, cot=data.cot, split=split, numeric=self.numeric, complaints=complaints)
 
 
 def read(
@@ -43,7 +55,7 @@ def records(objects, *, cot: str, split: str, numeric: bool, complaints: list | 
     kept = tuple(record for record in found if record is not None)
     if not kept and not complaints:
         raise InputError(
-            f"{objects[0][0]}: no right option of these questions is a number; use config.data.name='mathqa'"
+            f"{objects[0][0]}: no right option of these questions is a number; use config.data.task='mathqa'"
         )
     return kept
 

@@ -19,7 +19,7 @@ Unusual:
 - A hash of the question's words says which split may hold it, so no question is in two splits, whatever the seeds.
 - No solution is wrong on purpose (a quarter of arithmetic's corpus is): on real text the model errs often enough by itself.
 
-Print some: `python -c "from reft_jax.data import stories as s; print(*s.generate('train', 5, seed=0, cot='program'), sep='\\n')"`.
+Print some: `python -c "from reft_jax.tasks import stories as s; print(*s.generate('train', 5, seed=0, cot='program'), sep='\\n')"`.
 Host side: no jax.
 """
 
@@ -31,8 +31,9 @@ import random
 import re
 import zlib
 
-from reft_jax.data.records import Record
-from reft_jax.data.splits import question_words
+from reft_jax.data import files
+from reft_jax.data.records import Record, Splits
+from reft_jax.data.splits import cut_dev, question_words
 from reft_jax.errors import InputError
 
 FILE = pathlib.Path(__file__).resolve().parents[1] / "assets" / "stories.txt"
@@ -470,3 +471,45 @@ def _record(story: Problem, rng: random.Random, item_id: str, split: str, cot: s
         text = f"{text}\nTherefore, the answer is: {answer}"
     shown = "text" if cot == "both" and split == "train" else kind
     return Record(item_id, story.question, text, answer, shown, tags=story.tags)
+
+
+# ------------------------------------------------------------------------------------------------------------ the task
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    kind = "number"
+    sources = ("generated",)
+
+    def check(self, data):
+        if data.annotations not in ("diverse", "corpus"):
+            yield (
+                "annotations",
+                "legal for stories are diverse (all CoTs of the kind data.cot) and corpus (programs and prose)",
+            )
+        if not data.num_train:
+            yield "num_train", "generated data needs a number of training questions"
+
+    def load(self, data) -> Splits:
+        """Generated stories, and the questions of a training file as text without a solution, where the question is what is learnt: each
+        once, and at most as many as stories. What a run on that file takes as its dev split (seed 0) is left out, with as many again:
+        the files with P-CoT and with N-CoT do not hold quite the same questions. So is what differs from these in punctuation alone."""
+
+        def make(split, num, cot=data.cot):
+            return generate(split, num, seed=data.seed, cot=cot)
+
+        train, notes = make("train", data.num_train, "both" if data.annotations == "corpus" else data.cot), ()
+        if data.questions_file:
+            texts = [
+                Record(f"question_{i}", files.text_field(place, row, "question"), "", "", "text", place=place)
+                for i, (place, row) in enumerate(files.read_objects(data.questions_file))
+            ]
+            held_out = {question_words(record.question) for record in cut_dev(texts, 2 * data.dev_size, seed=0)[1]}
+            kept = [record for record in texts if question_words(record.question) not in held_out]
+            train += tuple(
+                dataclasses.replace(record, question="", cot=record.question) for record in kept[: data.num_train]
+            )
+            notes = (
+                f"{len(kept)} of {len(texts)} questions of {data.questions_file} may be read as text, a dev split not",
+            )
+        return Splits(train, make("dev", data.dev_size), make("test", data.num_test), notes)

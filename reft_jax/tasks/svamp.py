@@ -5,9 +5,21 @@ their training. SVAMP.json is the 1,000 test questions (Patel et al., arXiv 2103
 `Equation`, `Answer` and `Type`; it has no reasoning, so that nothing can be trained on it.
 """
 
+import dataclasses
+
 from reft_jax.data import files
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
+from reft_jax.tasks import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(base.FromFiles):
+    sources = ("files", "tfds")
+    published = ()
+
+    def read(self, objects, data, *, split: str, complaints: list | None = None) -> tuple[Record, ...]:
+        return records(objects, cot=data.cot, split=split, complaints=complaints)
 
 
 def read(path, *, cot: str, split: str = "train", complaints: list | None = None) -> tuple[Record, ...]:

@@ -36,8 +36,8 @@ def crossed(step: int, every_epochs: float, batch_size: int, num_records: int) -
 
 def check_finite(name: str, step: int, metrics: dict):
     """Stops a run whose loss or gradient is no longer a number, before it is saved."""
-    for key in ("sft/loss", "ppo/loss", "self_train/loss", "reranker/loss", "grad/norm"):
-        if key in metrics and not math.isfinite(metrics[key]):
+    for key in metrics:
+        if key.endswith(("loss", "norm")) and not math.isfinite(metrics[key]):
             raise RunError(
                 f"{name}: {key} is {metrics[key]} at step {step}; the last checkpoint is from before. "
                 "Lower optim.lr, or look at the step's samples"

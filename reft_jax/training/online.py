@@ -2,7 +2,6 @@
 
 import time
 
-from reft_jax.config.settings import ReFT, SelfTrain
 from reft_jax.mesh import distributed
 from reft_jax.rewards import monitors
 from reft_jax.run import checkpoint, profiler
@@ -29,7 +28,7 @@ class Log:
     by.
     """
 
-    def __init__(self, name: str, stage: ReFT | SelfTrain, run: Run, num: int, state: TrainState, check):
+    def __init__(self, name: str, stage, run: Run, num: int, state: TrainState, check):
         self.name, self.stage, self.run, self.num, self.check = name, stage, run, num, check
         self.num_steps = loop.num_steps(stage.epochs, stage.batch_size, num)
         self.checkpoints = checkpoint.Checkpoints(run.folder(name))

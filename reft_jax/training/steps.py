@@ -11,11 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from reft_jax import masked, models
-from reft_jax.losses import groups
-from reft_jax.losses import ppo as ppo_losses
-from reft_jax.losses.advantages import gae
-from reft_jax.losses.sft import sft_loss
-from reft_jax.types import PPOBatch, Rollout, TrainState
+from reft_jax.losses import objective
+from reft_jax.losses.policy import importance
+from reft_jax.types import Outputs, PPOBatch, Rollout, TrainState
 
 
 def response_states(model, params, prompts, tokens, mask, *, rate=0.0, key=None):
@@ -60,6 +58,12 @@ def token_outputs(model, params, prompts, tokens, mask, packing=None, *, tempera
     packed = constrain(everything[packing.source], "batch", None)
     out = in_slices(sharing, (packed, packing.position, packing.segment), most, multiple)
     return jax.tree.map(lambda x: constrain(x.reshape(-1)[packing.place], "batch", None), out)
+
+
+def outputs(model, params, *rows, **how) -> Outputs:
+    """`token_outputs` as losses read them."""
+    logp, entropy, values = token_outputs(model, params, *rows, **how)
+    return Outputs(logp=logp, entropy=entropy, values=values)
 
 
 def in_slices(function, rows, most: int, multiple: int):
@@ -148,15 +152,18 @@ def apply_grads(model, tx, state: TrainState, grads, metrics):
     return state.replace(params=params, opt_state=opt_state), metrics
 
 
-def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce: str, frozen: dict | None = None):
+def make_sft_step(
+    model, tx, params, losses, *, dropout: float, accumulate: int, reduce: str, frozen: dict | None = None
+):
     """(state, SFTBatch, key, packing=None) -> (state, metrics): one update of section 3.1 of `params`; `frozen`: what else the model
     has."""
 
     def loss_fn(params, batch, part, packing, key, frozen):
         params = models.join(frozen or {}, params)
         noise = dict(rate=dropout, key=jax.random.fold_in(key, part))
-        logp, _, _ = token_outputs(model, params, batch.prompts, batch.tokens, batch.mask, packing, **noise)
-        return sft_loss(logp, batch.mask, reduce=reduce)
+        out = outputs(model, params, batch.prompts, batch.tokens, batch.mask, packing, **noise)
+        loss, metrics = objective(losses, out, batch, masked.Mean(batch.mask, reduce))
+        return loss, {"sft/loss": loss} | metrics
 
     def step(state, batch, key, frozen=None, packing=None):
         loss = functools.partial(loss_fn, key=key, frozen=frozen)
@@ -170,33 +177,30 @@ def make_sft_step(model, tx, params, *, dropout: float, accumulate: int, reduce:
 
 
 def make_ppo_step(
-    model, tx, params, ppo, *, frozen: dict | None = None, temperature: float = 1.0, max_response: int = 0
+    model,
+    tx,
+    params,
+    losses,
+    *,
+    accumulate: int,
+    reduce: str,
+    frozen: dict | None = None,
+    temperature: float = 1.0,
+    max_response: int = 0,
 ):
     """(state, PPOBatch, rows i32[minibatch], packing=None) -> (state, metrics): one update on those rows of `params`; `frozen`: the
-    rest; `packing`: of those rows. max_response: how long a response may be, for ppo.reduce "constant" (0 = as the arrays)."""
+    rest; `packing`: of those rows. max_response: how long a response may be, for reduce "constant" (0 = as the arrays)."""
 
     def loss_fn(params, batch, part, packing, frozen):
         params = models.join(frozen or {}, params)
-        logp, _, values = token_outputs(
-            model, params, batch.prompts, batch.tokens, batch.mask, packing, temperature=temperature
-        )
-        return ppo_losses.ppo_loss(
-            logp,
-            values,
-            batch,
-            clip=ppo.clip,
-            value_clip=ppo.value_clip,
-            value_coef=ppo.value_coef,
-            reduce=ppo.reduce,
-            clip_high=ppo.clip_high,
-            kl_coef=ppo.kl_coef if ppo.kl_in == "loss" else 0.0,
-            length=max_response,
-        )
+        out = outputs(model, params, batch.prompts, batch.tokens, batch.mask, packing, temperature=temperature)
+        loss, metrics = objective(losses, out, batch, masked.Mean(batch.mask, reduce, max_response))
+        return loss, {"ppo/loss": loss} | metrics
 
     def step(state, batch, rows, frozen=None, packing=None):
         minibatch = jax.tree.map(lambda x: model.layout.constrain(x[rows], "batch", *(None,) * (x.ndim - 1)), batch)
         loss = functools.partial(loss_fn, frozen=frozen)
-        grads, metrics = accumulated_grads(loss, state.params, minibatch, ppo.accumulate, ppo.reduce, packing)
+        grads, metrics = accumulated_grads(loss, state.params, minibatch, accumulate, reduce, packing)
         return apply_grads(model, tx, state, grads, metrics)
 
     out = (state_shardings(model, tx, params), model.layout.replicated)
@@ -228,54 +232,33 @@ def make_score(model, ref_model=None, *, temperature: float = 1.0, most: int = 0
     return jax.jit(score)
 
 
-def make_advantages(ppo):
-    """Rollout -> (PPOBatch, metrics, kl f32[B]): rewards, KL-penalised where ppo.kl_in says so, and the advantages of ppo.advantage.
+def make_advantages(advantage, *, importance_cap: float = 0.0, keep_reference: bool = False):
+    """Rollout -> (PPOBatch, metrics, kl f32[B]) by a record of `advantages/`.
 
-    GAE's are whitened over the whole batch (ppo.whiten); the other methods scale theirs as their papers do.
+    importance_cap > 0: the batch has `policy.importance` as its weights. keep_reference: it has ref_logp, for losses that read it.
     """
-    kl_coef = ppo.kl_coef if ppo.kl_in == "reward" else 0.0
-    of_groups = {"grpo": groups.grpo, "dr_grpo": groups.dr_grpo, "rloo": groups.rloo}
 
     def advantages(rollout: Rollout):
-        mask, score, logp, ref_logp = rollout.sample.mask, rollout.score, rollout.logp, rollout.ref_logp
-        rewards = ppo_losses.token_rewards(score, logp, ref_logp, mask, kl_coef=kl_coef)
-        returns, k = None, rollout.num_samples
-        if ppo.advantage == "gae":
-            adv, returns = gae(rewards, rollout.values, mask, gamma=ppo.gamma, lam=ppo.lam)
-        elif ppo.advantage == "reinforce_pp":
-            tokens = dict(logp=logp, ref_logp=ref_logp, mask=mask, kl_coef=kl_coef)
-            adv = groups.reinforce_pp(score, k, **tokens)
-        else:
-            whole = of_groups[ppo.advantage](masked.total(rewards, mask, axis=1), k)
-            adv = jnp.where(mask, whole[:, None], 0.0)
+        mask, scores, logp, ref_logp = rollout.mask, rollout.scores, rollout.logp, rollout.ref_logp
+        adv, returns, told = advantage(rollout)
         kl = masked.total(logp - ref_logp, mask, axis=1)
         gap = jnp.where(mask, jnp.abs(rollout.sample.logp - logp), 0.0)
         metrics = {
-            "reward/mean": score.mean(),
+            "reward/mean": (scores if scores.ndim == 1 else masked.total(scores, mask, axis=1)).mean(),
             "kl/mean": kl.mean(),
             "entropy/mean": masked.mean(rollout.entropy, mask),
-            "ppo/adv_std": jnp.sqrt(masked.var(adv, mask)),
             "sample/logp_gap_mean": masked.mean(gap, mask),
             "sample/logp_gap_max": gap.max(),
-        }
-        if ppo.kl_in == "reward":
-            metrics["reward/with_kl"] = masked.total(rewards, mask, axis=1).mean()
-        if returns is not None:
-            metrics["ppo/explained_variance"] = ppo_losses.explained_variance(rollout.values, returns, mask)
-            metrics["value/mean"] = masked.mean(rollout.values, mask)
-            adv = masked.whiten(adv, mask) if ppo.whiten else adv
-        if ppo.advantage in of_groups:
-            metrics["reward/equal_groups"] = groups.equal(score, k).astype(jnp.float32).mean()
+        } | told
         weights = None
-        if ppo.correction == "importance":
-            weights = ppo_losses.importance(logp, rollout.sample.logp, mask, cap=ppo.importance_cap)
-            capped = (weights >= ppo.importance_cap).astype(jnp.float32)
+        if importance_cap:
+            weights = importance(logp, rollout.sample.logp, mask, cap=importance_cap)
+            capped = (weights >= importance_cap).astype(jnp.float32)
             metrics |= {
                 "ppo/importance_mean": masked.mean(weights, mask),
                 "ppo/importance_capped": masked.mean(capped, mask),
             }
-        prompts, tokens, values = rollout.prompts, rollout.sample.tokens, rollout.values
-        in_loss = ref_logp if ppo.kl_in == "loss" else None
-        return PPOBatch(prompts, tokens, mask, logp, values, adv, returns, weights, in_loss), metrics, kl
+        prompts, tokens, reference = rollout.prompts, rollout.sample.tokens, ref_logp if keep_reference else None
+        return PPOBatch(prompts, tokens, mask, logp, rollout.values, adv, returns, weights, reference), metrics, kl
 
     return jax.jit(advantages)

@@ -5,11 +5,11 @@ import functools
 import flax.struct
 import jax
 
-from reft_jax import models
-from reft_jax.losses import self_train
-from reft_jax.losses.classifier import classifier_loss
+from reft_jax import masked, models
+from reft_jax.losses import objective
+from reft_jax.losses.own_gold import token_weights
 from reft_jax.training import steps
-from reft_jax.types import Prompts
+from reft_jax.types import Outputs, Prompts
 
 
 class MixedBatch(flax.struct.PyTreeNode):
@@ -19,7 +19,7 @@ class MixedBatch(flax.struct.PyTreeNode):
     tokens: jax.Array  # i32[B, R]
     mask: jax.Array  # bool[B, R]
     own: jax.Array  # bool[B]
-    weights: jax.Array | None = None  # f32[B, R] `losses.self_train.token_weights`
+    weights: jax.Array | None = None  # f32[B, R] `losses.own_gold.token_weights`
 
 
 class ClassifierBatch(flax.struct.PyTreeNode):
@@ -30,38 +30,40 @@ class ClassifierBatch(flax.struct.PyTreeNode):
     right: jax.Array  # bool[B]
 
 
-def make_self_train_step(model, tx, params, stage, *, frozen: dict | None = None):
-    """(state, MixedBatch, key, packing=None) -> (state, metrics): one update of `params` on own_weight NLL(own) + gold_weight
-    NLL(gold); `stage` is config.SelfTrain, `frozen` what else the model has."""
+def make_self_train_step(
+    model, tx, params, losses, *, dropout: float, accumulate: int, reduce: str, frozen: dict | None = None
+):
+    """(state, MixedBatch, key, packing=None) -> (state, metrics): one update of `params` on own responses and gold CoTs; `frozen`: what
+    else the model has."""
 
     def loss_fn(params, batch, part, packing, key, frozen):
         params = models.join(frozen or {}, params)
-        noise = dict(rate=stage.dropout, key=jax.random.fold_in(key, part))
-        logp, _, _ = steps.token_outputs(model, params, batch.prompts, batch.tokens, batch.mask, packing, **noise)
-        coefficients = dict(own_weight=stage.own_weight, gold_weight=stage.gold_weight)
-        return self_train.self_train_loss(logp, batch.mask, batch.own, batch.weights, **coefficients)
+        noise = dict(rate=dropout, key=jax.random.fold_in(key, part))
+        out = steps.outputs(model, params, batch.prompts, batch.tokens, batch.mask, packing, **noise)
+        loss, metrics = objective(losses, out, batch, masked.Mean(batch.mask, reduce))
+        return loss, {"self_train/loss": loss} | metrics
 
     def step(state, batch, key, frozen=None, packing=None):
-        weights = self_train.token_weights(batch.mask, batch.own, reduce=stage.reduce)
+        weights = token_weights(batch.mask, batch.own, reduce=reduce)
         loss = functools.partial(loss_fn, key=key, frozen=frozen)
-        # the weights are of all tokens, whatever stage.reduce is: see `token_weights`
-        grads, metrics = steps.accumulated_grads(
-            loss, state.params, batch.replace(weights=weights), stage.accumulate, "token", packing
-        )
+        # the weights are of all tokens, whatever `reduce` is: see `token_weights`
+        whole = batch.replace(weights=weights)
+        grads, metrics = steps.accumulated_grads(loss, state.params, whole, accumulate, "token", packing)
         state, metrics = steps.apply_grads(model, tx, state, grads, metrics)
         return state.replace(step=state.step + 1), metrics
 
     return _jitted(step, model, tx, params, frozen)
 
 
-def make_classifier_step(model, tx, params, *, accumulate: int, frozen: dict | None = None):
+def make_classifier_step(model, tx, params, losses, *, accumulate: int, frozen: dict | None = None):
     """(state, ClassifierBatch) -> (state, metrics): one update of `params`, which hold a classifier; `frozen`: what else the model
     has."""
 
     def loss_fn(params, batch, part, packing, frozen):
-        return classifier_loss(
-            models.right_logits(model, models.join(frozen or {}, params), batch.tokens, batch.mask), batch.right
-        )
+        logits = models.right_logits(model, models.join(frozen or {}, params), batch.tokens, batch.mask)
+        mean = masked.Mean(batch.mask, "sequence")
+        loss, metrics = objective(losses, Outputs(right_logits=logits), batch, mean)
+        return loss, {"reranker/loss": loss} | metrics
 
     def step(state, batch, frozen=None):
         loss = functools.partial(loss_fn, frozen=frozen)

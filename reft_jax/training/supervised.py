@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from reft_jax.config.settings import SFT, SelfTrain
 from reft_jax.data import batching
 from reft_jax.data.packing import Packing
 from reft_jax.rollouts import draw
@@ -26,8 +25,8 @@ def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[SFTBatch, Packi
     return run.layout.batch(batch), packing
 
 
-def learn(name: str, stage: SFT | SelfTrain, run: Run, encoded, *, goes_on_with: str = "", **facts):
-    """SFT on `encoded`, with what `stage` says; `facts` go into DONE. `goes_on_with`: a stage whose state and step it begins with."""
+def learn(name: str, stage, run: Run, encoded, *, goes_on_with: str = "", **facts):
+    """Learns `encoded`, with what `stage` says; `facts` go into DONE. `goes_on_with`: a stage whose state and step it begins with."""
     num = len(encoded)
     total = loop.num_steps(stage.optim.schedule_epochs or stage.epochs, stage.batch_size, num)
     tx = make_optimizer(stage.optim, total)
@@ -36,6 +35,7 @@ def learn(name: str, stage: SFT | SelfTrain, run: Run, encoded, *, goes_on_with:
         run.tuned,
         tx,
         params,
+        tuple(loss for _, loss in stage.losses),
         dropout=stage.dropout,
         accumulate=stage.accumulate,
         reduce=stage.reduce,
@@ -47,7 +47,7 @@ def learn(name: str, stage: SFT | SelfTrain, run: Run, encoded, *, goes_on_with:
         key = key_of(run.config.seed, "sft", step, DROPOUT)
         return train_step(state, batch, key, packing=packing)
 
-    check = loop.make_check(run, stage, "evaluate", frozen)
+    check = loop.make_check(run, stage, "ask", frozen)
     sizes = [len(example.prompt) + len(example.response) for example in encoded]
     progress, last = loop.loop(
         name, stage, run, sizes, tx, params, update, check, loss="sft/loss", goes_on_with=goes_on_with

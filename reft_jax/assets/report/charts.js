@@ -1,7 +1,7 @@
 /* The curves: one uPlot for each chart of DATA.charts, redrawn for the width, the theme, and what the reader chooses. */
 "use strict";
 
-const DASHES = [[], [8, 4], [2, 3], [8, 3, 2, 3]];
+const DASHES = [[], [8, 4], [2, 3], [8, 3, 2, 3], [14, 4], [5, 2], [8, 3, 2, 3, 2, 3], [2, 7]];
 const COLOR_OF = { "dev check": "devcheck" };
 
 /** Centred moving mean; nulls stay out, at the ends the window shrinks. */
@@ -85,7 +85,7 @@ class Chart {
         add(joined[column++], { width: 0, stroke: "transparent" });
         bands.push({ series: [series.length - 1, series.length - 2], fill: faded(color, 0.18) });
       }
-      const dash = DASHES[one.dash || 0];
+      const dash = DASHES[(one.dash || 0) % DASHES.length];
       const points = { show: one.points, size: 6, fill: color, width: 0 };
       const smooth = document.getElementById("smooth").checked && !one.points && tables[i][0].length >= 30;
       if (smooth) {
@@ -143,7 +143,7 @@ class Chart {
 
   /** A legend entry: its line, its name, the number under the cursor; a button that hides the curve. */
   entry(entry, stack) {
-    const dash = DASHES[entry.one.dash || 0].join(" ");
+    const dash = DASHES[(entry.one.dash || 0) % DASHES.length].join(" ");
     const mark = svg("svg", { width: 18, height: 10, "aria-hidden": "true" },
       stack ? svg("rect", { width: 12, height: 10, rx: 2, fill: entry.color })
         : svg("line", { x1: 0, x2: 18, y1: 5, y2: 5, stroke: entry.color, "stroke-width": entry.one.thin ? 1.2 : 2.6, "stroke-dasharray": dash }));

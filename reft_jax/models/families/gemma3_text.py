@@ -3,7 +3,7 @@ own in the layers with a window."""
 
 from reft_jax.config.settings import Arch
 from reft_jax.errors import InputError
-from reft_jax.models.families import gemma2, translate
+from reft_jax.models.families import translate, weights
 
 PREFIX, IGNORED = "model.", ""
 
@@ -18,7 +18,7 @@ def read(config, where: str) -> Arch:
         )
     return Arch(
         **translate.base(config, "gemma3_text"),
-        **gemma2.shared(config, where),
+        **translate.gemma_base(config, where),
         rope_theta=float(rope["rope_theta"]),
         rope_scaling=translate.rope_scaling(where, rope, config.max_position_embeddings),
         local_rope_theta=float(local["rope_theta"]),
@@ -30,7 +30,7 @@ def write(arch: Arch, dtype: str) -> dict:
     """The config.json of an Arch."""
     return (
         translate.base_written(arch, "Gemma3ForCausalLM", dtype)
-        | gemma2.shared_written(arch)
+        | translate.gemma_base_written(arch)
         | translate.rope_written(arch.rope_theta, arch.rope_scaling)
         | {
             "rope_local_base_freq": arch.local_rope_theta,
@@ -44,4 +44,4 @@ def write(arch: Arch, dtype: str) -> dict:
 
 
 def table(arch: Arch) -> dict:
-    return gemma2.table(arch)
+    return weights.gemma_like(arch)

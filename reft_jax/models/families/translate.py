@@ -1,5 +1,7 @@
 """What several families' configs say in the same words: checks, activations, rotary parameters, windows, sizes."""
 
+import math
+
 from reft_jax.config.settings import Arch, RopeScaling
 from reft_jax.errors import InputError
 
@@ -218,4 +220,32 @@ def base_written(arch: Arch, architecture: str, dtype: str) -> dict:
         "max_position_embeddings": arch.max_positions,
         "dtype": dtype,
         "torch_dtype": dtype,  # its name before transformers 5
+    }
+
+
+def gemma_base(config, where: str) -> dict:
+    """What Gemma 2 and 3 have in common, as keywords of Arch."""
+    return dict(
+        norm="rms_plus_one",
+        post_norms=True,
+        activation=activation(where, config.hidden_activation),
+        windows=windows(where, config.layer_types, config.sliding_window),
+        attention_scale=float(config.query_pre_attn_scalar) ** -0.5,
+        attention_softcap=float(config.attn_logit_softcapping or 0.0),
+        logit_softcap=float(config.final_logit_softcapping or 0.0),
+        embed_scale=math.sqrt(config.hidden_size),
+    )
+
+
+def gemma_base_written(arch: Arch) -> dict:
+    """The config.json keys of `gemma_base`."""
+    scalar = round(arch.attention_scale**-2, 6)
+    return {
+        "hidden_activation": WRITTEN[arch.activation],
+        "sliding_window": one_window(arch),
+        "layer_types": layer_types(arch),
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "attn_logit_softcapping": arch.attention_softcap or None,
+        "final_logit_softcapping": arch.logit_softcap or None,
+        "attention_bias": False,
     }

@@ -69,3 +69,13 @@ def llama_like(arch, *, mlp_norm="post_attention_layernorm", attention_post_norm
     if not arch.tie_embeddings:
         table["unembed", "kernel"] = matrix("lm_head.weight", (d,), (arch.vocab_size,))
     return table
+
+
+def gemma_like(arch) -> dict:
+    """The table of Gemma 2 and 3, which have norms before and after each part."""
+    return llama_like(
+        arch,
+        mlp_norm="pre_feedforward_layernorm",
+        attention_post_norm="post_attention_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+    )

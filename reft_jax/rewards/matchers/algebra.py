@@ -3,7 +3,7 @@
 A value is a quotient of two sums of terms; a term is a rational coefficient times the root of a square-free whole number times
 powers of atoms (x, pi, e, i, sin(x), ...). So 0.5 and \\frac12 are one form, and so are 1/\\sqrt3 and \\frac{\\sqrt{3}}{3}, (x+1)^2 and
 x^2+2x+1, 1/(1+i) and (1-i)/2. Quotients of sums are not reduced and identities of functions are not known: that is left to sympy
-(`boxed.py`). Nothing here evaluates text as code, and sizes are bounded: what is beyond them is `Unreadable`.
+(`math.py`). Nothing here evaluates text as code, and sizes are bounded: what is beyond them is `Unreadable`.
 """
 
 import math

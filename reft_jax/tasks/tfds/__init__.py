@@ -33,6 +33,8 @@ BUILDERS = {
 def read_objects(name: str, split: str, *, tfds_dir: str = "", manual_dir: str = "") -> list[tuple[str, dict]]:
     """Every record of a split ("train" or "test") as a dict of texts, with its place ("reft_gsm8k/1.0.0/train:1", from 1);
     builds the data set first where that has not been done. InputError: not installed, files absent or malformed."""
+    if name not in BUILDERS:
+        raise InputError(f"config.data.source: got 'tfds'; {name} is not built there, only {', '.join(BUILDERS)}")
     class_name, originals = BUILDERS[name]
     if manual_dir:
         folder = pathlib.Path(manual_dir).expanduser()

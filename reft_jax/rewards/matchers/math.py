@@ -19,7 +19,7 @@ printed here.
 import re
 from fractions import Fraction
 
-from reft_jax.rewards.matchers import algebra, reft
+from reft_jax.rewards.matchers import algebra, sentence
 from reft_jax.rewards.matchers.base import MAX_ANSWER, NOTHING, Found, Matcher, found
 
 RELATIVE = Fraction(1, 10**6)
@@ -98,7 +98,7 @@ def last_box(text: str) -> tuple[int, int] | None:
 
 def find(text: str, kind: str) -> Found:
     place = last_box(text)
-    if place is None and (place := reft.closing(text)) is not None:
+    if place is None and (place := sentence.closing(text)) is not None:
         line = text.find("\n", *place)
         place = place if line < 0 else (place[0], line)
     return found(bare(text[slice(*place)], kind), *place) if place else NOTHING
@@ -117,7 +117,7 @@ def bare(answer: str, kind: str) -> str | None:
 def _once(answer: str, kind: str) -> str | None:
     text = undress(answer) if len(answer) <= 2 * MAX_ANSWER else ""
     if not text or kind == "choice":
-        return reft.bare(text, kind) if text else None
+        return sentence.bare(text, kind) if text else None
     if kind == "expression":
         return _key(text, 0)
     try:
@@ -145,7 +145,7 @@ def _rational(key: str) -> Fraction | None:
 def undress(text: str) -> str:
     """The answer without what does not change it, in the few spellings that `_key` knows. Applied twice it does no more."""
     if not text.isascii():
-        text = "".join(_SYMBOLS.get(c, c) if c in _SYMBOLS else reft.ascii_of(c) for c in text)
+        text = "".join(_SYMBOLS.get(c, c) if c in _SYMBOLS else sentence.ascii_of(c) for c in text)
     text = _AND.sub(",", text.strip())
     bracketed = text[:1] in "([" or text.startswith("\\")
     grouped = _GROUPED if bracketed and not text.startswith(("\\$", "\\(", "\\[")) else _THOUSANDS
@@ -303,7 +303,7 @@ def _python(key: str) -> str:
     return "".join(map(spell, tokens))
 
 
-MATH = Matcher(
+MATCHER = Matcher(
     about="the last \\boxed{}, LaTeX or plain: equal if it is the same mathematics (sympy, in the sandbox, where keys differ)",
     kinds=("number", "choice", "expression"),
     find=find,

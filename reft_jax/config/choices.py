@@ -1,0 +1,139 @@
+"""Choices by name: a name in the config is a file of a room, and `load` imports that one file.
+
+A room is a folder of the package. A file in it is a choice if it defines the room's word (ROOMS) at its top level; files without it
+are what choices share. Nothing is registered, and nothing runs when a file is imported but definitions. A name that ends in ".py" is a file of
+the user's own with the same word in it; of a file that holds several things, "my.py:thing" names one (for reward terms it may be a function).
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.util
+import pathlib
+import sys
+
+from reft_jax.config.words import listed, nearest
+from reft_jax.errors import InputError
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# room -> what a file of it defines: a record's class, or for matchers and families what they are
+ROOMS = {
+    "stages": "Stage",
+    "losses": "Loss",
+    "advantages": "Advantage",
+    "rewards/terms": "Term",
+    "rewards/matchers": "MATCHER",
+    "tasks": "Task",
+    "models/families": "read",
+}
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is that of a file of the user's own, or of something in it."""
+    return name.endswith(".py") or ".py:" in name
+
+
+def names(room: str) -> tuple[str, ...]:
+    """The choices of a room, in alphabetical order: its files that define its word."""
+    folder = PACKAGE / room
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if ROOMS[room] in _defined(path)))
+
+
+def load(room: str, name: str):
+    """What the file `name` of a room, or the user's own file of that path, defines for it. InputError for an unknown name, and for a file
+    that cannot be imported or lacks the room's word."""
+    if not is_path(name):
+        return _of_room(room, name)
+    found = getattr(module(room, name), name.partition(".py:")[2] or ROOMS[room])
+    return _as_term(found) if room == "rewards/terms" and not isinstance(found, type) else found
+
+
+@functools.cache
+def _as_term(function):
+    """A reward term of a user's function (responses, scored) -> values."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Term:
+        weight: float = 1.0
+
+        def __call__(self, responses, scored):
+            return function(responses, scored)
+
+    return Term
+
+
+def _of_room(room: str, name: str):
+    if name not in names(room):
+        raise InputError(f"{name!r} is no file of {room}; {nearest(name, names(room))}{legal(room)}")
+    return getattr(module(room, name), ROOMS[room])
+
+
+def module(room: str, name: str):
+    """The module that `load` reads."""
+    if not is_path(name):
+        return importlib.import_module(f"reft_jax.{room.replace('/', '.')}.{name}")
+    path, _, thing = name.partition(".py:")
+    path = pathlib.Path(path if not thing else path + ".py").expanduser()
+    found = _imported(str(path.resolve()), sha256(name))
+    if not hasattr(found, thing or ROOMS[room]):
+        raise InputError(
+            f"{path}: defines no {thing or ROOMS[room]}, which a file of {room} does (reft_jax/{room}/ has examples)"
+        )
+    return found
+
+
+def sha256(name: str) -> str:
+    """Of the user's own file that `name` names. InputError where it cannot be read."""
+    path = pathlib.Path(name.partition(".py:")[0].removesuffix(".py") + ".py").expanduser()
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); a name that ends in .py is a file of your own"
+        ) from error
+
+
+def legal(room: str) -> str:
+    """What may be chosen, for messages."""
+    return f"legal are {listed(names(room))}, or the path of a file of your own (my.py)"
+
+
+def doc(room: str, name: str) -> str:
+    """The first line of a file's docstring."""
+    text = ast.get_docstring(ast.parse((PACKAGE / room / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+@functools.cache
+def _imported(path: str, digest: str):
+    """A user's file as a module: once for each content."""
+    own = f"reft_jax_own_{digest[:16]}"
+    spec = importlib.util.spec_from_file_location(own, path)
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[own] = found  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(found)
+    except Exception as error:  # it is the user's program: whatever it raises is about the file
+        del sys.modules[own]
+        raise InputError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _defined(path: pathlib.Path) -> set[str]:
+    """The names that a file's top level defines (imported ones are another file's)."""
+    return _defined_at(str(path), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _defined_at(path: str, changed: int) -> set[str]:
+    out = set()
+    for node in ast.parse(pathlib.Path(path).read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            out.add(node.name)
+        elif isinstance(node, ast.Assign):
+            out |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            out.add(node.target.id)
+    return out

@@ -1,0 +1,93 @@
+"""Keys that had other names before: what they are called now, for whoever gives an old one and for the config.json of older runs."""
+
+import copy
+import re
+
+# (old key, new key) after "config."; * is a stage's name
+KEYS = (
+    ("data.name", "data.task"),
+    *((f"rewards.{key}", f"verifier.{key}") for key in ("timeout_s", "memory_mb", "workers", "max_gold_failures")),
+    *((f"rewards.{key}", f"verifier.{key}") for key in ("max_verifier_failures", "sandbox")),
+    ("stages.*.ppo.reduce", "stages.*.reduce"),
+    ("stages.*.ppo.clip", "stages.*.losses.policy.clip"),
+    ("stages.*.ppo.clip_high", "stages.*.losses.policy.clip_high"),
+    ("stages.*.ppo.kl_coef", "stages.*.advantage.kl.coef"),
+    ("stages.*.ppo.kl_in", "stages.*.advantage.kl.in"),
+    ("stages.*.ppo.gamma", "stages.*.advantage.gamma"),
+    ("stages.*.ppo.lam", "stages.*.advantage.lam"),
+    ("stages.*.ppo.whiten", "stages.*.advantage.whiten"),
+    ("stages.*.ppo.critic", "stages.*.advantage.critic.trunk"),
+    ("stages.*.ppo.value_init", "stages.*.advantage.critic.init"),
+    ("stages.*.ppo.value_bias", "stages.*.advantage.critic.bias"),
+    ("stages.*.ppo.value_coef", "stages.*.advantage.critic.coef"),
+    ("stages.*.ppo.value_clip", "stages.*.advantage.critic.clip"),
+    ("stages.*.ppo.advantage", "stages.*.advantage"),
+    ("stages.*.partial_reward", "stages.*.rewards.partial.weight"),
+    ("stages.*.partial_on", "stages.*.rewards.partial.on"),
+    ("stages.*.own_weight", "stages.*.losses.own_gold.own"),
+    ("stages.*.gold_weight", "stages.*.losses.own_gold.gold"),
+)
+# Old settings of GAE that did nothing with another advantage, and of one mode of self-training in the other.
+OF_GAE = ("gamma", "lam", "whiten", "critic", "value_init", "value_bias", "value_coef", "value_clip")
+VALUES = {("data.append_prefix", "reft"): "rollouts"}  # (key, old value) -> new value
+
+
+def told(path: str) -> str:
+    """What to say of an unknown key `path` ("config.a.b") that had this name before; "" for any other."""
+    key = path.removeprefix("config.")
+    for old, new in KEYS:
+        found = re.fullmatch(re.escape(old).replace(r"\*", r"([^.]+)"), key)
+        if found:
+            return f"it is now config.{new.replace('*', found[1] if found.groups() else '')}"
+    if key == "rewards":
+        return "it is now config.verifier"
+    return ""
+
+
+def value_told(path: str, value) -> str:
+    """The beginning of what to say of an illegal value that was legal before; "" for any other."""
+    new = VALUES.get((path.removeprefix("config."), value))
+    return f"it is now {new!r}; " if new else ""
+
+
+def is_old(tree: dict) -> bool:
+    """Whether a config's tree has the keys from before."""
+    return isinstance(tree, dict) and "rewards" in tree and "verifier" not in tree
+
+
+def modern(tree: dict) -> dict:
+    """The tree of an older config.json with today's keys; another one as it is."""
+    if not is_old(tree):
+        return tree
+    out = copy.deepcopy(tree)
+    out["verifier"] = out.pop("rewards")
+    if "name" in out["data"]:
+        out["data"]["task"] = out["data"].pop("name")
+    for (key, old), new in VALUES.items():
+        room, _, leaf = key.partition(".")
+        if out[room].get(leaf) == old:
+            out[room][leaf] = new
+    for stage in out["stages"].values():
+        if stage.get("kind") == "reft":
+            _modern_reft(stage)
+        elif stage.get("kind") == "self_train":
+            weights = {"own": stage.pop("own_weight"), "gold": stage.pop("gold_weight")}
+            if stage["mode"] == "online":
+                stage["losses"] = {"own_gold": weights}
+    return out
+
+
+def _modern_reft(stage: dict):
+    ppo = stage.pop("ppo")
+    ppo = dict(kl_in="reward", advantage="gae", critic="shared", clip_high=0.0) | ppo
+    stage["rewards"] = {"right": {}, "partial": {"weight": stage.pop("partial_reward"), "on": stage.pop("partial_on")}}
+    advantage = {"use": ppo.pop("advantage"), "kl": {"in": ppo.pop("kl_in"), "coef": ppo.pop("kl_coef")}}
+    of_gae = {key: ppo.pop(key) for key in OF_GAE if key in ppo}
+    if advantage["use"] == "gae":
+        advantage |= {key: of_gae[key] for key in ("gamma", "lam", "whiten")}
+        names = dict(trunk="critic", init="value_init", bias="value_bias", coef="value_coef", clip="value_clip")
+        advantage["critic"] = {new: of_gae[old] for new, old in names.items()}
+    stage["advantage"] = advantage
+    stage["losses"] = {"policy": {key: ppo.pop(key) for key in ("clip", "clip_high")}}
+    stage["reduce"] = ppo.pop("reduce")
+    stage["ppo"] = ppo
