@@ -269,9 +269,13 @@ def test_assets_travel_with_the_package(tmp_path):
         (tmp_path / package).mkdir(exist_ok=True)
         (tmp_path / package / "__init__.py").touch()
     (tmp_path / "reft_jax" / "__init__.py").write_text('__version__ = "1.0"\n')
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.py").touch()
+    (tmp_path / "reft_jax" / "configs").symlink_to("../configs")
     shutil.copy(ROOT / "setup.py", tmp_path)
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
     folder = tmp_path / "built"
     built = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert built == {"reft_jax/__init__.py", "reft_jax/losses/__init__.py", "reft_jax/assets/base/model.safetensors"}
+    code = {"reft_jax/__init__.py", "reft_jax/losses/__init__.py", "reft_jax/configs/demo.py"}
+    assert built == code | {"reft_jax/assets/base/model.safetensors"}
