@@ -3,8 +3,8 @@
 # the import, in every process. A guess would be that a plain script never loads them.
 #
 # Seen with flax 0.12.8, jax 0.10.2, optax 0.2.8, IPython 9.7.0 (Python 3.11): after `import flax.nnx` alone, sys.modules holds IPython
-# and optax.contrib; with IPython not installed the same import works without it. So a command that only reads its
-# arguments starts slower in an environment with a notebook in it than in one without, though it shows nothing.
+# and optax.contrib; with IPython not installed the same import works without it. So every
+# command of an environment with a notebook in it pays for that import (python -X importtime names it), though it shows nothing.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

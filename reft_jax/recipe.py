@@ -48,6 +48,13 @@ def _fill_stage(stage, path: str) -> dict:
     if not isinstance(kind, str):
         raise InputError(f"{path}.kind: got {kind!r}; {choices.legal('stages')}")
     cls = records.chosen("stages", kind, f"{path}.kind")
+    lacking = [
+        word for word, there in (("run", choices.module("stages", kind)), ("sources", cls)) if not hasattr(there, word)
+    ]
+    if lacking:
+        raise InputError(
+            f"{path}.kind: got {kind!r}; its file has no {listed(lacking)}: a stage is run(name, stage, run) and a Stage with sources()"
+        )
     return {"kind": kind} | records.fill(cls, _without_kind(stage), path)
 
 
@@ -59,12 +66,12 @@ def build(tree: dict) -> Recipe:
     """The checked record of a nested dict; InputError for the first thing wrong."""
     tree = fill(tree)
     seed = records.leaf(tree["seed"], int, "config.seed", SEED)
-    groups = {key: records.build(cls, tree[key], f"config.{key}") for key, cls in GROUPS.items()}
+    groups = {key: records.made(cls, tree[key], f"config.{key}") for key, cls in GROUPS.items()}
     kinds = tuple((name, stage["kind"]) for name, stage in tree["stages"].items())
     stages = tuple(
         (
             name,
-            records.build(choices.load("stages", kind), _without_kind(tree["stages"][name]), f"config.stages.{name}"),
+            records.made(choices.load("stages", kind), _without_kind(tree["stages"][name]), f"config.stages.{name}"),
         )
         for name, kind in kinds
     )
@@ -73,6 +80,8 @@ def build(tree: dict) -> Recipe:
     for name, stage in stages:
         path = f"config.stages.{name}"
         _check_place(name, stage, recipe, earlier, path)
+        if hasattr(stage, "sampling"):
+            records.refuse(stage.sampling.check_in(recipe.data), tree["stages"][name]["sampling"], f"{path}.sampling")
         if hasattr(stage, "check_in"):
             records.refuse(stage.check_in(recipe, earlier), tree["stages"][name], path)
         earlier[name] = stage
@@ -91,13 +100,10 @@ def _check_place(name: str, stage, recipe: Recipe, earlier: dict, path: str):
             raise InputError(
                 f"{path}.{key}: {source!r} comes no earlier than {name!r}; stages run in order (a ConfigDict keeps it with sort_keys=False)"
             )
-        if (
-            source in earlier
-            and not getattr(earlier[source], "is_policy", False)
-            and dict(recipe.kinds)[source] == "reranker"
-        ):
+        if source in earlier and not getattr(earlier[source], "is_policy", False):
             raise InputError(
-                f"{path}.{key}: {source!r} is a re-ranker, which answers no questions; an evaluate stage names it in its rerankers"
+                f"{path}.{key}: {source!r} is a stage of kind {recipe.kind(source)}, which answers no questions"
+                + ("; an evaluate stage names it in its rerankers" if recipe.kind(source) == "reranker" else "")
             )
 
 
@@ -192,4 +198,4 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> tuple[Recipe, dict
     tree = fill(config.to_dict())
     for key, text in overrides:
         override(tree, key, text)
-    return build(tree), fill(tree)
+    return build(tree), tree

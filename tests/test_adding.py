@@ -134,8 +134,6 @@ from reft_jax.config.records import setting
 class Stage:
     most: int = setting(1, default=3)
 
-    kind = "census"
-
     def sources(self):
         return ()
 
@@ -256,7 +254,7 @@ def test_a_stage_kind_is_one_file(copied):
     root, workdir = copied
     counts = json.loads((workdir / "count" / "DONE").read_text())["counts"]
     assert len(counts) == 3 and max(counts.values()) == 3
-    assert "everything" not in python(root, "-m", "reft_jax.main", "--config=adds.py", f"--workdir={workdir}")
+    assert "count: done before" in python(root, "-m", "reft_jax.main", "--config=adds.py", f"--workdir={workdir}")
     compiled = python(root, "-m", "reft_jax.compile", "--config=adds.py", "--topology=cpu:1")
     assert "signed/ppo_step" in compiled and "warm/sft_step" in compiled
     path = root / "reft_jax" / "stages" / "census.py"

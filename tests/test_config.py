@@ -999,7 +999,7 @@ def test_old_keys_that_are_keys_now_and_groups_are_told_too():
     )
     assert loaded("data.name=my problems")[0].data.name == "my problems"
     assert no("rewards=1") == "config.rewards: it is now config.verifier"
-    assert "config.data.append_prefix: got 'reft'; legal are everywhere, rollouts, nowhere" in no(
+    assert "config.data.append_prefix: got 'reft'; it is now 'rollouts'; legal are everywhere, rollouts, nowhere" in no(
         "data.append_prefix=reft"
     )
 
@@ -1218,15 +1218,28 @@ def test_a_config_finds_its_neighbours_and_the_shipped_ones(tmp_path):
     assert recipe.load(f"{folder / 'mine.py'}:smoke")[0].seed == 7 and sys.path == before
 
 
-def test_an_older_value_is_told_its_new_name():
-    with pytest.raises(
-        InputError, match="config.data.append_prefix: got 'reft'; it is now 'rollouts'; legal are everywhere"
-    ):
-        recipe.load(spec("demo", smoke=True), [("data.append_prefix", "reft")])
-
-
 @pytest.mark.parametrize("label", ["", "a/b", "a.b"])
 def test_a_label_that_no_flag_can_reach_is_refused(label):
     tree = demo_tree()
     tree["stages"]["warmup"]["losses"] = {label: {"use": "nll"}}
     assert "config.stages.warmup.losses: label" in refused(tree)
+
+
+@pytest.mark.parametrize(("text", "lacking"), [("run = print\n", "sources"), ("", "run, sources")])
+def test_a_stage_file_that_main_cannot_run_is_refused_before_anything_runs(tmp_path, text, lacking):
+    path = tmp_path / "half.py"
+    path.write_text(
+        f"import dataclasses\n\n{text}\n@dataclasses.dataclass(frozen=True)\nclass Stage:\n    size: int = 1\n"
+    )
+    tree = demo_tree()
+    tree["stages"]["half"] = dict(kind=str(path))
+    assert f"config.stages.half.kind: got {str(path)!r}; its file has no {lacking}:" in refused(tree)
+
+
+def test_a_stage_cannot_begin_with_one_that_answers_no_questions():
+    tree = demo_tree()
+    tree["stages"] = {"export": dict(kind="export", init_from="random")} | tree["stages"]
+    tree["stages"]["warmup"]["init_from"] = "export"
+    assert "config.stages.warmup.init_from: 'export' is a stage of kind export, which answers no questions" in refused(
+        tree
+    )

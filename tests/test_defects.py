@@ -124,7 +124,7 @@ def score(grades):
         texts=[""] * num,
         tokens=[[7]] * num,
         grades=grades,
-        golds=["5"] * num,
+        gold=["5"] * num,
         lengths=np.ones(num, int),
         group=np.arange(num),
         step=1,

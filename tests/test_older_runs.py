@@ -55,7 +55,8 @@ def test_report_and_samples_read_it(older, tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert all(stage in page for stage in ("warmup", "grpo", "online")) and (older / "plots" / "accuracy.png").exists()
     assert report.main(["samples", str(older), "--stage=reft"]) == 0
-    assert "def solution" in capsys.readouterr().out or (older / "reft" / "samples.jsonl").stat().st_size
+    printed, lines = capsys.readouterr().out, runs.lines(older / "reft" / "samples.jsonl")
+    assert lines and all(line["item_id"] in printed for line in lines)
 
 
 def test_tables_and_rescore_read_it(older, capsys):

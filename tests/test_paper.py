@@ -55,11 +55,11 @@ def test_every_row_is_legal_and_its_batches_divide_over_its_devices(variant):
             assert not any(size % ways for size in sizes), (name, sizes)
 
 
-def trained(model, stage, params, key) -> dict:
+def trained(model, kind, stage, params, key) -> dict:
     """All parameters that a stage trains."""
-    if stage.kind == "reft":
+    if kind == "reft":
         return models.with_critic(model, params, key, stage.critic)
-    return params | ({"classifier": init_classifier(model, key)} if stage.kind == "reranker" else {})
+    return params | ({"classifier": init_classifier(model, key)} if kind == "reranker" else {})
 
 
 @pytest.mark.parametrize("model", paper.MODELS)
@@ -72,12 +72,13 @@ def test_every_row_of_a_model_is_built(model):
         config, _ = load(job, f",variant={variant}")
         whole = prepare.build_model(config, config.model.arch, None)
         for name, stage in config.stages:
-            if stage.kind == "evaluate":
+            kind = config.kind(name)
+            if kind == "evaluate":
                 continue
-            critic = stage.critic.trunk if stage.kind == "reft" else stage.kind == "reranker"
+            critic = stage.critic.trunk if kind == "reft" else kind == "reranker"
             if (critic, stage.optim) in built:
                 continue
-            params = jax.eval_shape(functools.partial(trained, whole, stage), models.shapes(whole), key)
+            params = jax.eval_shape(functools.partial(trained, whole, kind, stage), models.shapes(whole), key)
             state = steps.eval_state(make_optimizer(stage.optim, 1000), params)
             built[critic, stage.optim] = sum(x.size for x in jax.tree.leaves(state.opt_state))
             assert built[critic, stage.optim] >= 2 * sum(x.size for x in jax.tree.leaves(params)), (job, name)

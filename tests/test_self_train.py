@@ -127,7 +127,7 @@ def make_step(model, tx, params, **changes):
     tree = recipe.load(SPEC)[1]
     tree["stages"]["online"] |= changes
     stage = dict(recipe.build(tree).stages)["online"]
-    return make_self_train_step(model, tx, params, self_train.objective(stage), **self_train.how(stage))
+    return make_self_train_step(model, tx, params, stage.objective, **self_train.how(stage))
 
 
 @pytest.mark.parametrize("reduce", ["token", "sequence"])
@@ -196,7 +196,7 @@ def refused(stage_name, **changes) -> str:
         ("evaluate", dict(rerankers=dict(warmup="online")), "got 'online'; it must name an earlier stage of kind reranker"),
         ("evaluate", dict(rerankers=["reranker"]), "a group label -> reranker stage"),
         ("evaluate", dict(num_samples=0), "rerankers choose among samples"),
-        ("evaluate", dict(checkpoints=dict(warmup="reranker"), rerankers={}), "'reranker' is a re-ranker"),
+        ("evaluate", dict(checkpoints=dict(warmup="reranker"), rerankers={}), "'reranker' is a stage of kind reranker, which answers no questions"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_with_what_is_legal(name, changes, said):

@@ -26,7 +26,7 @@ def responses(grades=None, kind="number", lengths=None, tags=None):
         texts=["x"] * num,
         tokens=[[7] * length for length in lengths],
         grades=grades,
-        golds=["5"] * num,
+        gold=["5"] * num,
         lengths=lengths,
         group=np.arange(num),
         step=1,
@@ -201,7 +201,7 @@ def test_terms_see_what_the_model_scored_and_every_column_of_the_records():
         needs = ("logp",)
 
         def __call__(self, responses, scored):
-            assert responses.column("answer") == responses.golds and responses.column("item_id")[5] == "q_5"
+            assert responses.column("answer") == responses.gold and responses.column("item_id")[5] == "q_5"
             return scored["logp"].sum(1) * np.array(responses.column("depth"), np.float32)
 
     scores, _ = total((("confident", Confident()),), responses(), {"logp": np.full((6, 3), -1, np.float32)})

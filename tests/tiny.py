@@ -12,7 +12,6 @@ import pytest
 from reft_jax import models
 from reft_jax.config import records
 from reft_jax.config import settings as settings_lib
-from reft_jax.losses import nll
 from reft_jax.mesh import sharding
 from reft_jax.sampling import decode
 from reft_jax.stages import reft
@@ -37,15 +36,7 @@ ARCH = settings_lib.Arch(
     tie_embeddings=True,
     init_std=0.3,
 )
-RULES = (
-    ("batch", ("data", "fsdp")),
-    ("embed", ("fsdp",)),
-    ("vocab", ("tensor",)),
-    ("heads", ("tensor",)),
-    ("kv_heads", ("tensor",)),
-    ("mlp", ("tensor",)),
-)
-NLL = (nll.Loss(),)
+RULES = settings_lib.RULES
 LAYOUTS = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "mixed": (2, 2, 2)}
 
 

@@ -151,7 +151,7 @@ class Lowering:
         state = self.state(tx, self.trained)
         self.check(name, stage, dict(opt_state=state.opt_state))
         how = dict(dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
-        step = steps.make_sft_step(self.tuned, tx, self.trained, tuple(loss for _, loss in stage.losses), **how)
+        step = steps.make_sft_step(self.tuned, tx, self.trained, stage.objective, **how)
         batch = SFTBatch(self.asked(num), *self.answers(num, jnp.int32, bool))
         arguments = (state, batch, self.key, self.frozen or None, self.together(num))
         self.add(f"{name}/sft_step", step, arguments, 3 * self.forward(num), {})

@@ -29,6 +29,8 @@ ROOMS = {
     "models/families": "read",
 }
 
+RECORDS = ("stages", "losses", "advantages", "rewards/terms")  # rooms whose word is a record's class
+
 
 def is_path(name: str) -> bool:
     """Whether a name is that of a file of the user's own, or of something in it."""

@@ -194,7 +194,7 @@ def chosen(room: str, use: str, path: str):
     """The class that a name chooses; what is wrong with it is said of `path`."""
     try:
         found = choices.load(room, use)
-        if isinstance(found, type) and room != "tasks":
+        if room in choices.RECORDS:
             fields(found)
         return found
     except InputError as error:
@@ -221,22 +221,17 @@ def override(cls, tree: dict, path: str, text: str, prefix: str = "config"):
     node = tree[head]
     if field.kind == "choices":
         return _override_label(field.about["room"], node, rest, text, here)
-    if field.kind == "choice" and not rest:
-        tree[head] = _fill_choice(field.about["room"], text, here)
-    elif field.kind == "choice" and rest == "use":
+    if field.kind == "choice" and rest in ("", "use"):
         tree[head] = _fill_choice(field.about["room"], text, here)
     elif field.kind == "choice":
         override(chosen(field.about["room"], node["use"], here), node, rest, text, here)
     elif field.kind in ("record", "optional") and isinstance(node, dict) and rest:
         override(field.record, node, rest, text, here)
     elif field.kind == "labelled" or field.about.get("parse"):
+        if not rest:
+            raise InputError(f"{here}: it is a group; set one of {listed(node)}")
         if rest not in node:
-            what = (
-                f"set one of {listed(node)}"
-                if not rest
-                else f"unknown key; {nearest(rest, node)}known are {listed(node)}"
-            )
-            raise InputError(f"{here}{'.' * bool(rest)}{rest}: {what if rest else 'it is a group; ' + what}")
+            raise InputError(f"{here}.{rest}: unknown key; {nearest(rest, node)}known are {listed(node)}")
         node[rest] = parse_value(text, node[rest], f"{here}.{rest}")
     elif rest:
         raise InputError(f"{here}.{rest.partition('.')[0]}: unknown key; known are none (it is a value)")
@@ -308,10 +303,11 @@ def parse_value(text: str, current, path: str, hint=None):
 
 def build(cls, tree: dict, path: str):
     """The record of a nested dict (`fill` is called on it), checked: types, ranges, and what the record says of itself."""
-    return _made(cls, fill(cls, tree, path), path)
+    return made(cls, fill(cls, tree, path), path)
 
 
-def _made(cls, tree: dict, path: str):
+def made(cls, tree: dict, path: str):
+    """The same of a tree that is filled."""
     record = cls(**{field.name: _value(field, tree[field.key], f"{path}.{field.key}") for field in fields(cls)})
     if hasattr(record, "check"):
         refuse(record.check(), tree, path)
@@ -331,9 +327,9 @@ def refuse(complaints, tree: dict, path: str):
 def _value(field: Field, value, path: str):
     about = field.about
     if field.kind == "record":
-        return _made(field.record, value, path)
+        return made(field.record, value, path)
     if field.kind == "optional":
-        return None if value is None else _made(field.record, value, path)
+        return None if value is None else made(field.record, value, path)
     if field.kind == "choice":
         return _build_choice(about["room"], value, path)
     if field.kind == "choices":
@@ -354,7 +350,7 @@ def _value(field: Field, value, path: str):
 
 
 def _build_choice(room: str, tree: dict, path: str):
-    return _made(chosen(room, tree["use"], path), {key: node for key, node in tree.items() if key != "use"}, path)
+    return made(chosen(room, tree["use"], path), {key: node for key, node in tree.items() if key != "use"}, path)
 
 
 def leaf(value, kind, path: str, about: dict):

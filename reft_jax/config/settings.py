@@ -4,6 +4,7 @@ A stage's own settings stand in its file (`stages/`), those of a loss, an advant
 """
 
 import dataclasses
+import pathlib
 import re
 
 from reft_jax.config import choices
@@ -376,7 +377,7 @@ class Critic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """What every stage that trains has. Its file adds what is its own."""
+    """What every stage that trains has. Its file adds what is its own, `losses` among it."""
 
     init_from: str = (
         setting()
@@ -395,6 +396,11 @@ class Training:
         """(key, value) of all that say whose parameters it begins with, samples from or evaluates."""
         samples = getattr(self, "sample_from", "")
         return (("init_from", self.init_from), *([("sample_from", samples)] if samples else []))
+
+    @property
+    def objective(self) -> tuple:
+        """All losses, without their labels."""
+        return tuple(loss for _, loss in self.losses)
 
     def check(self):
         covered = self.optim.schedule_epochs
@@ -416,8 +422,6 @@ class Checked(Training):
     def check_in(self, recipe, earlier):
         if self.select == "best" and self.select_on == "dev" and not recipe.data.dev_size:
             yield "select_on", "'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')"
-        if hasattr(self, "sampling"):
-            yield from ((f"sampling.{key}", legal) for key, legal in self.sampling.check_in(recipe.data))
 
 
 def divides(accumulate: int, rows: int, what: str = "batch_size"):
@@ -479,6 +483,10 @@ class Recipe:
     stages: tuple[tuple[str, object], ...]
     kinds: tuple[tuple[str, str], ...]
     logging: Logging = Logging()
+
+    def kind(self, name: str) -> str:
+        """The kind of a stage here ("" for any other name); of a file of the user's own, its name without the folder and .py."""
+        return pathlib.PurePath(dict(self.kinds).get(name, "")).name.partition(".py")[0]
 
     def purpose(self, source: str) -> str:
         """How questions are asked of what `init_from` or `sample_from` names (`data.prompts`): "rollout" where the policy was trained on

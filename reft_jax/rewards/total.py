@@ -22,7 +22,7 @@ class Responses:
     texts: Sequence[str]
     tokens: Sequence[Sequence[int]]
     grades: Sequence[Grade]
-    golds: Sequence[str]
+    gold: Sequence[str]
     lengths: np.ndarray  # int[B] in tokens
     group: np.ndarray  # int[B] which question of the batch
     step: int

@@ -53,7 +53,7 @@ class Actor:
             texts=texts,
             tokens=[row[real].tolist() for row, real in zip(np.asarray(sample.tokens), mask, strict=True)],
             grades=grades,
-            golds=[record.answer for record in records],
+            gold=[record.answer for record in records],
             lengths=mask.sum(1),
             group=np.arange(len(records)) // self.sampler.num_samples,
             step=step,

@@ -82,7 +82,7 @@ def draw(run, name, sampler, params, asked, rows, bar) -> list[list[dict]]:
 def kept(run: Run, name: str, make) -> list[dict]:
     """The lines of <stage>/<kind>.jsonl, made by make() -> lines if the file is not there; then what was drawn for it is removed. Every
     process gets the same lines."""
-    path = run.folder(name) / f"{dict(run.config.stages)[name].kind}.jsonl"
+    path = run.folder(name) / f"{run.config.kind(name)}.jsonl"
     there = path.exists()
     distributed.barrier(f"all have looked for {path}")
     if not there:

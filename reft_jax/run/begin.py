@@ -117,8 +117,7 @@ def check_stored(folder: pathlib.Path, where: str, ours: dict, *, classifier: bo
 
 
 def _read(run: Run, folder: pathlib.Path, source: str) -> dict:
-    stage = dict(run.config.stages).get(source)
-    ranks = stage is not None and stage.kind == "reranker"
+    ranks = run.config.kind(source) == "reranker"
     stored = check_stored(folder, f"init_from={source}", models.shapes(run.model), classifier=ranks)
     return checkpoint.read_params(folder, models.param_shardings(run.model, stored))
 

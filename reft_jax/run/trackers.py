@@ -131,7 +131,7 @@ class Wandb:
                 reinit="finish_previous",
                 name=f"{run.workdir.name}/{name}",
                 group=run.workdir.name,
-                job_type=dict(run.config.stages)[name].kind,
+                job_type=run.config.kind(name),
                 config=json.loads((run.workdir / "config.json").read_text()),
                 settings=wandb.Settings(console="off", silent=True),
             )

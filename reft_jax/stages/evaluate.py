@@ -36,8 +36,6 @@ class Stage:
     # label -> the reranker stage that ranks its samples
     rerankers: tuple[tuple[str, str], ...] = labelled("reranker stage", default=())
 
-    kind = "evaluate"
-
     def sources(self) -> tuple:
         return self.checkpoints
 
@@ -66,14 +64,13 @@ class Stage:
                     "checkpoints",
                     f"label {label!r} cannot be used: it is a folder's name, and no other evaluation may have it",
                 )
-        rankers = [name for name, stage in earlier.items() if getattr(stage, "kind", "") == "reranker"]
+        rankers = [name for name in earlier if recipe.kind(name) == "reranker"]
         for label, source in self.rerankers:
             if source not in rankers:
                 yield (
                     f"rerankers.{label}",
                     f"it must name an earlier stage of kind reranker: legal are {listed(rankers)}",
                 )
-        yield from ((f"sampling.{key}", legal) for key, legal in self.sampling.check_in(recipe.data))
 
     def rows(self) -> dict:
         return {"batch_size": self.batch_size}

@@ -20,8 +20,6 @@ from reft_jax.run.run import Run
 class Stage:
     init_from: str = setting()
 
-    kind = "export"
-
     def sources(self) -> tuple:
         return (("init_from", self.init_from),)
 

@@ -74,7 +74,6 @@ class Stage(Checked):
     # computes; 0 = 1e-4 with compute_dtype float32, 0.05 with bfloat16.
     max_logp_gap: float = setting(0, default=0.0)
 
-    kind = "reft"
     explores = True
     learns_from_grades = True
 
@@ -86,7 +85,7 @@ class Stage(Checked):
     @property
     def objective(self) -> tuple:
         """All losses: those of `losses`, and those that the advantage's settings bring along."""
-        return tuple(loss for _, loss in self.losses) + owned(self.advantage)
+        return super().objective + owned(self.advantage)
 
     @property
     def keeps_reference(self) -> bool:

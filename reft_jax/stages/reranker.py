@@ -40,7 +40,6 @@ class Stage(Training):
     accumulate: int = setting(1, default=1)
     losses: tuple = choices_of("losses", default=dict(classifier={}))
 
-    kind = "reranker"
     learns_from_grades = True
 
     def check(self):
@@ -52,7 +51,6 @@ class Stage(Training):
 
     def check_in(self, recipe, earlier):
         yield from source_answers(self, earlier)
-        yield from ((f"sampling.{key}", legal) for key, legal in self.sampling.check_in(recipe.data))
 
     def rows(self) -> dict:
         return {"batch_size": self.batch_size // self.accumulate, "sample_batch_size": self.sample_batch_size}
@@ -67,17 +65,13 @@ class Stage(Training):
         head = at.parameters(model, head)
         whole_model = at.parameters(model, models.shapes(model))
         state = at.state(tx, at.trained | head)
-        step = make_classifier_step(at.tuned, tx, at.trained | head, objective(self), accumulate=self.accumulate)
+        step = make_classifier_step(at.tuned, tx, at.trained | head, self.objective, accumulate=self.accumulate)
         read = at.rows((num, at.length), jnp.int32), at.rows((num, at.length), bool)
         batch = ClassifierBatch(*read, at.rows((num,), bool))
         flops = at.forward(num, logits=0)
         at.add(f"{name}/classifier_step", step, (state, batch, at.frozen or None), 3 * flops, {})
         score = models.make_classifier_score(model)
         at.add(f"{name}/classifier_score", score, (whole_model | head, *read), flops, {})
-
-
-def objective(stage: Stage) -> tuple:
-    return tuple(loss for _, loss in stage.losses)
 
 
 def run(name: str, stage: Stage, run: Run):
@@ -99,7 +93,7 @@ def run(name: str, stage: Stage, run: Run):
     head = init_classifier(run.model, key_of(run.config.seed, name, 0, INIT))
     params = {key: node for key, node in params.items() if key != "value_head"} | {"classifier": head}
     train_step = make_classifier_step(
-        run.tuned, tx, params, objective(stage), accumulate=stage.accumulate, frozen=frozen
+        run.tuned, tx, params, stage.objective, accumulate=stage.accumulate, frozen=frozen
     )
 
     def update(state, step, chosen):

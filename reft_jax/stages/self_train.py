@@ -59,7 +59,6 @@ class Stage(Checked):
     reduce: str = setting(one_of=("token", "sequence"), default="token")
     log_samples: int = setting(0, default=16, free=True)  # online: responses a step that samples.jsonl keeps
 
-    kind = "self_train"
     learns_from_grades = True
 
     @property
@@ -104,15 +103,11 @@ class Stage(Checked):
         state = at.state(tx, at.trained)
         beside = dict(opt_state=state.opt_state)
         at.check(name, self, beside)
-        step = make_self_train_step(at.tuned, tx, at.trained, objective(self), **how(self))
+        step = make_self_train_step(at.tuned, tx, at.trained, self.objective, **how(self))
         batch = MixedBatch(at.asked(num), *at.answers(num, jnp.int32, bool), at.rows((num,), bool))
         arguments = (state, batch, at.key, at.frozen or None, at.together(num))
         at.add(f"{name}/self_train_step", step, arguments, 3 * at.forward(num), {})
         at.sampling(name, at.tuned, at.everything, self.sampling, self.sample_batch_size, self.num_samples, beside)
-
-
-def objective(stage: Stage) -> tuple:
-    return tuple(loss for _, loss in stage.losses)
 
 
 def how(stage: Stage) -> dict:
@@ -236,7 +231,7 @@ def learn_online(name: str, stage: Stage, run: Run):
     log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
     state = log.state
     actor = actor_lib.Actor(name, stage, run, stage.sample_batch_size)
-    train_step = make_self_train_step(run.tuned, tx, state.params, objective(stage), frozen=frozen, **how(stage))
+    train_step = make_self_train_step(run.tuned, tx, state.params, stage.objective, frozen=frozen, **how(stage))
 
     for step in log.steps():
         clock = [time.monotonic()]

@@ -23,8 +23,6 @@ class Stage(Checked):
     losses: tuple = choices_of("losses", default=dict(nll={}))
     reduce: str = setting(one_of=("token", "sequence"), default="token")
 
-    kind = "sft"
-
     def check(self):
         yield from super().check()
         yield from divides(self.accumulate, self.batch_size)
@@ -33,7 +31,7 @@ class Stage(Checked):
 
     def check_in(self, recipe, earlier):
         yield from super().check_in(recipe, earlier)
-        if self.continue_run and getattr(earlier.get(self.init_from), "kind", "") != "sft":
+        if self.continue_run and not hasattr(earlier.get(self.init_from), "continue_run"):
             yield "continue_run", f"init_from must name an earlier sft stage to go on with; got {self.init_from!r}"
 
     def rows(self) -> dict:

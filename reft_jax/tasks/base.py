@@ -3,14 +3,18 @@
 import dataclasses
 
 from reft_jax.data import files, prompts, splits
-from reft_jax.data.records import Record, Splits
+from reft_jax.data.records import Splits
 from reft_jax.errors import InputError
 from reft_jax.tasks import tfds
 
 
 @dataclasses.dataclass(frozen=True)
 class FromFiles:
-    """A task of files (`config.data.train_file`, `test_file`), or with the source "tfds" of TensorFlow Datasets where no file is named."""
+    """A task of files (`config.data.train_file`, `test_file`), or with the source "tfds" of TensorFlow Datasets where no file is named.
+
+    A task adds read(objects, data, *, split, complaints=None) -> the records of (place, object) pairs, read as `data` says (cot,
+    calculator_marks). With a list `complaints`, what is wrong goes there and reading goes on (`files.telling`).
+    """
 
     kind = "number"
     sources = ("files",)
@@ -20,11 +24,6 @@ class FromFiles:
     def check(self, data):
         if data.questions_file:
             yield "questions_file", f"it is for stories, and the task is {data.task!r}"
-
-    def read(self, objects, data, *, split: str, complaints: list | None = None) -> tuple[Record, ...]:
-        """The records of (place, object) pairs, read as `data` says (cot, calculator_marks). With a list `complaints`, what is wrong goes
-        there and reading goes on (`files.telling`)."""
-        raise NotImplementedError
 
     def load(self, data) -> Splits:
         notes, found = [], {}

@@ -35,7 +35,7 @@ def learn(name: str, stage, run: Run, encoded, *, goes_on_with: str = "", **fact
         run.tuned,
         tx,
         params,
-        tuple(loss for _, loss in stage.losses),
+        stage.objective,
         dropout=stage.dropout,
         accumulate=stage.accumulate,
         reduce=stage.reduce,
