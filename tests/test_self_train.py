@@ -20,7 +20,7 @@ from reft_jax.training import steps
 from reft_jax.training.optim import make_optimizer
 from reft_jax.training.steps_supervised import MixedBatch, make_self_train_step
 from reft_jax.types import Outputs
-from tests import runs, tiny
+from tests import reference, runs, tiny
 
 SPEC = "tests/stages_config.py"
 
@@ -130,20 +130,24 @@ def make_step(model, tx, params, **changes):
     return make_self_train_step(model, tx, params, stage.objective, **self_train.how(stage))
 
 
+@pytest.mark.parametrize("nll", [None, 0.3])
 @pytest.mark.parametrize("reduce", ["token", "sequence"])
-def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce):
+def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce, nll):
+    """Also with a loss beside its own, which is of all sequences alike."""
+    losses = dict(own_gold={}) | ({} if nll is None else dict(nll=nll))
     batch = tiny.sft_batch(np.random.default_rng(1), PROMPTS, [*OWN_LENGTHS, *GOLD_LENGTHS])
     tx = make_optimizer(tiny.optim(), 10)
     results = []
     for where, parts in (("one", 1), ("mixed", 2)):
         model = tiny.model(where)
         params = tiny.params(model)
-        step = make_step(model, tx, params, reduce=reduce, accumulate=parts)
+        step = make_step(model, tx, params, losses=losses, reduce=reduce, accumulate=parts)
         rows = model.layout.batch(MixedBatch(batch.prompts, batch.tokens, batch.mask, OWN))
         results.append(jax.device_get(step(steps.init_state(model, tx, params), rows, jax.random.key(0))))
     logp = steps.token_outputs(tiny.model(), tiny.params(tiny.model()), batch.prompts, batch.tokens, batch.mask)[0]
     for state, metrics in results:
         expected = oracle(-np.asarray(logp), batch.mask, reduce, 0.5, 0.5)[0]
+        expected += (nll or 0.0) * reference.sft_loss(logp, batch.mask, reduce=reduce)
         assert metrics["self_train/loss"] == pytest.approx(expected, rel=1e-5)
         tiny.assert_trees_close(state, results[0][0], rtol=1e-4, atol=1e-5)
 

@@ -9,29 +9,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from reft_jax import masked
 from reft_jax.config.records import setting
 
 
 def token_weights(mask: jax.Array, own: jax.Array, *, reduce: str) -> jax.Array:
-    """f32[B, R], so that the mean of weight * x over all True of mask bool[B, R] and one group's rows is that group's `masked.reduce`
-    of x. own bool[B] says whose rows are whose. Computed of the whole batch, it makes the loss the same for any split of it."""
-    lengths = mask.sum(1).astype(jnp.float32)
-    everything = jnp.maximum(lengths.sum(), 1.0)
+    """f32[B, R], so that `masked.reduce` of weight * x over one group's rows of mask bool[B, R] and 0 elsewhere is the reduce of x over that
+    group alone. own bool[B] says whose rows are whose. Computed of the whole batch, it makes the loss the same for any split of it."""
+    count = mask.sum(1) if reduce == "token" else mask.any(1)  # of what the mean is of, in each row
+    count = count.astype(jnp.float32)
 
     def of(group):
-        if reduce == "token":
-            return jnp.full_like(lengths, 1.0) / jnp.maximum(jnp.where(group, lengths, 0.0).sum(), 1.0)
-        sequences = (group & (lengths > 0)).sum().astype(jnp.float32)
-        return 1.0 / (jnp.maximum(lengths, 1.0) * jnp.maximum(sequences, 1.0))
+        return count.sum() / jnp.maximum(jnp.where(group, count, 0.0).sum(), 1.0)
 
-    weights = everything * jnp.where(own, of(own), of(~own))
-    return jnp.where(mask, weights[:, None], 0.0)
+    return jnp.where(mask, jnp.where(own, of(own), of(~own))[:, None], 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """`weights` are `token_weights`, made of the whole batch before it is split, so that the mean is over all tokens."""
+    """`weights` are `token_weights`, made of the whole batch before it is split, by the reduce that `mean` has too."""
 
     coef: float = setting(0, default=1.0)
     own: float = setting(0, default=0.5)
@@ -48,8 +43,7 @@ class Loss:
     def __call__(self, out, batch, mean):
         mask, own = batch.mask, batch.own[:, None]
         nll = -jnp.where(mask, out.logp, 0.0) * batch.weights
-        own_loss = masked.mean(jnp.where(own, nll, 0.0), mask)
-        gold_loss = masked.mean(jnp.where(own, 0.0, nll), mask)
+        own_loss, gold_loss = mean(jnp.where(own, nll, 0.0)), mean(jnp.where(own, 0.0, nll))
         return self.own * own_loss + self.gold * gold_loss, {
             "self_train/own_loss": own_loss,
             "self_train/gold_loss": gold_loss,

@@ -44,11 +44,9 @@ def make_self_train_step(
         return loss, {"self_train/loss": loss} | metrics
 
     def step(state, batch, key, frozen=None, packing=None):
-        weights = token_weights(batch.mask, batch.own, reduce=reduce)
+        whole = batch.replace(weights=token_weights(batch.mask, batch.own, reduce=reduce))
         loss = functools.partial(loss_fn, key=key, frozen=frozen)
-        # the weights are of all tokens, whatever `reduce` is: see `token_weights`
-        whole = batch.replace(weights=weights)
-        grads, metrics = steps.accumulated_grads(loss, state.params, whole, accumulate, "token", packing)
+        grads, metrics = steps.accumulated_grads(loss, state.params, whole, accumulate, reduce, packing)
         state, metrics = steps.apply_grads(model, tx, state, grads, metrics)
         return state.replace(step=state.step + 1), metrics
 
