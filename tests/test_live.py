@@ -39,8 +39,7 @@ def stand_in(workdir, **logging):
     """What trackers and profiler read of a run."""
     (workdir / "reft").mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text('{"config": {"seed": 0}}')
-    stages = (("reft", types.SimpleNamespace(kind="reft")),)
-    config = types.SimpleNamespace(logging=settings_lib.Logging(**logging), stages=stages)
+    config = types.SimpleNamespace(logging=settings_lib.Logging(**logging), kind=lambda name: name)
     return types.SimpleNamespace(workdir=workdir, config=config, folder=lambda name: workdir / name)
 
 

@@ -12,6 +12,7 @@ import pytest
 from reft_jax import models
 from reft_jax.config import records
 from reft_jax.config import settings as settings_lib
+from reft_jax.losses import nll
 from reft_jax.mesh import sharding
 from reft_jax.sampling import decode
 from reft_jax.stages import reft
@@ -37,6 +38,7 @@ ARCH = settings_lib.Arch(
     init_std=0.3,
 )
 RULES = settings_lib.RULES
+NLL = (nll.Loss(),)
 LAYOUTS = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "mixed": (2, 2, 2)}
 
 
