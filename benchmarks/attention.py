@@ -171,8 +171,10 @@ def training_program(what, model, rows, length):
 
     from benchmarks import common
     from reft_jax import models
-    from reft_jax.training import optim, steps
-    from reft_jax.types import PPOBatch, Prompts, TrainState
+    from reft_jax.training import optim, scoring
+    from reft_jax.training.state import state_shardings
+    from reft_jax.training.update import make_update
+    from reft_jax.types import Batch, Prompts, TrainState
 
     def table(width, dtype):
         return jax.ShapeDtypeStruct(
@@ -186,13 +188,14 @@ def training_program(what, model, rows, length):
     params = models.shapes(model) | {"value_head": head}
     if what == "score":
         params = placed(params, models.param_shardings(model, params))
-        return steps.make_score(model).lower(params, params, prompts, tokens, mask)
+        return scoring.make_score(model).lower(params, params, prompts, tokens, mask)
     stage = common.reft_stage(rows, rows, lr=1e-5, kl_coef=0.05)
     tx = optim.make_optimizer(stage.optim, 100)
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), number), params, tx.init(params)), params)
-    state = placed(state, steps.state_shardings(model, tx, params))
-    batch = PPOBatch(prompts, tokens, mask, *(reals,) * 4)
-    step = steps.make_ppo_step(model, tx, params, stage.objective, accumulate=1, reduce=stage.reduce)
+    state = placed(state, state_shardings(model, tx, params))
+    columns = dict.fromkeys(("old_logp", "old_values", "adv", "returns"), reals)
+    batch = Batch(prompts, tokens, mask, columns)
+    step = make_update(model, tx, params, stage.objective, name="ppo", **stage.how)
     return step.lower(state, batch, jax.ShapeDtypeStruct((rows,), number))
 
 

@@ -5,7 +5,7 @@ tokens whose lengths are geometric (mean 130, at most 400), random scores. An up
 values of the policy, log-probabilities of the frozen reference), advantages, and two epochs of minibatches of 16 with
 AdamW and clipped gradients.
 
-- ours: `steps.make_score`, `make_advantages` and `make_ppo_step`, called as `stages/reft.py` calls them: with remat=dots, and
+- ours: `scoring.make_score`, `make_advantages` and `update.make_update`, called as `stages/reft.py` calls them: with remat=dots, and
   several sequences in a row (`data/packing.py`).
 - torch: the same as the ReFT authors' code has it: transformers' model with a linear value head on the last hidden
   state, a second model as reference, logits of all positions, log_softmax and gather, clipped losses, AdamW. The same
@@ -68,21 +68,22 @@ class Ours:
         from reft_jax import models
         from reft_jax.config import settings
         from reft_jax.mesh import sharding
-        from reft_jax.training import steps
+        from reft_jax.training import scoring
         from reft_jax.training.optim import make_optimizer
+        from reft_jax.training.state import init_state
+        from reft_jax.training.update import make_update
 
         layout = sharding.make_layout(settings.Mesh(1, 1, 1), jax.devices()[:1])
         self.model, params = common.make_model(given, layout=layout, remat="block" if given.remat else "dots")
         tx = make_optimizer(stage.optim, 1000)
         self.reference, self.stage = params, stage
         params = models.with_critic(self.model, params, jax.random.key(1), stage.critic)
-        self.state = steps.init_state(self.model, tx, params)
+        self.state = init_state(self.model, tx, params)
         self.score_fn, self.advantages_fn = (
-            steps.make_score(self.model, most=stage.ppo.part_size),
-            steps.make_advantages(stage.advantage),
+            scoring.make_score(self.model, most=stage.ppo.part_size),
+            scoring.make_advantages(stage.advantage),
         )
-        how = dict(accumulate=stage.ppo.accumulate, reduce=stage.reduce)
-        self.ppo_step = steps.make_ppo_step(self.model, tx, self.state.params, stage.objective, **how)
+        self.ppo_step = make_update(self.model, tx, self.state.params, stage.objective, name="ppo", **stage.how)
         self.engine = rollout.make_engine(self.model, load)
 
     def sample(self, load):

@@ -29,6 +29,11 @@ def last(mask: jax.Array) -> jax.Array:
     return mask & (jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1)
 
 
+def reach(mask):
+    """bool[B, R]: True through the last True of each row, over holes. NumPy or JAX."""
+    return mask[:, ::-1].cumsum(1)[:, ::-1] > 0
+
+
 def reduce(x: jax.Array, mask: jax.Array, how: str, length: int = 0) -> jax.Array:
     """Scalar of x f32[B, R]: "token" = mean over all real tokens; "sequence" = mean over each row's tokens, then over rows;
     "constant" = sum over all real tokens / (B length), length the longest that a response may be (0 = R)."""

@@ -5,6 +5,7 @@ Prompts are left-padded and responses right-padded, so that every RL array is re
 response token t and the state that emitted it. Masks are bool, True = real.
 """
 
+import typing
 from typing import Any
 
 import flax.struct
@@ -41,30 +42,58 @@ class Rollout(flax.struct.PyTreeNode):
 
 
 class Outputs(flax.struct.PyTreeNode):
-    """What the model says of a batch; None where no loss needs it."""
+    """What the model says of a batch; None where no loss needs it (`needs` names these fields)."""
 
     logp: jax.Array | None = None  # f32[B, R] of the response tokens
-    entropy: jax.Array | None = None  # f32[B, R]
-    values: jax.Array | None = None  # f32[B, R]; None without a critic
+    entropy: jax.Array | None = None  # f32[B, R] of the next-token distribution, nats
+    values: jax.Array | None = None  # f32[B, R] of the critic
+    hidden: jax.Array | None = None  # [B, R, D] the states that emit the response tokens
+    ref_logp: jax.Array | None = None  # f32[B, R] of the frozen reference, computed in the update
+    ref_kl: jax.Array | None = None  # f32[B, R] KL(policy || reference) over the whole vocabulary
+    attention_row: jax.Array | None = (
+        None  # f32[B, R] last layer's weights, mean over heads, of the last response token's query
+    )
     right_logits: jax.Array | None = None  # f32[B] of "the answer is right"
 
 
-class SFTBatch(flax.struct.PyTreeNode):
-    prompts: Prompts
-    tokens: jax.Array  # i32[B, R] the target: CoT and end-of-sequence
-    mask: jax.Array  # bool[B, R]
+class Column(typing.NamedTuple):
+    axes: str  # letters as above; T = P + R, S = T
+    dtype: str
+    meaning: str
 
 
-class PPOBatch(flax.struct.PyTreeNode):
-    prompts: Prompts
-    tokens: jax.Array  # i32[B, R]
-    mask: jax.Array  # bool[B, R]
-    old_logp: jax.Array  # f32[B, R]
-    old_values: jax.Array | None  # f32[B, R]; None without a critic
-    adv: jax.Array  # f32[B, R] scaled as the advantage does
-    returns: jax.Array | None  # f32[B, R]; None without a critic
-    weights: jax.Array | None = None  # f32[B, R] of the policy loss (truncated importance weights); None = 1
-    ref_logp: jax.Array | None = None  # f32[B, R] of the frozen reference, where the loss has the KL to it
+# What a batch may hold beside its sequences. Slicing, sharding, packing, `compile` and the tests' random batches follow from it.
+COLUMNS = {
+    "old_logp": Column("BR", "float32", "log-probability by the policy that answered, of the training forward"),
+    "old_values": Column("BR", "float32", "the critic's values before the step's updates"),
+    "adv": Column("BR", "float32", "advantage, scaled as its estimator does"),
+    "returns": Column("BR", "float32", "what the critic learns"),
+    "weights": Column("BR", "float32", "a factor of each token's loss (importance, shares of a group)"),
+    "ref_logp": Column("BR", "float32", "log-probability by the frozen reference"),
+    "own": Column("B", "bool", "an own response, and not a gold one"),
+    "right": Column("B", "bool", "the response's answer is right"),
+    "inputs": Column("BR", "int32", "what is read in the targets' places, where that is not the targets"),
+    "positions": Column("BT", "int32", "positions, where they do not count the real tokens before"),
+    "attention": Column("BTS", "bool", "which earlier tokens each token sees, where that is not all real ones"),
+}
+
+
+class Batch(flax.struct.PyTreeNode):
+    """What an update learns from; a column of COLUMNS is an attribute (`batch.adv`)."""
+
+    prompts: Prompts | None  # None: `tokens` are whole sequences
+    tokens: jax.Array  # i32[B, R] right-padded
+    mask: jax.Array  # bool[B, R] which of them are learnt
+    columns: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+
+    def put(self, **columns):
+        """The batch with these columns, beside its others or in their place."""
+        return self.replace(columns=self.columns | columns)
+
+    def __getattr__(self, name):
+        if name in COLUMNS:
+            return self.columns.get(name)  # None where the batch has it not
+        raise AttributeError(f"{name!r} is no column of a batch; types.COLUMNS has {', '.join(COLUMNS)}")
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -100,8 +100,12 @@ def slope(function, x, mask, step=1e-6):
 # ------------------------------------------------------------------ the decoder
 
 
-def llama_logits(arch, params, tokens):
-    """[T, V] of one unpadded sequence: Llama (arXiv 2302.13971) with grouped queries, one head and one position at a time."""
+def llama_logits(arch, params, tokens, *, positions=None, seen=None, attention=None):
+    """[T, V] of one unpadded sequence: Llama (arXiv 2302.13971) with grouped queries, one head and one position at a time.
+
+    positions: where the tokens stand (None = 0, 1, ...). seen bool[T, T]: which earlier ones each sees (None = all). attention: a list that
+    gets of each layer, token and head the weights on the tokens up to it."""
+    positions = range(len(tokens)) if positions is None else positions
     p = {name: value for name, value in params.items()}
     embed = np.asarray(p["embed"]["kernel"], np.float64)
 
@@ -126,7 +130,7 @@ def llama_logits(arch, params, tokens):
 
         normed = [norm(h, block["attention_norm"]["scale"][i]) for h in x]
         keys = [
-            [turn(h @ kernel("attention", "k")[:, g], t) for g in range(arch.num_kv_heads)]
+            [turn(h @ kernel("attention", "k")[:, g], positions[t]) for g in range(arch.num_kv_heads)]
             for t, h in enumerate(normed)
         ]
         values = [[h @ kernel("attention", "v")[:, g] for g in range(arch.num_kv_heads)] for h in normed]
@@ -135,9 +139,13 @@ def llama_logits(arch, params, tokens):
             total = np.zeros(arch.dim)
             for head in range(arch.num_heads):
                 group = head // (arch.num_heads // arch.num_kv_heads)
-                query = turn(h @ kernel("attention", "q")[:, head], t)
+                query = turn(h @ kernel("attention", "q")[:, head], positions[t])
                 scores = [query @ keys[s][group] / math.sqrt(arch.head_dim) for s in range(t + 1)]
                 weights = np.exp(np.array(scores) - max(scores))
+                if seen is not None:
+                    weights = weights * seen[t, : t + 1]
+                if attention is not None:
+                    attention.append((i, t, head, weights / weights.sum()))
                 mixed = sum(w * values[s][group] for s, w in enumerate(weights / weights.sum()))
                 total += mixed @ kernel("attention", "o")[head]
             attended.append(x[t] + total)

@@ -11,7 +11,8 @@ import pytest
 from reft_jax import models
 from reft_jax.config import settings
 from reft_jax.run import checkpoint
-from reft_jax.training import optim, steps
+from reft_jax.training import optim, scoring
+from reft_jax.training.state import init_state
 from tests import runs, tiny
 
 LORA = settings.Lora(rank=3, alpha=6.0, targets=r"attention\.[qvo]|mlp\.down")
@@ -65,24 +66,24 @@ def test_merged_weights_are_the_equations_and_give_the_adapters_logits():
     tiny.assert_trees_equal(base["blocks"]["attention"]["k"], merged["blocks"]["attention"]["k"])
 
 
-@pytest.mark.parametrize("where", ["one", "fsdp", "mixed"])
+@pytest.mark.parametrize("where", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("one", "fsdp")), "mixed"])
 def test_training_moves_adapters_alone_and_its_loss_is_the_merged_models(where):
     model, base, adapters = adapted(where)
     before = jax.tree.map(np.array, base)
     batch = tiny.sft_batch(np.random.default_rng(3), [6, 2, 4, 5, 6, 1, 3, 4], [7, 3, 5, 1, 2, 6, 7, 4])
     batch = model.layout.batch(batch)
-    step = steps.make_sft_step(model, TX, adapters, tiny.NLL, frozen=base, dropout=0.0, accumulate=2, reduce="token")
-    state = steps.init_state(model, TX, adapters)
+    step = tiny.sft_step(model, TX, adapters, frozen=base, accumulate=2)
+    state = init_state(model, TX, adapters)
     moments = jax.tree.leaves(state.opt_state)
     assert sum(x.size for x in moments) <= 2 * sum(x.size for x in jax.tree.leaves(adapters)) + 5
-    state, metrics = step(state, batch, jax.random.key(0))
+    state, metrics = step(state, batch, key=jax.random.key(0))
     tiny.assert_trees_equal(before, jax.tree.map(np.array, base))
     assert jax.tree.structure(state.params) == jax.tree.structure(adapters)
     changed = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), state.params, adapters)
     assert all(change > 1e-4 for change in jax.tree.leaves(changed))
 
     def loss(tree):  # the same loss as a function of the merged weights
-        hidden = steps.response_states(tiny.model(None), tree, batch.prompts, batch.tokens, batch.mask)
+        hidden = scoring.outputs(tiny.model(None), tree, batch, needs=("hidden",)).hidden
         logp, _ = models.token_logp(tiny.model(None), tree, hidden, batch.tokens)
         return -jnp.where(batch.mask, logp, 0).sum() / batch.mask.sum().astype(jnp.float32)
 
@@ -95,14 +96,14 @@ def test_ppo_with_adapters_scores_the_base_as_reference():
     batch = tiny.ppo_batch(np.random.default_rng(0), [6, 3, 4, 5, 2, 6, 1, 4], [7, 3, 5, 1, 2, 6, 7, 4])
     head = {"value_head": {"kernel": jnp.ones(16) / 4, "bias": jnp.zeros(())}}
     policy = models.join(models.join(base, adapters), head)
-    score = steps.make_score(model, tiny.model())
+    score = scoring.make_score(model, tiny.model())
     logp, ref_logp, _, _ = score(policy, base, batch.prompts, batch.tokens, batch.mask)
-    alone, same, _, _ = steps.make_score(tiny.model())(base | head, base, batch.prompts, batch.tokens, batch.mask)
+    alone, same, _, _ = scoring.make_score(tiny.model())(base | head, base, batch.prompts, batch.tokens, batch.mask)
     np.testing.assert_array_equal(np.asarray(ref_logp)[batch.mask], np.asarray(same)[batch.mask])
     assert np.abs(np.asarray(logp) - np.asarray(alone))[batch.mask].max() > 0.01
     trained = adapters | head
     step = tiny.ppo_step(model, TX, trained, tiny.ppo(), frozen=base)
-    state, _ = step(steps.init_state(model, TX, trained), batch, np.arange(8, dtype=np.int32))
+    state, _ = step(init_state(model, TX, trained), batch, np.arange(8, dtype=np.int32))
     assert set(state.params) == {"blocks", "value_head"}
 
 
@@ -158,7 +159,7 @@ def test_a_quantized_base_lies_where_the_mesh_wants_it(base):
     assert not frozen["blocks"]["mlp"]["up"]["kernel_q"].is_fully_replicated
 
 
-@pytest.mark.parametrize("where", ["one", "mixed"])
+@pytest.mark.parametrize("where", [pytest.param("one", marks=pytest.mark.slow), "mixed"])
 def test_training_over_a_quantized_base_leaves_it_as_it_was(where):
     pytest.importorskip("qwix")
     model, params, adapters = adapted(where)
@@ -166,11 +167,11 @@ def test_training_over_a_quantized_base_leaves_it_as_it_was(where):
     frozen = models.quantize_base(model, params)
     before = jax.tree.map(np.array, frozen)
     batch = tiny.sft_batch(np.random.default_rng(3), [6, 2, 4, 5, 6, 1, 3, 4], [7, 3, 5, 1, 2, 6, 7, 4])
-    step = steps.make_sft_step(model, TX, adapters, tiny.NLL, frozen=frozen, dropout=0.0, accumulate=1, reduce="token")
-    state = steps.init_state(model, TX, adapters)
+    step = tiny.sft_step(model, TX, adapters, frozen=frozen)
+    state = init_state(model, TX, adapters)
     losses = []
     for _ in range(5):
-        state, metrics = step(state, model.layout.batch(batch), jax.random.key(0))
+        state, metrics = step(state, model.layout.batch(batch), key=jax.random.key(0))
         losses.append(float(metrics["sft/loss"]))
     assert losses[-1] < losses[0] - 0.05
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(frozen), strict=True):

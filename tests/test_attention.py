@@ -79,7 +79,7 @@ def test_a_slot_s_token_sees_what_the_plain_way_shows_it(dtype, head_dim, group,
             assert np.isfinite(ours[row]).all()
 
 
-@pytest.mark.parametrize("where", ["one", "mixed"])
+@pytest.mark.parametrize("where", [pytest.param("one", marks=pytest.mark.slow), "mixed"])
 def test_slots_sample_the_same_with_the_kernel(where):
     model = tiny.model(where, arch(windows=(0, 7)))
     drawn = []

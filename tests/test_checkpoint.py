@@ -14,8 +14,8 @@ from reft_jax import models
 from reft_jax.errors import InputError, RunError
 from reft_jax.run import checkpoint
 from reft_jax.run.checkpoint import Checkpoints
-from reft_jax.training import steps
 from reft_jax.training.optim import make_optimizer
+from reft_jax.training.state import init_state
 from tests import runs, tiny
 
 TX = make_optimizer(tiny.optim(weight_decay=0.1), 10)
@@ -24,7 +24,7 @@ TX = make_optimizer(tiny.optim(weight_decay=0.1), 10)
 def state_on(where, seed=0, step=3):
     """A TrainState with nothing in it zero."""
     model = tiny.model(where)
-    state = steps.init_state(model, TX, tiny.params(model, seed, value_head=True))
+    state = init_state(model, TX, tiny.params(model, seed, value_head=True))
     moments = jax.tree.map(lambda x: x + 0.1 if x.dtype == jnp.float32 else x + 5, state.opt_state)
     return state.replace(step=state.step + step, opt_state=moments)
 
@@ -68,7 +68,7 @@ def test_restore_gives_back_every_bit_and_the_progress(state, open_checkpoints):
 def test_bfloat16_parameters_survive(open_checkpoints):
     model = tiny.model("one", param_dtype="bfloat16")
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params(model))
-    state = steps.init_state(model, TX, params)
+    state = init_state(model, TX, params)
     checkpoints = open_checkpoints()
     checkpoints.save(1, state, progress())
     tiny.assert_trees_equal(checkpoints.restore(1, state)[0], state)

@@ -268,9 +268,8 @@ def test_moments_on_the_host_leave_their_bytes_on_the_chips(capsys):
     assert away < there / 2  # parameters and two moments, or parameters alone (and the batch)
 
 
-@pytest.mark.parametrize(
-    "mesh", [pytest.param("data=8,fsdp=1,tensor=1", marks=pytest.mark.slow), "data=2,fsdp=2,tensor=2"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8,fsdp=1,tensor=1", "data=2,fsdp=2,tensor=2"])
 def test_the_demo_compiles_for_eight_tpus(mesh, capsys):
     tpu()
     pack = f"--config.data.pack={'tensor=2' in mesh}"

@@ -13,8 +13,8 @@ from reft_jax import masked, models, sampling
 from reft_jax.config import choices
 from reft_jax.errors import InputError
 from reft_jax.losses import nll
-from reft_jax.training import steps
-from reft_jax.types import Outputs, Prompts
+from reft_jax.training import scoring
+from reft_jax.types import Batch, Outputs, Prompts
 from tests import families, tiny
 
 pytest.importorskip("torch")
@@ -161,7 +161,7 @@ def test_gradients_of_an_sft_step_are_those_of_autograd(case, folder):
     prompts = Prompts(TOKENS[:, :prompt], np.ones((3, prompt), bool), np.arange(3, dtype=np.int32))
 
     def loss(params):
-        hidden = steps.response_states(model, params, prompts, TOKENS[:, prompt:total], mask)
+        hidden = scoring.outputs(model, params, Batch(prompts, TOKENS[:, prompt:total], mask), needs=("hidden",)).hidden
         logp, _ = models.token_logp(model, params, hidden, TOKENS[:, prompt:total])
         return nll.Loss()(Outputs(logp=logp), None, masked.Mean(mask, "token"))[0]
 

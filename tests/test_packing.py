@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from reft_jax.data import packing
-from reft_jax.training import steps
+from reft_jax.training import scoring
+from reft_jax.training.state import init_state
 from tests import tiny
 
 PROMPTS = [6, 1, 3, 2, 5, 1, 4, 2]
@@ -100,7 +101,7 @@ def test_scores_are_the_unpacked_ones(where, arch):
     model = tiny.model(where, ARCHS[arch])
     params, (batch, _) = tiny.params(model, value_head=True), batches()
     given = (params, tiny.params(model, seed=1), batch.prompts, batch.tokens, batch.mask)
-    score = steps.make_score(model, temperature=0.7)
+    score = scoring.make_score(model, temperature=0.7)
     for ours, theirs in zip(score(*given, packed(model, batch, np.arange(8))), score(*given), strict=True):
         np.testing.assert_allclose(np.where(batch.mask, ours, 0), np.where(batch.mask, theirs, 0), atol=2e-5)
 
@@ -112,32 +113,45 @@ def test_scores_of_some_rows_at_a_time_are_those_of_all(where, most, together):
     params, (batch, _) = tiny.params(model, value_head=True), batches()
     given = [params, tiny.params(model, seed=1), batch.prompts, batch.tokens, batch.mask]
     given += [packed(model, batch, np.arange(8))] * together
-    for ours, theirs in zip(steps.make_score(model, most=most)(*given), steps.make_score(model)(*given), strict=True):
+    for ours, theirs in zip(
+        scoring.make_score(model, most=most)(*given), scoring.make_score(model)(*given), strict=True
+    ):
         np.testing.assert_allclose(np.where(batch.mask, ours, 0), np.where(batch.mask, theirs, 0), atol=2e-5)
 
 
-@pytest.mark.parametrize("reduce", ["token", "sequence"])
 @pytest.mark.parametrize(
-    "where, parts", [("one", 1), ("one", 2), pytest.param("one", 4, marks=pytest.mark.slow), ("mixed", 1)]
+    "where, parts, reduce",
+    [
+        ("one", 2, "sequence"),
+        ("mixed", 1, "token"),
+        *(
+            pytest.param("one", parts, how, marks=pytest.mark.slow)
+            for parts, how in ((1, "token"), (2, "token"), (4, "token"), (4, "sequence"))
+        ),
+        pytest.param("mixed", 1, "sequence", marks=pytest.mark.slow),
+    ],
 )
 def test_updates_are_the_unpacked_ones(where, parts, reduce):
     model = tiny.model(where)
     params, (sft, ppo) = tiny.params(model, value_head=True), batches()
     trees = [{name: node for name, node in params.items() if name != "value_head"}, params]
-    settings = dict(dropout=0.0, accumulate=parts, reduce=reduce)
-    sft_step = steps.make_sft_step(model, TX, trees[0], tiny.NLL, **settings)
+    settings = dict(accumulate=parts, reduce=reduce)
+    sft_step = tiny.sft_step(model, TX, trees[0], **settings)
     ppo_step = tiny.ppo_step(model, TX, params, tiny.ppo(accumulate=parts, reduce=reduce))
 
-    def update(step, tree, *given, **packing):
-        return step(steps.init_state(model, TX, tree), *given, **packing)
+    def update(step, tree, batch, **given):
+        return step(init_state(model, TX, tree), batch, **given)
 
     together = packed(model, sft, np.arange(8), parts), packed(model, ppo, ROWS, parts)
-    for step, tree, given, packing_ in (
-        (sft_step, trees[0], (sft, KEY), together[0]),
-        (ppo_step, params, (ppo, ROWS), together[1]),
+    for step, tree, (batch, given), packing_ in (
+        (sft_step, trees[0], (sft, dict(key=KEY)), together[0]),
+        (ppo_step, params, (ppo, dict(rows=ROWS)), together[1]),
     ):
         tiny.assert_trees_close(
-            update(step, tree, *given, packing=packing_), update(step, tree, *given), rtol=1e-4, atol=1e-5
+            update(step, tree, batch, packing=packing_, **given),
+            update(step, tree, batch, **given),
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
@@ -148,5 +162,5 @@ def test_the_kernel_reads_segments_as_the_plain_way_does():
     for way in ("xla", "kernel"):
         model = tiny.model("mixed", arch, attention=way)
         step = tiny.ppo_step(model, TX, params, tiny.ppo())
-        updated.append(step(steps.init_state(model, TX, params), ppo, ROWS, packing=packed(model, ppo, ROWS)))
+        updated.append(step(init_state(model, TX, params), ppo, ROWS, packing=packed(model, ppo, ROWS)))
     tiny.assert_trees_close(*updated, rtol=1e-4, atol=1e-5)

@@ -21,8 +21,8 @@ from reft_jax.config import choices, records
 from reft_jax.configs import common, paper
 from reft_jax.errors import InputError
 from reft_jax.models import init_classifier
-from reft_jax.training import steps
 from reft_jax.training.optim import make_optimizer
+from reft_jax.training.state import eval_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "paper"
@@ -79,7 +79,7 @@ def test_every_row_of_a_model_is_built(model):
             if (critic, stage.optim) in built:
                 continue
             params = jax.eval_shape(functools.partial(trained, whole, kind, stage), models.shapes(whole), key)
-            state = steps.eval_state(make_optimizer(stage.optim, 1000), params)
+            state = eval_state(make_optimizer(stage.optim, 1000), params)
             built[critic, stage.optim] = sum(x.size for x in jax.tree.leaves(state.opt_state))
             assert built[critic, stage.optim] >= 2 * sum(x.size for x in jax.tree.leaves(params)), (job, name)
     assert len(built) >= 2  # SFT's and ReFT's

@@ -14,10 +14,10 @@ from reft_jax.rollouts import figures
 from reft_jax.rollouts import questions as questions_lib
 from reft_jax.run import begin, checkpoint
 from reft_jax.stages import reranker
-from reft_jax.training import steps
 from reft_jax.training.optim import make_optimizer
-from reft_jax.training.steps_supervised import ClassifierBatch, make_classifier_step
-from reft_jax.types import Outputs
+from reft_jax.training.state import init_state
+from reft_jax.training.update import make_update
+from reft_jax.types import Batch, Outputs
 from tests import tiny
 
 LOSSES = (classifier.Loss(),)
@@ -31,7 +31,7 @@ def test_the_loss_is_cross_entropy_also_where_exp_overflows():
     expected = np.mean([np.logaddexp(0.0, -x if y else x) for x, y in zip(logits.astype(float), right, strict=True)])
 
     def loss_of(logits):
-        return LOSSES[0](Outputs(right_logits=logits), ClassifierBatch(None, None, right), None)
+        return LOSSES[0](Outputs(right_logits=logits), Batch(None, None, None, dict(right=right)), None)
 
     loss, metrics = jax.jit(loss_of)(logits)
     assert loss == pytest.approx(expected, rel=1e-6)
@@ -75,9 +75,9 @@ def test_an_update_is_the_same_for_any_split_and_device_count():
     for where, parts in (("one", 1), ("mixed", 2)):
         model = tiny.model(where)
         params = with_classifier(model)
-        step = make_classifier_step(model, tx, params, LOSSES, accumulate=parts)
-        state = steps.init_state(model, tx, params)
-        results.append(jax.device_get(step(state, model.layout.batch(ClassifierBatch(tokens, mask, right)))))
+        step = make_update(model, tx, params, LOSSES, name="reranker", reduce="sequence", accumulate=parts)
+        state = init_state(model, tx, params)
+        results.append(jax.device_get(step(state, model.layout.batch(Batch(None, tokens, mask, dict(right=right))))))
     logits = np.asarray(make_classifier_score(tiny.model())(with_classifier(tiny.model()), tokens, mask), np.float64)
     expected = np.logaddexp(0.0, np.where(right, -logits, logits)).mean()
     assert results[0][1]["reranker/loss"] == pytest.approx(expected, rel=1e-5)
@@ -94,8 +94,8 @@ def test_it_learns_what_a_vote_cannot_know():
     The re-ranker is taught on other sequences, its loss falls, and its choice is right."""
     rng, model = np.random.default_rng(0), tiny.model()
     tx = make_optimizer(tiny.optim(0.01), 100)
-    state = steps.init_state(model, tx, with_classifier(model))
-    step = make_classifier_step(model, tx, state.params, LOSSES, accumulate=1)
+    state = init_state(model, tx, with_classifier(model))
+    step = make_update(model, tx, state.params, LOSSES, name="reranker", reduce="sequence")
 
     def made(num):
         tokens, mask = sequences(rng, rng.integers(5, 10, num))
@@ -106,7 +106,8 @@ def test_it_learns_what_a_vote_cannot_know():
 
     losses = []
     for _ in range(60):
-        state, metrics = step(state, model.layout.batch(ClassifierBatch(*made(64))))
+        tokens, mask, right = made(64)
+        state, metrics = step(state, model.layout.batch(Batch(None, tokens, mask, dict(right=right))))
         losses.append(float(metrics["reranker/loss"]))
     assert np.mean(losses[-10:]) < 0.35 * np.mean(losses[:3])
 

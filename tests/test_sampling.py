@@ -11,7 +11,7 @@ import pytest
 from reft_jax import models
 from reft_jax.config import settings as settings_lib
 from reft_jax.sampling import choose, decode, generate
-from reft_jax.training import steps
+from reft_jax.training import scoring
 from reft_jax.types import Sample
 from tests import reference, tiny
 
@@ -76,7 +76,7 @@ def test_sampler_logp_equals_scorer_logp():
     sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2), pad_id=tiny.PAD)
     sample = sampler(params, prompts, KEY)
     assert 1 < lengths(sample).min() < 7 or lengths(sample).min() != lengths(sample).max()  # ragged
-    logp, ref_logp, _, _ = steps.make_score(model)(params, params, prompts, sample.tokens, sample.mask)
+    logp, ref_logp, _, _ = scoring.make_score(model)(params, params, prompts, sample.tokens, sample.mask)
     np.testing.assert_allclose(
         np.asarray(logp)[sample.mask], np.asarray(sample.logp)[sample.mask], rtol=1e-5, atol=2e-5
     )

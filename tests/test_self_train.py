@@ -16,10 +16,11 @@ from reft_jax.errors import InputError
 from reft_jax.losses import own_gold
 from reft_jax.run import workdirs
 from reft_jax.stages import self_train
-from reft_jax.training import steps
+from reft_jax.training import scoring
 from reft_jax.training.optim import make_optimizer
-from reft_jax.training.steps_supervised import MixedBatch, make_self_train_step
-from reft_jax.types import Outputs
+from reft_jax.training.state import init_state
+from reft_jax.training.update import make_update
+from reft_jax.types import Batch, Outputs
 from tests import reference, runs, tiny
 
 SPEC = "tests/stages_config.py"
@@ -113,8 +114,8 @@ def test_the_online_loss_is_the_oracles(reduce, own_lengths, fill):
     rng = np.random.default_rng(0)
     mask = tiny.lengths_mask([*own_lengths, *GOLD_LENGTHS], 7, left=False)
     logp = np.where(mask, rng.normal(-2, 1, mask.shape), fill).astype(np.float32)
-    batch = MixedBatch(None, None, mask, OWN, own_gold.token_weights(mask, OWN, reduce=reduce))
     call = own_gold.Loss(own=0.3, gold=0.9)
+    batch = call.whole(Batch(None, None, mask, dict(own=OWN)), reduce)
     loss, metrics = call(Outputs(logp=logp), batch, masked.Mean(mask, reduce))
     expected = oracle(-logp, mask, reduce, 0.3, 0.9)
     got = [loss, *(metrics[f"self_train/{name}"] for name in ("own_loss", "gold_loss"))]
@@ -123,15 +124,21 @@ def test_the_online_loss_is_the_oracles(reduce, own_lengths, fill):
 
 
 def make_step(model, tx, params, **changes):
-    """`make_self_train_step` as the online stage with these changes calls it."""
+    """`make_update` as the online stage with these changes calls it."""
     tree = recipe.load(SPEC)[1]
     tree["stages"]["online"] |= changes
     stage = dict(recipe.build(tree).stages)["online"]
-    return make_self_train_step(model, tx, params, stage.objective, **self_train.how(stage))
+    return make_update(model, tx, params, stage.objective, name="self_train", **stage.how)
 
 
-@pytest.mark.parametrize("nll", [None, 0.3])
-@pytest.mark.parametrize("reduce", ["token", "sequence"])
+@pytest.mark.parametrize(
+    "reduce, nll",
+    [
+        ("token", 0.3),
+        ("sequence", None),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("token", None), ("sequence", 0.3))),
+    ],
+)
 def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce, nll):
     """Also with a loss beside its own, which is of all sequences alike."""
     losses = dict(own_gold={}) | ({} if nll is None else dict(nll=nll))
@@ -142,9 +149,9 @@ def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce, nll
         model = tiny.model(where)
         params = tiny.params(model)
         step = make_step(model, tx, params, losses=losses, reduce=reduce, accumulate=parts)
-        rows = model.layout.batch(MixedBatch(batch.prompts, batch.tokens, batch.mask, OWN))
-        results.append(jax.device_get(step(steps.init_state(model, tx, params), rows, jax.random.key(0))))
-    logp = steps.token_outputs(tiny.model(), tiny.params(tiny.model()), batch.prompts, batch.tokens, batch.mask)[0]
+        rows = model.layout.batch(Batch(batch.prompts, batch.tokens, batch.mask, dict(own=OWN)))
+        results.append(jax.device_get(step(init_state(model, tx, params), rows, key=jax.random.key(0))))
+    logp = scoring.outputs(tiny.model(), tiny.params(tiny.model()), batch, needs=("logp",)).logp
     for state, metrics in results:
         expected = oracle(-np.asarray(logp), batch.mask, reduce, 0.5, 0.5)[0]
         expected += (nll or 0.0) * reference.sft_loss(logp, batch.mask, reduce=reduce)
@@ -160,10 +167,10 @@ def test_own_and_gold_weights_decide_what_is_learnt():
     other = batch.replace(tokens=np.where(OWN[:, None], batch.tokens, 2))
     states = []
     for rows in (batch, other):
-        state = steps.init_state(model, tx, tiny.params(model))
+        state = init_state(model, tx, tiny.params(model))
         for i in range(3):
-            mixed = model.layout.batch(MixedBatch(rows.prompts, rows.tokens, rows.mask, OWN))
-            state, metrics = step(state, mixed, jax.random.key(i))
+            mixed = model.layout.batch(Batch(rows.prompts, rows.tokens, rows.mask, dict(own=OWN)))
+            state, metrics = step(state, mixed, key=jax.random.key(i))
             if not i:
                 before = metrics["self_train/own_loss"]
         assert metrics["self_train/own_loss"] < before

@@ -13,9 +13,10 @@ from reft_jax import models
 from reft_jax.config import settings as settings_lib
 from reft_jax.losses import classifier, own_gold
 from reft_jax.run import jax_settings
-from reft_jax.training import optim, steps
-from reft_jax.training.steps_supervised import ClassifierBatch, MixedBatch, make_classifier_step, make_self_train_step
-from reft_jax.types import Prompts, Rollout, Sample
+from reft_jax.training import optim, scoring
+from reft_jax.training.state import init_state
+from reft_jax.training.update import accumulated_grads, make_update, passes
+from reft_jax.types import Batch, Prompts, Rollout, Sample
 from tests import reference, tiny
 from tests.processes import together
 
@@ -30,7 +31,7 @@ def make(where="one", tx=TX, **changes):
     """(model, params with a value head, a fresh state)."""
     model = tiny.model(where, **changes)
     params = tiny.params(model, value_head=True)
-    return model, params, steps.init_state(model, tx, params)
+    return model, params, init_state(model, tx, params)
 
 
 def sft_batch(empty_row=False):
@@ -46,14 +47,9 @@ def on(model, batch):
     return model.layout.batch(batch)
 
 
-def sft_step(model, tx, params, **changes):
-    return steps.make_sft_step(
-        model, tx, params, tiny.NLL, **(dict(dropout=0.0, accumulate=1, reduce="token") | changes)
-    )
-
-
+sft_step = tiny.sft_step
 ROWS = np.arange(8, dtype=np.int32)
-SELF_TRAIN = dict(losses=(own_gold.Loss(own=0.5, gold=0.5),), dropout=0.1, reduce="token", accumulate=1)
+SELF_TRAIN = dict(losses=(own_gold.Loss(own=0.5, gold=0.5),), name="self_train", dropout=0.1, reduce="token")
 
 
 # ------------------------------------------------------------------ alignment
@@ -62,7 +58,7 @@ SELF_TRAIN = dict(losses=(own_gold.Loss(own=0.5, gold=0.5),), dropout=0.1, reduc
 def test_response_logp_and_values_are_those_of_the_states_that_emit_the_tokens():
     model, params, _ = make()
     batch = sft_batch()
-    logp, ref_logp, values, entropy = steps.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
+    logp, ref_logp, values, entropy = scoring.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
     for row in range(8):
         prompt = np.asarray(batch.prompts.tokens)[row, np.asarray(batch.prompts.mask)[row]]
         tokens = batch.tokens[row, : RESPONSE_LENGTHS[row]]
@@ -71,7 +67,7 @@ def test_response_logp_and_values_are_those_of_the_states_that_emit_the_tokens()
             expected = reference.log_softmax(rows[len(prompt) - 1 + t])
             np.testing.assert_allclose(logp[row, t], expected[token], rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(entropy[row, t], -(np.exp(expected) * expected).sum(), rtol=1e-3, atol=1e-3)
-    hidden = steps.response_states(model, params, batch.prompts, batch.tokens, batch.mask)
+    hidden = scoring.outputs(model, params, batch, needs=("hidden",)).hidden
     assert hidden.shape == (8, 7, 16)
     np.testing.assert_allclose(values, models.values(params, hidden), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(logp, ref_logp)
@@ -81,7 +77,7 @@ def test_score_tells_policy_and_reference_apart():
     model, params, _ = make()
     other = tiny.params(model, seed=1)
     batch = sft_batch()
-    score = steps.make_score(model)
+    score = scoring.make_score(model)
     logp, ref_logp, _, _ = score(params, other, batch.prompts, batch.tokens, batch.mask)
     swapped, _, _, _ = score(
         other | {"value_head": params["value_head"]}, other, batch.prompts, batch.tokens, batch.mask
@@ -94,8 +90,8 @@ def test_score_tells_policy_and_reference_apart():
 def test_sft_loss_is_that_of_the_scored_tokens(reduce):
     model, params, state = make()
     batch = sft_batch()
-    logp, _, _, _ = steps.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
-    _, metrics = sft_step(model, TX, params, reduce=reduce)(state, batch, KEY)
+    logp, _, _, _ = scoring.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
+    _, metrics = sft_step(model, TX, params, reduce=reduce)(state, batch, key=KEY)
     np.testing.assert_allclose(metrics["sft/loss"], reference.sft_loss(logp, batch.mask, reduce=reduce), rtol=1e-5)
 
 
@@ -103,7 +99,7 @@ def test_sft_loss_is_that_of_the_scored_tokens(reduce):
 def test_ppo_metrics_are_those_of_the_oracle(reduce):
     model, params, state = make()
     batch, stage = ppo_batch(fill=np.nan), tiny.ppo(reduce=reduce)
-    logp, _, values, _ = steps.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
+    logp, _, values, _ = scoring.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
     rows = np.array([5, 0, 3, 6], np.int32)
     some = jax.tree.map(lambda x: x[rows], batch)
     total, policy, value, outside = reference.ppo_loss(
@@ -159,7 +155,7 @@ def test_accumulated_gradients_equal_the_full_batch_for_any_split(reduce, num_pa
     )  # some parts are padding altogether
     w = jnp.asarray(rng.normal(size=3), jnp.float32)
     split, whole = (
-        jax.jit(functools.partial(steps.accumulated_grads, Quadratic(reduce), num_parts=n, reduce=reduce))(w, batch)
+        jax.jit(functools.partial(accumulated_grads, Quadratic(reduce), num_parts=n, reduce=reduce))(w, batch)
         for n in (num_parts, 1)
     )
     tiny.assert_trees_close(split, whole, rtol=1e-5, atol=1e-6)
@@ -171,7 +167,7 @@ def test_sft_step_in_parts_equals_the_whole(reduce):
     batch = sft_batch(empty_row=True)
     out = [
         sft_step(model, DESCENT, params, accumulate=n, reduce=reduce)(
-            steps.init_state(model, DESCENT, params), batch, KEY
+            init_state(model, DESCENT, params), batch, key=KEY
         )
         for n in (1, 4)
     ]
@@ -184,7 +180,7 @@ def test_ppo_step_in_parts_equals_the_whole(reduce):
     batch = ppo_batch()
     out = [
         tiny.ppo_step(model, DESCENT, params, tiny.ppo(accumulate=n, reduce=reduce))(
-            steps.init_state(model, DESCENT, params), batch, ROWS
+            init_state(model, DESCENT, params), batch, ROWS
         )
         for n in (1, 4)
     ]
@@ -196,7 +192,7 @@ def test_the_mean_of_minibatch_gradients_is_the_batch_gradient():
     batch, step = ppo_batch(), tiny.ppo_step(model, DESCENT, params, tiny.ppo())
 
     def gradient(rows):
-        state, _ = step(steps.init_state(model, DESCENT, params), batch, np.array(rows, np.int32))
+        state, _ = step(init_state(model, DESCENT, params), batch, np.array(rows, np.int32))
         return jax.tree.map(lambda before, after: before - after, params, state.params)
 
     parts = [gradient(rows) for rows in ([3, 0, 6, 1], [2, 7, 4, 5])]
@@ -211,7 +207,7 @@ def test_dropout_in_sft_follows_the_key_and_is_off_at_rate_zero():
     batch = sft_batch()
 
     def loss(step, key):
-        return float(step(steps.init_state(model, TX, params), batch, jax.random.key(key))[1]["sft/loss"])
+        return float(step(init_state(model, TX, params), batch, key=jax.random.key(key))[1]["sft/loss"])
 
     off, on_ = sft_step(model, TX, params), sft_step(model, TX, params, dropout=0.3)
     assert loss(off, 0) == loss(off, 1)
@@ -225,10 +221,10 @@ def test_parts_of_a_batch_drop_different_things():
 
     def grads(accumulate):
         step = sft_step(model, DESCENT, params, dropout=0.3, accumulate=accumulate)
-        return step(steps.init_state(model, DESCENT, params), batch, KEY)[0].params["norm"]["scale"]
+        return step(init_state(model, DESCENT, params), batch, key=KEY)[0].params["norm"]["scale"]
 
     one_mask_for_all = sft_step(model, DESCENT, params, dropout=0.3)(
-        steps.init_state(model, DESCENT, params), jax.tree.map(lambda x: x[:1], batch), KEY
+        init_state(model, DESCENT, params), jax.tree.map(lambda x: x[:1], batch), key=KEY
     )[0].params["norm"]["scale"]
     assert np.abs(np.asarray(grads(8) - one_mask_for_all)).max() > 1e-3
 
@@ -240,7 +236,7 @@ def start_of_ppo(model, params, stage, *, score=None, ref_params=None):
         model, settings_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS, 2, 3), pad_id=tiny.PAD
     )
     sample = sampler(params, prompts, KEY)
-    logp, ref_logp, values, entropy = steps.make_score(model)(
+    logp, ref_logp, values, entropy = scoring.make_score(model)(
         params, params if ref_params is None else ref_params, prompts, sample.tokens, sample.mask
     )
     score = np.array([1, 0.1, 0, 0.1, 1, 0, 0, 1], np.float32) if score is None else score
@@ -296,10 +292,10 @@ def test_advantages_match_the_oracles():
 
 def test_the_state_is_donated_and_the_callers_parameters_are_not():
     model, params, state = make()
-    sft_step(model, TX, params)(state, sft_batch(), KEY)
+    sft_step(model, TX, params)(state, sft_batch(), key=KEY)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))  # the frozen reference of ReFT
-    state = steps.init_state(model, TX, params)
+    state = init_state(model, TX, params)
     tiny.ppo_step(model, TX, params, tiny.ppo())(state, ppo_batch(), ROWS)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
@@ -308,7 +304,7 @@ def test_steps_count_and_parameters_move():
     model, params, state = make()
     step = sft_step(model, TX, params)
     for expected in (1, 2, 3):
-        state, metrics = step(state, sft_batch(), KEY)
+        state, (metrics, _) = passes(step, state, sft_batch(), [ROWS[:4], ROWS[4:]], [None, None])
         assert int(state.step) == expected
     assert state.step.dtype == jnp.int32
     for path, before in jax.tree_util.tree_leaves_with_path({k: v for k, v in params.items() if k != "value_head"}):
@@ -325,7 +321,7 @@ def test_each_function_is_traced_once(where, tmp_path):
     stage = tiny.ppo(minibatch_size=4)
     sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=7, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     score_fn, advantages, ppo_step = (
-        steps.make_score(model),
+        scoring.make_score(model),
         tiny.advantages(stage),
         tiny.ppo_step(model, TX, params, stage),
     )
@@ -356,7 +352,7 @@ def test_sft_is_traced_once_for_each_length_bucket():
     step = sft_step(model, TX, params)
     for size in (7, 7, 9, 7, 9):
         batch = tiny.sft_batch(np.random.default_rng(size), PROMPT_LENGTHS, RESPONSE_LENGTHS, response_size=size)
-        state, _ = step(state, on(model, batch), KEY)
+        state, _ = step(state, on(model, batch), key=KEY)
     assert step._cache_size() == 2
 
 
@@ -368,10 +364,10 @@ def everything(where, fetch=jax.device_get):
     """One of each step on a layout, as host arrays (which `fetch` makes of a tree)."""
     model, params, state = make(where, tx=TX)
     batch = on(model, sft_batch())
-    trained, sft_metrics = sft_step(model, TX, params, dropout=0.1)(state, batch, KEY)
-    scored = steps.make_score(model)(params, tiny.params(model, seed=1), batch.prompts, batch.tokens, batch.mask)
+    trained, sft_metrics = sft_step(model, TX, params, dropout=0.1)(state, batch, key=KEY)
+    scored = scoring.make_score(model)(params, tiny.params(model, seed=1), batch.prompts, batch.tokens, batch.mask)
     updated, ppo_metrics = tiny.ppo_step(model, TX, params, tiny.ppo(accumulate=1))(
-        steps.init_state(model, TX, params), on(model, ppo_batch()), ROWS
+        init_state(model, TX, params), on(model, ppo_batch()), ROWS
     )
     sampler = tiny.sampler(
         model, settings_lib.Sampling(1.0, 0, 1.0), max_new=5, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=2
@@ -385,11 +381,11 @@ def everything(where, fetch=jax.device_get):
         "score": scored,
         "ppo": (updated, ppo_metrics),
         "sample": sample,
-        "self_train": make_self_train_step(model, TX, params, **SELF_TRAIN)(
-            steps.init_state(model, TX, params), MixedBatch(batch.prompts, batch.tokens, batch.mask, own), KEY
+        "self_train": make_update(model, TX, params, **SELF_TRAIN)(
+            init_state(model, TX, params), Batch(batch.prompts, batch.tokens, batch.mask, dict(own=own)), key=KEY
         ),
-        "reranker": make_classifier_step(model, TX, ranked, (classifier.Loss(),), accumulate=1)(
-            steps.init_state(model, TX, ranked), ClassifierBatch(batch.tokens, batch.mask, own)
+        "reranker": make_update(model, TX, ranked, (classifier.Loss(),), name="reranker", reduce="sequence")(
+            init_state(model, TX, ranked), Batch(None, batch.tokens, batch.mask, dict(right=own))
         ),
     }
     places = jax.tree.map(lambda x: x.sharding, (trained.params, trained.opt_state))
@@ -421,7 +417,7 @@ def test_moments_in_the_host_s_memory_change_no_number(where):
     away = dataclasses.replace(model, layout=dataclasses.replace(model.layout, moments="host"))
     batch, updated = on(model, ppo_batch()), []
     for which in (model, away):
-        state, step = steps.init_state(which, TX, params), tiny.ppo_step(which, TX, params, tiny.ppo())
+        state, step = init_state(which, TX, params), tiny.ppo_step(which, TX, params, tiny.ppo())
         for _ in range(2):
             state, metrics = step(state, batch, ROWS)
         updated.append((state, metrics))
@@ -434,7 +430,7 @@ def test_moments_in_the_host_s_memory_change_no_number(where):
 def test_the_first_moment_has_the_dtype_asked_for():
     changed = dataclasses.replace(tiny.optim(), mu_dtype="bfloat16")
     model, params, _ = make()
-    state = steps.init_state(model, optim.make_optimizer(changed, 10), params)
+    state = init_state(model, optim.make_optimizer(changed, 10), params)
     by_name = jax.tree_util.tree_leaves_with_path(state.opt_state)
     kinds = {
         name: {leaf.dtype.name for path, leaf in by_name if f".{name}" in jax.tree_util.keystr(path)}
@@ -512,11 +508,11 @@ def test_gradients_are_clipped_to_their_global_norm():
 def test_the_reported_gradient_norm_is_the_unclipped_one():
     model, params, state = make()
     batch = sft_batch()
-    descended, _ = sft_step(model, DESCENT, params)(steps.init_state(model, DESCENT, params), batch, KEY)
+    descended, _ = sft_step(model, DESCENT, params)(init_state(model, DESCENT, params), batch, key=KEY)
     gradient = jax.tree.map(lambda before, after: np.asarray(before - after, np.float64), params, descended.params)
     norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
     _, metrics = sft_step(model, optim.make_optimizer(tiny.optim(max_grad_norm=1e-3), 10), params)(
-        steps.init_state(model, optim.make_optimizer(tiny.optim(max_grad_norm=1e-3), 10), params), batch, KEY
+        init_state(model, optim.make_optimizer(tiny.optim(max_grad_norm=1e-3), 10), params), batch, key=KEY
     )
     np.testing.assert_allclose(metrics["grad/norm"], norm, rtol=1e-4)
 
@@ -530,10 +526,10 @@ def test_reft_without_text_raises_the_chance_of_the_rewarded_token():
     stage = tiny.ppo(kl_coef=0.01, minibatch_size=16, value_coef=1.0)
     tx = optim.make_optimizer(tiny.optim(0.02), 100)
     params = tiny.params(model, value_head=True)
-    state = steps.init_state(model, tx, params)
+    state = init_state(model, tx, params)
     sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
     score_fn, advantages, ppo_step = (
-        steps.make_score(model),
+        scoring.make_score(model),
         tiny.advantages(stage),
         tiny.ppo_step(model, tx, params, stage),
     )
@@ -557,14 +553,14 @@ def test_reft_without_text_raises_the_chance_of_the_rewarded_token():
 def test_one_ppo_step_raises_the_rewarded_token_and_lowers_the_others():
     model, params, state = make()
     batch = ppo_batch()
-    logp, _, values, _ = steps.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
+    logp, _, values, _ = scoring.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
     signs = np.where(np.arange(8) % 2, -1.0, 1.0)[:, None] * np.ones((1, 7))
-    batch = batch.replace(old_logp=logp, old_values=values, returns=values, adv=signs.astype(np.float32))
+    batch = batch.put(old_logp=logp, old_values=values, returns=values, adv=signs.astype(np.float32))
     small = optim.make_optimizer(tiny.optim(1e-3), 10)
     state, _ = tiny.ppo_step(model, small, params, tiny.ppo(value_coef=0.0))(
-        steps.init_state(model, small, params), batch, ROWS
+        init_state(model, small, params), batch, ROWS
     )
-    after, _, _, _ = steps.make_score(model)(state.params, params, batch.prompts, batch.tokens, batch.mask)
+    after, _, _, _ = scoring.make_score(model)(state.params, params, batch.prompts, batch.tokens, batch.mask)
     gain = np.where(batch.mask, np.asarray(after - logp), 0.0).sum(1) / np.asarray(batch.mask).sum(1)
     assert (gain * signs[:, 0]).mean() > 0 and gain[::2].mean() > gain[1::2].mean()
 

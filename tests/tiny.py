@@ -16,8 +16,9 @@ from reft_jax.losses import nll
 from reft_jax.mesh import sharding
 from reft_jax.sampling import decode
 from reft_jax.stages import reft
-from reft_jax.training import steps
-from reft_jax.types import PPOBatch, Prompts, SFTBatch
+from reft_jax.training import scoring
+from reft_jax.training.update import make_update
+from reft_jax.types import Batch, Prompts
 
 VOCAB = 24
 EOS = 1
@@ -105,26 +106,23 @@ def random_prompts(rng, lengths, size: int) -> Prompts:
     )
 
 
-def sft_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_size=7) -> SFTBatch:
+def sft_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_size=7) -> Batch:
     batch = len(prompt_lengths)
-    return SFTBatch(
+    return Batch(
         random_prompts(rng, prompt_lengths, prompt_size),
         rng.integers(1, VOCAB, (batch, response_size)).astype(np.int32),
         lengths_mask(response_lengths, response_size, left=False),
     )
 
 
-def ppo_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_size=7, fill=0.0) -> PPOBatch:
+def ppo_batch(rng, prompt_lengths, response_lengths, prompt_size=6, response_size=7, fill=0.0) -> Batch:
     """Random numbers for old log-probs, values, advantages and returns; `fill` where the mask is False."""
     base = sft_batch(rng, prompt_lengths, response_lengths, prompt_size, response_size)
 
     def numbers(mean, std):
         return np.where(base.mask, rng.normal(mean, std, base.mask.shape), fill).astype(np.float32)
 
-    return PPOBatch(
-        base.prompts,
-        base.tokens,
-        base.mask,
+    return base.put(
         old_logp=numbers(-3.0, 0.5),
         old_values=numbers(0.3, 0.5),
         adv=numbers(0.0, 1.0),
@@ -200,15 +198,19 @@ def ppo(**changes) -> reft.Stage:
 
 
 def ppo_step(model, tx, params, stage: reft.Stage, **more):
-    """`make_ppo_step` as the stage calls it."""
-    how = dict(accumulate=stage.ppo.accumulate, reduce=stage.reduce, temperature=stage.temperature)
-    return steps.make_ppo_step(model, tx, params, stage.objective, **how, **more)
+    """`make_update` as a reft stage calls it."""
+    return make_update(model, tx, params, stage.objective, name="ppo", **stage.how, **more)
+
+
+def sft_step(model, tx, params, losses=NLL, **how):
+    """`make_update` as an sft stage calls it."""
+    return make_update(model, tx, params, losses, name="sft", **(dict(reduce="token") | how))
 
 
 def advantages(stage: reft.Stage):
     """`make_advantages` as the stage calls it."""
     how = dict(importance_cap=stage.importance_cap, keep_reference=stage.keeps_reference)
-    return steps.make_advantages(stage.advantage, **how)
+    return scoring.make_advantages(stage.advantage, **how)
 
 
 def assert_trees_close(a, b, *, rtol=1e-5, atol=1e-6):

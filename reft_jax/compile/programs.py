@@ -10,10 +10,12 @@ from reft_jax.compile import measure
 from reft_jax.config.settings import GREEDY
 from reft_jax.data.packing import Packing
 from reft_jax.errors import InputError
+from reft_jax.losses import reads_reference, traced
 from reft_jax.sampling.engine import Engine
-from reft_jax.training import steps
+from reft_jax.training import state as states
 from reft_jax.training.optim import make_optimizer
-from reft_jax.types import Prompts, SFTBatch
+from reft_jax.training.update import make_update
+from reft_jax.types import COLUMNS, Batch, Prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +87,19 @@ class Lowering:
         whole = (num, data.max_prompt + data.max_response)
         return Packing(*[self.rows(whole, jnp.int32)] * 3, place=self.rows((num, data.max_response), jnp.int32))
 
-    def optimizer(self, optim):
-        return make_optimizer(optim, 1000)
+    def columns(self, num: int, *names: str) -> dict:
+        """Columns of a batch of num rows."""
+        data = self.config.data
+        size = dict(B=num, P=data.max_prompt, R=data.max_response, T=self.length, S=self.length)
+        return {n: self.rows(tuple(size[x] for x in COLUMNS[n].axes), COLUMNS[n].dtype) for n in names}
 
-    def state(self, tx, params):
-        """A TrainState around parameters."""
-        return self.placed(steps.eval_state(tx, params), steps.state_shardings(self.tuned, tx, params))
+    def batch(self, num: int, *columns: str) -> Batch:
+        return Batch(self.asked(num), *self.answers(num, jnp.int32, bool), self.columns(num, *columns))
+
+    def state(self, stage, params):
+        """A TrainState around parameters, with the stage's optimizer."""
+        tx = make_optimizer(stage.optim, 1000)
+        return self.placed(states.eval_state(tx, params), states.state_shardings(self.tuned, tx, params))
 
     def with_critic(self, critic) -> dict:
         """The trained parameters and what `config.settings.Critic` asks for."""
@@ -147,14 +156,23 @@ class Lowering:
 
     def learns_texts(self, name: str, stage):
         """An update on given texts, and the checks between."""
-        tx, num = self.optimizer(stage.optim), stage.batch_size
-        state = self.state(tx, self.trained)
+        state, num = self.state(stage, self.trained), stage.batch_size
         self.check(name, stage, dict(opt_state=state.opt_state))
-        how = dict(dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
-        step = steps.make_sft_step(self.tuned, tx, self.trained, stage.objective, **how)
-        batch = SFTBatch(self.asked(num), *self.answers(num, jnp.int32, bool))
-        arguments = (state, batch, self.key, self.frozen or None, self.together(num))
-        self.add(f"{name}/sft_step", step, arguments, 3 * self.forward(num), {})
+        self.update(f"{name}/sft_step", stage, "sft", state, self.batch(num), 3 * self.forward(num), {}, key=self.key)
+
+    def update(
+        self, name: str, stage, of: str, state, batch, flops, resident, *, key=None, num: int = 0, length: int = 0
+    ):
+        """`training.update` on `num` (0 = all) of the batch's rows; resident: what lies there beside the arguments."""
+        losses, tx = stage.objective, make_optimizer(stage.optim, 1000)
+        reference = (self.ref_model, self.reference) if reads_reference(losses) else None
+        how = dict(name=of, length=length, reference=reference) | stage.how
+        step = make_update(self.tuned, tx, state.params, losses, **how)
+        rows = jax.ShapeDtypeStruct((num,), jnp.int32) if num else None
+        packing = None if batch.prompts is None else self.together(num or len(batch.tokens))
+        coefs = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), traced(losses))
+        given = self.frozen or None, reference and reference[1], coefs if any(coefs) else None
+        self.add(name, getattr(step, "func", step), (state, batch, rows, key, packing, *given), flops, resident)
 
 
 def without_adapters(tree: dict) -> dict:

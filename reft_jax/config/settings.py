@@ -402,6 +402,11 @@ class Training:
         """All losses, without their labels."""
         return tuple(loss for _, loss in self.losses)
 
+    @property
+    def how(self) -> dict:
+        """The settings of its update (`training.update.make_update`)."""
+        return {key: getattr(self, key) for key in ("accumulate", "dropout", "reduce") if hasattr(self, key)}
+
     def check(self):
         covered = self.optim.schedule_epochs
         if covered and covered < self.epochs:
@@ -422,6 +427,10 @@ class Checked(Training):
     def check_in(self, recipe, earlier):
         if self.select == "best" and self.select_on == "dev" and not recipe.data.dev_size:
             yield "select_on", "'dev' needs config.data.dev_size > 0 (or select='last', or select_on='test')"
+
+
+# What an update of responses can give a loss (`types.Outputs`); with a critic also values.
+OUTPUTS = ("logp", "entropy", "hidden", "ref_logp", "ref_kl", "attention_row")
 
 
 def divides(accumulate: int, rows: int, what: str = "batch_size"):

@@ -32,7 +32,8 @@ def pack(
     parts: an update goes through a group in so many slices (rows j, j + parts, ... are slice j), each packed by itself. multiple: of
     the rows of a slice, for a mesh to divide; group / parts must be one.
     """
-    prompt, response = prompt_mask.sum(1), mask.sum(1)
+    # through the last learnt token: a mask may have holes
+    prompt, response = prompt_mask.sum(1), (mask[:, ::-1].cumsum(1) > 0).sum(1)
     size, length = len(groups[0]) // parts, prompt_mask.shape[1] + mask.shape[1]
     step = -(-size // STEPS // multiple) * multiple
 

@@ -26,19 +26,22 @@ def token_weights(mask: jax.Array, own: jax.Array, *, reduce: str) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """`weights` are `token_weights`, made of the whole batch before it is split, by the reduce that `mean` has too."""
+    """`weights`: `token_weights` of the whole batch."""
 
     coef: float = setting(0, default=1.0)
     own: float = setting(0, default=0.5)
     gold: float = setting(0, default=0.5)
 
     needs = ("logp",)
-    reads = ("own", "weights")
+    reads = ("own",)
     together = "token"
 
     def check(self):
         if not self.own + self.gold:
             yield "own", "as is gold; one of them must be > 0"
+
+    def whole(self, batch, reduce):
+        return batch.put(weights=token_weights(batch.mask, batch.own, reduce=reduce))
 
     def __call__(self, out, batch, mean):
         mask, own = batch.mask, batch.own[:, None]

@@ -5,10 +5,11 @@ from reft_jax.models.adapters import join, only_adapters
 from reft_jax.models.adapters import merge as merge_adapters
 from reft_jax.models.attention import cache_multiple
 from reft_jax.models.attention import path as attention_path
-from reft_jax.models.classifier import classifier_axes, classify, init_classifier, make_classifier_score, right_logits
+from reft_jax.models.classifier import classifier_axes, classify, init_classifier, make_classifier_score
 from reft_jax.models.decoder import (
     Cache,
     Model,
+    attention_row,
     axes,
     decoding_shardings,
     empty_cache,
@@ -21,6 +22,7 @@ from reft_jax.models.decoder import (
     rest_for_decoding,
     shapes,
     token_logp,
+    token_outputs,
     unembed,
 )
 from reft_jax.models.heads import critic_params, init_value_head, value_axes, values, with_critic
@@ -34,6 +36,7 @@ __all__ = [
     "Cache",
     "Model",
     "attention_path",
+    "attention_row",
     "axes",
     "cache_multiple",
     "check_hf",
@@ -63,11 +66,11 @@ __all__ = [
     "resolve",
     "rest_for_decoding",
     "restore_base",
-    "right_logits",
     "save_config",
     "save_hf",
     "shapes",
     "token_logp",
+    "token_outputs",
     "unembed",
     "value_axes",
     "values",

@@ -71,13 +71,13 @@ def cache_multiple(model) -> int:
 def attend(model, q, k, v, *, visible, real, layer, scale, cache=None):
     """q [B, T, N, H], k and v [B, T, K, H] -> ([B, T, N, H], (k, v)): attention of layer `layer` (i32[], may be traced).
 
-    visible bool[B, T, S], with the layer's window; real bool[B, S], None if every slot is, or segments i32[B, S] (see forward);
+    visible bool[B, T, S], with the layer's window; real bool[B, S], None if every slot is, segments i32[B, S] or bool[B, T, S] (see forward);
     scale f32[]. `cache`: (k, v, length), buffers [B, K, S, H] into which the new keys and values go at slot `length`, i32[] or
     i32[B]; see Cache.
     """
     if cache is None:
         way, _ = path(model)
-        if way == "xla":
+        if way == "xla" or real is not None and real.ndim == 3:  # who sees whom is given: no kernel has that
             return _trained(model.arch, q, k, v, visible, scale), (k, v)
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         windows = model.arch.windows or (0,)
@@ -105,14 +105,19 @@ def soft_cap(x, cap: float):
 # ------------------------------------------------------------------ XLA
 
 
-def _plain(arch, q, k, v, visible, scale):
-    """q [B, T, N, H], k and v [B, K, S, H] as caches have them."""
+def weights(arch, q, k, visible, scale):
+    """f32[B, K, N / K, T, S] of q [B, T, N, H] and k [B, K, S, H] as caches have them, visible bool[B, T, S]."""
     b, t, n, h = q.shape
     q = q.reshape(b, t, arch.num_kv_heads, n // arch.num_kv_heads, h)
-    weights = scale * jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
-    weights = soft_cap(weights, arch.attention_softcap)
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], weights, MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(b, t, n, h)
+    logits = scale * jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    logits = soft_cap(logits, arch.attention_softcap)
+    return jax.nn.softmax(jnp.where(visible[:, None, None], logits, MASKED), axis=-1)
+
+
+def _plain(arch, q, k, v, visible, scale):
+    """v [B, K, S, H]; the rest as `weights` has it."""
+    by = weights(arch, q, k, visible, scale).astype(v.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", by, v).reshape(q.shape)
 
 
 def _trained(arch, q, k, v, visible, scale):

@@ -1,8 +1,6 @@
 """The re-ranker's head: one logit of "the answer is right" from the state at a sequence's last token. It lives in the decoder's
 parameter tree, under "classifier"; the decoder ignores it."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -28,10 +26,9 @@ def classify(params, hidden, mask) -> jax.Array:
 
 def make_classifier_score(model):
     """(params, tokens i32[B, T], mask bool[B, T]) -> f32[B] logits of "the answer is right"."""
-    return jax.jit(functools.partial(right_logits, model))
 
+    def score(params, tokens, mask):
+        hidden, _ = decoder.forward(model, params, tokens, decoder.positions_of(mask), mask)
+        return classify(params, hidden, mask)
 
-def right_logits(model, params, tokens, mask) -> jax.Array:
-    """f32[B]: the classifier's logits of right-padded sequences."""
-    hidden, _ = decoder.forward(model, params, tokens, decoder.positions_of(mask), mask)
-    return classify(params, hidden, mask)
+    return jax.jit(score)

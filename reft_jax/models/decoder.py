@@ -153,13 +153,26 @@ class Attention(nnx.Module):
 
         `sight` and `cache` are attention.attend's.
         """
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = *self._asked(x, rope), self.v(x)
+        out, cache = attention.attend(self.model, q, k, v, scale=scale, cache=cache, **sight)
+        return self.o(out), cache
+
+    def _asked(self, x, rope):
+        """The queries and keys of x."""
+        q, k = self.q(x), self.k(x)
         if self.arch.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = (rotate(y, *rope, interleaved=self.arch.rope_interleaved) for y in (q, k))
-        out, cache = attention.attend(self.model, q, k, v, scale=scale, cache=cache, **sight)
-        return self.o(out), cache
+        return q, k
+
+    def row(self, x, rope, sight, scale, query):
+        """f32[B, T]: the weights, mean over heads, with which the tokens at query i32[B] look at those of x [B, T, D]."""
+        q, k = self._asked(x, rope)
+        q = jnp.take_along_axis(q, query[:, None, None, None], axis=1)
+        visible = jnp.take_along_axis(sight["visible"], query[:, None, None], axis=1)
+        weights = attention.weights(self.arch, q, k.swapaxes(1, 2), visible, scale)
+        return weights.mean((1, 2))[:, 0]
 
 
 ACTIVATIONS = {
@@ -344,11 +357,48 @@ REMAT = {
 }
 
 
+def _visible(mask, num_queries: int, num_slots: int, first):
+    """bool[B, T, S]: which slots each query sees; mask as `forward` has it."""
+    causal = jnp.arange(num_slots)[None, None] <= first + jnp.arange(num_queries)[None, :, None]
+    if mask is None:
+        return causal
+    if mask.ndim == 3:
+        return causal & mask
+    return causal & (mask[:, None] if mask.dtype == bool else mask[:, :, None] == mask[:, None])
+
+
+def _through(model: Model, layers: _Layers, x, blocks, indices, rate=0.0, key=None):
+    """x [B, T, D] through the layers i32[L] whose stacked parameters are `blocks`."""
+    graphdef = _graphs(model)[1]
+
+    def body(x, layer):
+        weights, index = layer
+        layer_key = None if key is None else jax.random.fold_in(key, 3 + index)
+        x, _ = nnx.merge(graphdef, nnx.State(weights))(x, *layers[index], None, rate, layer_key)
+        return _constrain(model, x), None
+
+    if model.remat != "none":
+        body = jax.checkpoint(body, policy=REMAT[model.remat])
+    return jax.lax.scan(body, x, (blocks, indices))[0]
+
+
+def attention_row(model: Model, params, tokens, positions, mask, query) -> jax.Array:
+    """f32[B, T]: the last layer's attention weights, mean over heads, of the token at query i32[B]; the rest is `forward`'s."""
+    last, first = model.arch.num_layers - 1, jnp.zeros((1, 1, 1), jnp.int32)
+    visible = _visible(mask, *(tokens.shape[1],) * 2, first)
+    layers = _Layers(model.arch, positions, visible, mask, first)
+    x = _constrain(model, embed(model, params, tokens, positions))
+    x = _through(model, layers, x, jax.tree.map(lambda w: w[:last], params["blocks"]), jnp.arange(last))
+    block = nnx.merge(_graphs(model)[1], nnx.State(jax.tree.map(lambda w: w[last], params["blocks"])))
+    return block.attention.row(block.attention_norm(x), *layers[last], query)
+
+
 def forward(model: Model, params, tokens, positions, mask, cache: Cache | None = None, *, rate=0.0, key=None):
     """Hidden states after the last norm, [B, T, D], and the cache.
 
     tokens, positions i32[B, T]. Without a cache, mask is bool[B, T] (True = real; left- or right-padded), or i32[B, T]: which of
-    several sequences in a row a token belongs to (0 = padding). With one, mask is bool and the
+    several sequences in a row a token belongs to (0 = padding), or bool[B, T, T]: which earlier tokens, and itself, each token sees (XLA's
+    attention alone has it). With one, mask is bool and the
     tokens go into slots [length, length + T), and mask is bool[B, S] over the slots, or None: all of them are real up to the
     tokens'. `rate` is dropout's, with its `key`.
     """
@@ -359,24 +409,10 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
         x = dropout(x, rate, key, 2)
     num_queries, num_slots = tokens.shape[1], mask.shape[1] if cache is None else cache.k[0].shape[2]
     first = jnp.zeros((1, 1, 1), jnp.int32) if cache is None else cache.length.reshape(-1, 1, 1)
-    causal = jnp.arange(num_slots)[None, None] <= first + jnp.arange(num_queries)[None, :, None]
-    if mask is None:
-        visible = causal
-    else:
-        visible = causal & (mask[:, None] if mask.dtype == bool else mask[:, :, None] == mask[:, None])
-    layers = _Layers(arch, positions, visible, mask, first)
+    layers = _Layers(arch, positions, _visible(mask, num_queries, num_slots, first), mask, first)
 
     if cache is None:
-
-        def body(x, layer):
-            weights, index = layer
-            layer_key = None if key is None else jax.random.fold_in(key, 3 + index)
-            x, _ = nnx.merge(block_graphdef, nnx.State(weights))(x, *layers[index], None, rate, layer_key)
-            return _constrain(model, x), None
-
-        if model.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[model.remat])
-        x, _ = jax.lax.scan(body, x, (params["blocks"], jnp.arange(arch.num_layers)))
+        x = _through(model, layers, x, params["blocks"], jnp.arange(arch.num_layers), rate, key)
     else:
         keys, values = [], []
         for i in range(arch.num_layers):
@@ -448,29 +484,51 @@ def unembed(model: Model, params, hidden) -> jax.Array:
     return out
 
 
-def token_logp(model: Model, params, hidden, tokens, *, temperature: float = 1.0):
-    """(logp, entropy) f32[B, R] of tokens i32[B, R] given the states hidden [B, R, D] that emit them, of softmax(logits / temperature).
+def token_outputs(
+    model: Model, params, hidden, tokens, *, temperature: float = 1.0, reference=None
+) -> dict[str, jax.Array]:
+    """ "logp" and "entropy" f32[B, R] of tokens i32[B, R] given the states hidden [B, R, D] that emit them, of softmax(logits / temperature);
+    with `reference`, another's (model, params, hidden), also "ref_logp" and "ref_kl", KL(this || the reference's) over the vocabulary.
 
     Logits exist for `logits_chunk` positions at a time, also in the backward pass: [B, R, V] float32 would be the memory peak.
     """
 
-    def chunk(args):
-        hidden, tokens = args
+    def distribution(model, params, hidden):
         logits = unembed(model, params, hidden)
-        logp = jax.nn.log_softmax(logits if temperature == 1.0 else logits / temperature)
-        return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], -(jnp.exp(logp) * logp).sum(-1)
+        return jax.nn.log_softmax(logits if temperature == 1.0 else logits / temperature)
 
+    def chunk(args):
+        hidden, tokens, *others = args
+        logp = distribution(model, params, hidden)
+
+        def of(logp):
+            return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+
+        out = {"logp": of(logp), "entropy": -(jnp.exp(logp) * logp).sum(-1)}
+        if reference is not None:
+            ref = distribution(*reference[:2], *others)
+            out |= {"ref_logp": of(ref), "ref_kl": (jnp.exp(logp) * (logp - ref)).sum(-1)}
+        return out
+
+    rows = (hidden, tokens, *(reference or ())[2:])
     length, size = tokens.shape[1], model.logits_chunk
     if length <= size:
-        return chunk((hidden, tokens))
+        return chunk(rows)
     num = -(-length // size)
     size = -(-length // num)  # no more padding than it takes
-    pad = num * size - length
-    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(hidden.shape[0], num, size, -1).swapaxes(0, 1)
-    padded = jnp.pad(tokens, ((0, 0), (0, pad))).reshape(tokens.shape[0], num, size).swapaxes(0, 1)
-    logp, entropy = jax.lax.map(jax.checkpoint(chunk), (hidden, padded))
-    flat = [x.swapaxes(0, 1).reshape(tokens.shape[0], -1)[:, :length] for x in (logp, entropy)]
-    return flat[0], flat[1]
+
+    def cut(x):
+        padded = jnp.pad(x, ((0, 0), (0, num * size - length)) + ((0, 0),) * (x.ndim - 2))
+        return padded.reshape(len(x), num, size, *x.shape[2:]).swapaxes(0, 1)
+
+    out = jax.lax.map(jax.checkpoint(chunk), jax.tree.map(cut, rows))
+    return {name: x.swapaxes(0, 1).reshape(len(tokens), -1)[:, :length] for name, x in out.items()}
+
+
+def token_logp(model: Model, params, hidden, tokens, *, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """(logp, entropy) of `token_outputs`."""
+    out = token_outputs(model, params, hidden, tokens, temperature=temperature)
+    return out["logp"], out["entropy"]
 
 
 def logits(model: Model, params, tokens, mask=None) -> jax.Array:

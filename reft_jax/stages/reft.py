@@ -18,18 +18,22 @@ import numpy as np
 from reft_jax import models
 from reft_jax.advantages import owned
 from reft_jax.config.records import choice, choices_of, setting
-from reft_jax.config.settings import WHOLE, Checked, Sampling, divides, unmet, whole
+from reft_jax.config.settings import OUTPUTS, WHOLE, Checked, Sampling, divides, unmet, whole
 from reft_jax.data import batching
 from reft_jax.errors import RunError
+from reft_jax.losses import reads_reference
 from reft_jax.mesh import distributed
 from reft_jax.rewards.total import total
 from reft_jax.rollouts import actor as actor_lib
 from reft_jax.rollouts import draw
 from reft_jax.run import begin
 from reft_jax.run.run import INIT, PERMUTE, SAMPLE, Run, key_of
-from reft_jax.training import loop, online, steps
+from reft_jax.training import loop, online
 from reft_jax.training.optim import make_optimizer
-from reft_jax.types import PPOBatch, Rollout, Sample
+from reft_jax.training.scoring import make_advantages, make_score
+from reft_jax.training.state import init_state
+from reft_jax.training.update import make_update, passes
+from reft_jax.types import Rollout, Sample
 
 TAKEN = ("mean", "accuracy", "with_kl", "equal_groups")  # after reward/, by what every step logs
 
@@ -93,6 +97,10 @@ class Stage(Checked):
         return any("ref_logp" in getattr(loss, "reads", ()) for loss in self.objective)
 
     @property
+    def how(self) -> dict:
+        return dict(reduce=self.reduce, accumulate=self.ppo.accumulate, temperature=self.temperature)
+
+    @property
     def temperature(self) -> float:
         """Of the policy that is trained."""
         return self.sampling.temperature if self.ppo.correction == "temper" else 1.0
@@ -108,9 +116,9 @@ class Stage(Checked):
             yield "ppo.minibatch_size", f"it must divide batch_size x num_samples = {rows}"
         if getattr(self.advantage, "compares", False) and self.num_samples < 2:
             yield "num_samples", "its advantage compares the responses to one question; it must be >= 2"
-        outputs, columns = ["logp", "entropy"], ["old_logp", "adv", "ref_logp"]
+        outputs, columns = OUTPUTS, ["old_logp", "adv", "ref_logp"]
         if self.critic is not None:
-            outputs, columns = [*outputs, "values"], [*columns, "old_values", "returns"]
+            outputs, columns = (*OUTPUTS, "values"), [*columns, "old_values", "returns"]
         columns += ["weights"] if self.importance_cap else []
         yield from unmet(
             self.losses, outputs, columns, f"a reft stage {'without' if self.critic is None else 'with'} a critic"
@@ -153,17 +161,16 @@ class Stage(Checked):
 
     def programs(self, name: str, at):
         ppo, num = self.ppo, self.batch_size * self.num_samples
-        tx = at.optimizer(self.optim)
         params = at.with_critic(self.critic)
         own = {key: node for key, node in params.items() if key not in at.trained}  # what the policy has not
-        state = at.state(tx, params)
+        state = at.state(self, params)
         policy = models.join(at.frozen, params)
         tuned = bool(at.tuned.lora)  # a base is there once
         held = dict(reference=models.only_adapters(at.reference) if tuned else at.reference)
         beside = held | own | dict(opt_state=state.opt_state)
         at.sampling(name, at.tuned, at.everything, self.sampling, num, self.num_samples, beside)
         at.check(name, self, beside)
-        score = steps.make_score(at.tuned, at.ref_model, most=ppo.part_size)
+        score = make_score(at.tuned, at.ref_model, most=ppo.part_size)
         tokens, mask = at.answers(num, jnp.int32, bool)
 
         def forwards(num, num_policies):
@@ -178,20 +185,15 @@ class Stage(Checked):
         sample = Sample(tokens, mask, number)
         told = number, number, values, number, at.rows((num,), jnp.float32)
         rollout = Rollout(at.asked(num), sample, *told, self.num_samples)
-        advantages = steps.make_advantages(
+        advantages = make_advantages(
             self.advantage, importance_cap=self.importance_cap, keep_reference=self.keeps_reference
         )
         at.add(f"{name}/advantages", advantages, (rollout,), 0.0, beside | at.everything)
-        weights = number if self.importance_cap else None
-        ref_logp = number if self.keeps_reference else None
-        batch = PPOBatch(at.asked(num), tokens, mask, number, values, number, values, weights, ref_logp)
-        chosen = jax.ShapeDtypeStruct((ppo.minibatch_size,), jnp.int32)
-        how = dict(accumulate=ppo.accumulate, reduce=self.reduce)
-        how |= dict(max_response=self.sampling.max_new or at.config.data.max_response)
-        step = steps.make_ppo_step(at.tuned, tx, params, self.objective, **how)
-        size = ppo.minibatch_size
-        arguments = (state, batch, chosen, at.frozen or None, at.together(size))
-        at.add(f"{name}/ppo_step", step, arguments, 3 * forwards(size, 1), held)
+        columns = ["old_logp", "adv"] + (["old_values", "returns"] if self.critic is not None else [])
+        columns += ["weights"] if self.importance_cap else []
+        batch = at.batch(num, *columns, *(["ref_logp"] if self.keeps_reference else []))
+        size, length = ppo.minibatch_size, self.sampling.max_new or at.config.data.max_response
+        at.update(f"{name}/ppo_step", self, "ppo", state, batch, 3 * forwards(size, 1), held, num=size, length=length)
 
 
 def run(name: str, stage: Stage, run: Run):
@@ -205,17 +207,17 @@ def run(name: str, stage: Stage, run: Run):
     ref_model, ref_params = begin.reference(run, frozen, params)  # never donated: the state is a copy
     params = models.with_critic(run.model, params, key_of(seed, name, 0, INIT), stage.critic)
     check = loop.make_check(run, stage, "rollout", frozen)
-    log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
+    log = online.Log(name, stage, run, num, init_state(run.tuned, tx, params), check)
     state = log.state
 
     actor = actor_lib.Actor(name, stage, run, num_rows)
-    score_fn = steps.make_score(run.tuned, ref_model, temperature=stage.temperature, most=ppo.part_size)
-    advantages_fn = steps.make_advantages(
+    score_fn = make_score(run.tuned, ref_model, temperature=stage.temperature, most=ppo.part_size)
+    advantages_fn = make_advantages(
         stage.advantage, importance_cap=stage.importance_cap, keep_reference=stage.keeps_reference
     )
-    how = dict(accumulate=ppo.accumulate, reduce=stage.reduce, max_response=actor.sampler.max_new)
-    how |= dict(frozen=frozen, temperature=stage.temperature)
-    ppo_step = steps.make_ppo_step(run.tuned, tx, state.params, stage.objective, **how)
+    reference = (ref_model, ref_params) if reads_reference(stage.objective) else None
+    how = dict(name="ppo", length=actor.sampler.max_new, frozen=frozen, reference=reference) | stage.how
+    update = make_update(run.tuned, tx, state.params, stage.objective, **how)
     compare(run, name, stage, actor.sampler, score_fn, train.encoded, models.join(frozen, state.params), ref_params)
 
     for step in log.steps():
@@ -245,11 +247,7 @@ def run(name: str, stage: Stage, run: Run):
         scores = run.layout.batch(as_wide(score, drawn.mask.shape[1]))
         rollout = Rollout(questions, sample, logp, ref_logp, values, entropy, scores, stage.num_samples)
         batch, metrics, kl = advantages_fn(rollout)
-        updates = []
-        for minibatch, packing in zip(minibatches, packings, strict=True):
-            state, update = ppo_step(state, batch, minibatch, packing=packing)
-            updates.append(update)
-        state = state.replace(step=state.step + 1)
+        state, updates = passes(update, state, batch, minibatches, packings)
 
         metrics = loop.host(metrics) | update_metrics(jax.device_get(updates))
         clock.append(time.monotonic())

@@ -25,7 +25,8 @@ from reft_jax.run import begin
 from reft_jax.run.run import INIT, Run, key_of
 from reft_jax.training import loop
 from reft_jax.training.optim import make_optimizer
-from reft_jax.training.steps_supervised import ClassifierBatch, make_classifier_step
+from reft_jax.training.update import make_update
+from reft_jax.types import Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class Stage(Training):
     accumulate: int = setting(1, default=1)
     losses: tuple = choices_of("losses", default=dict(classifier={}))
 
+    reduce = "sequence"
     learns_from_grades = True
 
     def check(self):
@@ -60,16 +62,15 @@ class Stage(Training):
 
     def programs(self, name: str, at):
         at.draws(name, self)
-        tx, num, model = at.optimizer(self.optim), self.batch_size, at.model
+        num, model = self.batch_size, at.model
         head = dict(classifier=jax.eval_shape(lambda key: models.init_classifier(model, key), at.key))
         head = at.parameters(model, head)
         whole_model = at.parameters(model, models.shapes(model))
-        state = at.state(tx, at.trained | head)
-        step = make_classifier_step(at.tuned, tx, at.trained | head, self.objective, accumulate=self.accumulate)
+        state = at.state(self, at.trained | head)
         read = at.rows((num, at.length), jnp.int32), at.rows((num, at.length), bool)
-        batch = ClassifierBatch(*read, at.rows((num,), bool))
         flops = at.forward(num, logits=0)
-        at.add(f"{name}/classifier_step", step, (state, batch, at.frozen or None), 3 * flops, {})
+        batch = Batch(None, *read, at.columns(num, "right"))
+        at.update(f"{name}/classifier_step", self, "reranker", state, batch, 3 * flops, {})
         score = models.make_classifier_score(model)
         at.add(f"{name}/classifier_score", score, (whole_model | head, *read), flops, {})
 
@@ -92,13 +93,11 @@ def run(name: str, stage: Stage, run: Run):
     frozen, params = begin.frozen_and_trained(run, name)
     head = init_classifier(run.model, key_of(run.config.seed, name, 0, INIT))
     params = {key: node for key, node in params.items() if key != "value_head"} | {"classifier": head}
-    train_step = make_classifier_step(
-        run.tuned, tx, params, stage.objective, accumulate=stage.accumulate, frozen=frozen
-    )
+    train_step = make_update(run.tuned, tx, params, stage.objective, name="reranker", frozen=frozen, **stage.how)
 
     def update(state, step, chosen):
         tokens, mask = rank.pad(run, [rows[i] for i in chosen])
-        return train_step(state, run.layout.batch(ClassifierBatch(tokens, mask, right[chosen])))
+        return train_step(state, run.layout.batch(Batch(None, tokens, mask, dict(right=right[chosen]))))
 
     print(f"{name}: learns {len(rows)} of {len(lines)} responses, {right.mean():.0%} of them right", flush=True)
     _, last = loop.loop(name, stage, run, [len(row) for row in rows], tx, params, update, loss="reranker/loss")

@@ -22,21 +22,22 @@ import hashlib
 import time
 import warnings
 
-import jax.numpy as jnp
 import numpy as np
 
 from reft_jax import models
 from reft_jax.config.records import choices_of, setting
-from reft_jax.config.settings import Checked, Sampling, divides, sampled, source_answers, unmet, whole
+from reft_jax.config.settings import OUTPUTS, Checked, Sampling, divides, sampled, source_answers, unmet, whole
 from reft_jax.data import batching, prompts
+from reft_jax.losses import reads_reference
 from reft_jax.rollouts import actor as actor_lib
 from reft_jax.rollouts import draw
 from reft_jax.rollouts import stored as collect
 from reft_jax.run import begin
 from reft_jax.run.run import DROPOUT, Run, key_of
-from reft_jax.training import loop, online, steps, supervised
+from reft_jax.training import loop, online, supervised
 from reft_jax.training.optim import make_optimizer
-from reft_jax.training.steps_supervised import MixedBatch, make_self_train_step
+from reft_jax.training.state import init_state
+from reft_jax.training.update import make_update
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,8 @@ class Stage(Checked):
             if self.sample_from:
                 yield "sample_from", "mode 'online' samples from the policy that it trains: set ''"
         yield from divides(self.accumulate, rows, what)
-        columns = ("own", "weights") if self.explores else ()
-        yield from unmet(self.losses, ("logp", "entropy"), columns, f"a self_train stage of mode {self.mode!r}")
+        columns = ("own",) if self.explores else ()
+        yield from unmet(self.losses, OUTPUTS, columns, f"a self_train stage of mode {self.mode!r}")
         yield from whole(self.losses, self.accumulate)
 
     def check_in(self, recipe, earlier):
@@ -99,19 +100,12 @@ class Stage(Checked):
             at.learns_texts(name, self)
             at.draws(name, self)
             return
-        tx, num = at.optimizer(self.optim), self.batch_size * (self.num_samples + 1)
-        state = at.state(tx, at.trained)
+        num, state = self.batch_size * (self.num_samples + 1), at.state(self, at.trained)
         beside = dict(opt_state=state.opt_state)
         at.check(name, self, beside)
-        step = make_self_train_step(at.tuned, tx, at.trained, self.objective, **how(self))
-        batch = MixedBatch(at.asked(num), *at.answers(num, jnp.int32, bool), at.rows((num,), bool))
-        arguments = (state, batch, at.key, at.frozen or None, at.together(num))
-        at.add(f"{name}/self_train_step", step, arguments, 3 * at.forward(num), {})
+        batch = at.batch(num, "own")
+        at.update(f"{name}/self_train_step", self, "self_train", state, batch, 3 * at.forward(num), {}, key=at.key)
         at.sampling(name, at.tuned, at.everything, self.sampling, self.sample_batch_size, self.num_samples, beside)
-
-
-def how(stage: Stage) -> dict:
-    return dict(dropout=stage.dropout, accumulate=stage.accumulate, reduce=stage.reduce)
 
 
 def run(name: str, stage: Stage, run: Run):
@@ -228,10 +222,12 @@ def learn_online(name: str, stage: Stage, run: Run):
     tx = make_optimizer(stage.optim, loop.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num))
     frozen, params = begin.frozen_and_trained(run, name)
     check = loop.make_check(run, stage, "rollout", frozen)
-    log = online.Log(name, stage, run, num, steps.init_state(run.tuned, tx, params), check)
+    log = online.Log(name, stage, run, num, init_state(run.tuned, tx, params), check)
     state = log.state
     actor = actor_lib.Actor(name, stage, run, stage.sample_batch_size)
-    train_step = make_self_train_step(run.tuned, tx, state.params, stage.objective, frozen=frozen, **how(stage))
+    reference = begin.reference(run, frozen, params) if reads_reference(stage.objective) else None
+    how = dict(name="self_train", frozen=frozen, reference=reference) | stage.how
+    train_step = make_update(run.tuned, tx, state.params, stage.objective, **how)
 
     for step in log.steps():
         clock = [time.monotonic()]
@@ -251,7 +247,8 @@ def learn_online(name: str, stage: Stage, run: Run):
             for i, grade in enumerate(grades)
         ]
         batch, packing = mixed_batch(run, own, [gold[row] for row in rows], stage.accumulate)
-        state, metrics = train_step(state, batch, key_of(seed, name, step, DROPOUT), packing=packing)
+        state, metrics = train_step(state, batch, key=key_of(seed, name, step, DROPOUT), packing=packing)
+        state = state.replace(step=state.step + 1)
         metrics = loop.host(metrics)
         clock.append(time.monotonic())
         loop.check_finite(name, step, metrics)
@@ -261,10 +258,10 @@ def learn_online(name: str, stage: Stage, run: Run):
 
 
 def mixed_batch(run, own, gold, accumulate: int):
-    """(MixedBatch, packing) of own responses, then gold CoTs; own ones without tokens are wrong and are not learnt."""
+    """(Batch, packing) of own responses, then gold CoTs; own ones without tokens are wrong and are not learnt."""
     batch, packing = supervised.make_batch(run, [*own, *gold], range(len(own) + len(gold)), accumulate)
     whose = run.layout.batch(np.arange(len(own) + len(gold)) < len(own))
-    return MixedBatch(batch.prompts, batch.tokens, batch.mask, whose), packing
+    return batch.put(own=whose), packing
 
 
 def sample_lines(run, records, texts, grades, responses, sample, num: int):

@@ -7,7 +7,7 @@ baseline that continues it are one run: the paper's warm-up is an early checkpoi
 import dataclasses
 
 from reft_jax.config.records import choices_of, setting
-from reft_jax.config.settings import Checked, divides, unmet, whole
+from reft_jax.config.settings import OUTPUTS, Checked, divides, unmet, whole
 from reft_jax.data import batching
 from reft_jax.run.run import Run
 from reft_jax.training import supervised
@@ -26,7 +26,7 @@ class Stage(Checked):
     def check(self):
         yield from super().check()
         yield from divides(self.accumulate, self.batch_size)
-        yield from unmet(self.losses, ("logp", "entropy"), (), "a batch of texts")
+        yield from unmet(self.losses, OUTPUTS, (), "a batch of texts")
         yield from whole(self.losses, self.accumulate)
 
     def check_in(self, recipe, earlier):

@@ -17,7 +17,7 @@ from reft_jax.run import checkpoint, profiler
 from reft_jax.run.progress import Progress, formatted
 from reft_jax.run.run import SAMPLE, key_of
 from reft_jax.run.trackers import Metrics
-from reft_jax.training import steps
+from reft_jax.training.state import init_state
 from reft_jax.types import TrainState
 
 
@@ -62,7 +62,7 @@ def loop(name, stage, run, sizes, tx, params, update, check=None, *, loss: str, 
     """
     seed, size, sizes, num = run.config.seed, stage.batch_size, np.asarray(sizes), len(sizes)
     total = num_steps(stage.epochs, size, num)
-    state = steps.init_state(run.tuned, tx, params)
+    state = init_state(run.tuned, tx, params)
     checkpoints = checkpoint.Checkpoints(run.folder(name))
     progress = {"best_step": None, "best_accuracy": -1.0}
     if (saved := checkpoints.go_on(state)) is not None:
@@ -82,6 +82,7 @@ def loop(name, stage, run, sizes, tx, params, update, check=None, *, loss: str, 
         began = time.monotonic()
         rows = batching.batch_indices(seed, step - 1, size, num)
         state, metrics = update(state, step, rows)
+        state = state.replace(step=state.step + 1)
         tokens += int(sizes[rows].sum())
 
         last = step == total
