@@ -17,12 +17,12 @@ import sys
 
 from reft_jax.config import renamed
 from reft_jax.errors import InputError, RunError
-from reft_jax.rewards import estimates, matchers, score
+from reft_jax.rewards import matchers, score
+from reft_jax.rollouts import figures
 from reft_jax.run.metrics import table, write_json
 
 USAGE = "usage: python -m reft_jax.rescore WORKDIR [--matcher=NAME | --all-matchers] [--k=K] [--limit-disagreements=N] [--write]"
 FIELDS = ("item_id", "k", "prefix", "response", "status", "gold", "split", "mode")
-BOOTSTRAP_SEED = 0
 
 
 def parse(argv: list[str]) -> dict:
@@ -134,46 +134,28 @@ def regrade(
     return out
 
 
-def figures(lines: list[dict], grades: list[score.Grade], k: int, where: str) -> dict:
+def summed(lines: list[dict], grades: list[score.Grade], k: int, where: str) -> dict:
     """Greedy accuracy, vote@k and pass@k of one label on the test split (dev where there is no other), with 95 % intervals."""
     split = "test" if any(line["split"] == "test" for line in lines) else "dev"
     greedy, sampled = [], {}
     for line, grade in zip(lines, grades, strict=True):
         if line["split"] == split and line["mode"] == "greedy":
-            greedy.append(grade.correct)
+            greedy.append(grade)
         elif line["split"] == split and line["mode"] == "sampled":
             sampled.setdefault(line["item_id"], []).append((line["k"], line["status"] == "too_long", grade))
     out = {"split": split}
     if greedy:
-        out |= {
-            "accuracy": sum(greedy) / len(greedy),
-            "ci95": list(estimates.wilson(sum(greedy), len(greedy))),
-            "num_questions": len(greedy),
-            "num_correct": sum(greedy),
-        }
+        out |= figures.greedy([[grade] for grade in greedy], len(greedy))
     if not sampled:
         if k:
             raise InputError(f"--k={k}: {where} holds no samples, only greedy responses")
         return out
-    asked = [
-        [g for _, too_long, g in sorted(rows, key=lambda row: row[0]) if not too_long] for rows in sampled.values()
-    ]
-    stored = min((len(row) for row in asked if row), default=0)
+    rows = [[g for _, left_out, g in sorted(row, key=lambda one: one[0]) if not left_out] for row in sampled.values()]
+    asked = [row for row in rows if row]
+    stored = min(map(len, asked), default=0)
     if k > stored:
         raise InputError(f"--k={k}: {where} holds {stored} samples of a question; k can be 1 to {stored}")
-    k = k or stored
-    voted = [
-        bool(row) and estimates.vote_is_right([g.extracted for g in row[:k]], [g.correct for g in row[:k]])
-        for row in asked
-    ]
-    passed = [estimates.pass_at_k(len(row), sum(g.correct for g in row), k) if row else 0.0 for row in asked]
-    return out | {
-        f"maj@{k}": sum(voted) / len(voted),
-        f"maj@{k}_ci95": list(estimates.wilson(sum(voted), len(voted))),
-        f"pass@{k}": sum(passed) / len(passed),
-        f"pass@{k}_ci95": list(estimates.bootstrap(passed, seed=BOOTSTRAP_SEED)),
-        "num_sampled_questions": len(voted),
-    }
+    return out | (figures.sampled(asked, len(rows), k or stored) if asked else {})
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------------
@@ -267,7 +249,7 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
         greedy["lines"] += [(label, lines[i]) for i in places]
         for name in names:
             grades = regrade(lines, texts, task, cot, name, verifier, ran)
-            figure_of[name][label] = figures(lines, grades, k, f"{workdir / label}/predictions.jsonl")
+            figure_of[name][label] = summed(lines, grades, k, f"{workdir / label}/predictions.jsonl")
             greedy[name] += [grades[i] for i in places]
             others = [i for i, line in enumerate(lines) if texts[i] is not None and line["status"] != grades[i].status]
             if name == own and others:

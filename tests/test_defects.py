@@ -24,7 +24,7 @@ from reft_jax.rewards.total import Responses, total
 from reft_jax.run.metrics import Lines
 from reft_jax.run.run import DROPOUT, INIT, PERMUTE, SAMPLE, Run, key_of
 from reft_jax.stages import evaluate, reft
-from reft_jax.training import loop, online
+from reft_jax.training import loop
 from tests import reference, tiny
 
 SOURCES = sorted(pathlib.Path(main.__file__).parent.rglob("*.py"))
@@ -124,9 +124,6 @@ def score(grades):
         texts=[""] * num,
         tokens=[[7]] * num,
         grades=grades,
-        gold=["5"] * num,
-        lengths=np.ones(num, int),
-        group=np.arange(num),
         step=1,
         task_kind=rewards.answer_kind("svamp"),
     )
@@ -299,12 +296,12 @@ def test_a_failing_verifier_raises_instead_of_paying_zero(monkeypatch):
 
 
 def keep_opened(monkeypatch) -> list:
-    """What the online stages open for writing."""
+    """What a stage that samples opens for writing."""
     opened = []
     for name in ("Lines", "Metrics"):
-        make = getattr(online, name)
+        make = getattr(loop, name)
         keep = lambda *args, make=make, **kwargs: opened.append(make(*args, **kwargs)) or opened[-1]  # noqa: E731
-        monkeypatch.setattr(online, name, keep)
+        monkeypatch.setattr(loop, name, keep)
     return opened
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from reft_jax.rewards.estimates import (
     best_of,
-    bootstrap,
     majority,
     oracle_at_k,
     pass_at_k,
@@ -129,28 +128,14 @@ def test_a_vote_is_right_as_its_samples_are_and_no_vote_is_wrong():
     assert not vote_is_right([None, None], [False, False]) and not vote_is_right([], [])
 
 
-def test_bootstrap_is_seeded_and_has_the_width_of_the_normal_interval():
-    rng = np.random.default_rng(3)
-    values = rng.beta(0.5, 0.5, 800)
-    lo, hi = bootstrap(values, seed=1)
-    assert (lo, hi) == bootstrap(list(values), seed=1) != bootstrap(values, seed=2)
-    half = 1.959964 * values.std() / math.sqrt(len(values))
-    assert lo == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert hi == pytest.approx(values.mean() + half, abs=0.15 * half)
-    narrow = bootstrap(values, seed=1, level=0.5)
-    assert lo < narrow[0] < values.mean() < narrow[1] < hi
-
-
-def test_bootstrap_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(4)
-    inside = 0
-    for seed in range(300):
-        lo, hi = bootstrap(rng.random(60) < 0.4, seed=seed, num_resamples=200)
-        inside += lo <= 0.4 <= hi
-    assert 0.90 <= inside / 300 <= 0.99
-
-
-def test_bootstrap_of_nothing_and_of_one_value():
-    assert bootstrap([], seed=0) == (0.0, 1.0) and bootstrap([0.5] * 9, seed=0) == (0.5, 0.5)
-    with pytest.raises(ValueError, match="level=95"):
-        bootstrap([1.0], seed=0, level=95)
+def test_the_interval_of_a_sum_of_fractions_is_wider_than_their_own_and_covers_the_truth():
+    """Fractions in [0, 1] vary at most as zeros and ones do, whose interval Wilson's is."""
+    rng, inside = np.random.default_rng(3), 0
+    for _ in range(300):
+        values = rng.beta(0.5, 0.5, 80)
+        lo, hi = wilson(values.sum(), 80)
+        half = 1.959964 * values.std() / math.sqrt(80)
+        assert hi - lo > 2 * half
+        inside += lo <= 0.5 <= hi
+    assert inside / 300 >= 0.95
+    assert wilson(3.0, 9) == wilson(3, 9)

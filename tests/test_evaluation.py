@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from reft_jax.data import batching
 from reft_jax.rewards import estimates, score
 from reft_jax.rewards.score import Grade
-from reft_jax.rollouts import figures, questions
+from reft_jax.rollouts import figures
 from tests import runs, test_self_train
 
 K = 4
@@ -18,8 +17,7 @@ def test_the_summary_counts_questions_too_long_to_ask_as_wrong():
     right, wrong, none = Grade("correct", "1", True), Grade("wrong", "2", False), Grade("error", None, False)
     grades = [[wrong, right, wrong], [right, wrong, none], [none, wrong, wrong]]
     scores = [[0.2, 0.9, 0.3], [0.3, 0.2, 0.9], [0.5, 0.1, 0.1]]
-    fitted = batching.Fitted((None,) * 3, (None,) * 3, (batching.TooLong("x", 99, 0),), "")
-    out = figures.reranked_summary(questions.Questions("ask", fitted), grades, scores, 3)
+    out = figures.reranked(grades, scores, 4, 3)
     assert (out["rerank@3"], out["weighted@3"], out["oracle@3"]) == (0.25, 0.5, 0.5)
     assert out["weighted@3_ci95"] == list(estimates.wilson(2, 4)) and len(out) == 6
 

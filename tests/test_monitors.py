@@ -279,7 +279,7 @@ def test_right_letters_from_wrong_cots_are_seen():
     for hacked in (0, 10, 40):
         records, texts, grades = choices(40, hacked)
         assert sum(grade.correct for grade in grades) == 40
-        found[hacked] = grade_lib.watch(run_of(), records, texts, grades, "rollout")
+        found[hacked] = grade_lib.watch(run_of().config.data, records, texts, grades, "rollout")
     agreement = [found[hacked]["monitor/agreement"] for hacked in found]
     assert agreement == [1.0, 0.75, 0.0]
     assert [found[hacked]["monitor/right_by_wrong_cot"] for hacked in found] == [0.0, 0.25, 1.0]
@@ -294,7 +294,7 @@ def test_one_letter_for_everything_is_seen():
     records, texts, _ = choices(40, 0)
     texts = [text[:-1] + "a" for text in texts]
     grades = score.grade("mathqa", "nl", texts, [record.answer for record in records])
-    metrics = grade_lib.watch(run_of(), records, texts, grades, "rollout")
+    metrics = grade_lib.watch(run_of().config.data, records, texts, grades, "rollout")
     assert metrics["monitor/letter_share"] == 1 and metrics["monitor/letter_distance"] == pytest.approx(0.75)
     assert metrics["monitor/agreement"] == 0.25 and metrics["monitor/right_by_wrong_cot"] == 0
 
@@ -302,13 +302,13 @@ def test_one_letter_for_everything_is_seen():
 def test_what_cannot_be_counted_is_left_out():
     records, texts, _ = choices(4, 0)
     nothing = [score.Grade("no_answer", None, False)] * 4
-    metrics = grade_lib.watch(run_of(), records, ["?"] * 4, nothing, "rollout")
+    metrics = grade_lib.watch(run_of().config.data, records, ["?"] * 4, nothing, "rollout")
     names = "compared", "no_reasoning", "repeated_ngrams", "length_ratio"
     assert metrics.keys() == {f"monitor/{name}" for name in names}
     assert metrics["monitor/compared"] == metrics["monitor/no_reasoning"] == 0
-    assert grade_lib.watch(run_of(), [], [], [], "rollout") == {}
+    assert grade_lib.watch(run_of().config.data, [], [], [], "rollout") == {}
     unlabelled = [dataclasses.replace(record, cot="") for record in records]
-    assert "monitor/length_ratio" not in grade_lib.watch(run_of(), unlabelled, texts, nothing, "rollout")
+    assert "monitor/length_ratio" not in grade_lib.watch(run_of().config.data, unlabelled, texts, nothing, "rollout")
 
 
 def test_programs_are_seen_with_their_prefix_and_as_their_matcher_cuts_them():
@@ -316,7 +316,7 @@ def test_programs_are_seen_with_their_prefix_and_as_their_matcher_cuts_them():
     texts = ["    return 5", "    a = 2 + 3\n    return a", "    return 5\n\nand so on (", "    return 2 + 3"]
     grades = [score.Grade("correct", "5", True)] * 4
     metrics = {
-        matcher: grade_lib.watch(run_of("svamp", "program", matcher), records, texts, grades, "rollout")
+        matcher: grade_lib.watch(run_of("svamp", "program", matcher).config.data, records, texts, grades, "rollout")
         for matcher in ("reft", "reft_paper")
     }
     assert metrics["reft"]["monitor/literal_program"] == 0.25  # the third is no program
@@ -331,7 +331,7 @@ def test_any_split_into_processes_gives_the_same_numbers(processes, monkeypatch)
     records, texts, grades = choices(40, 13)
     texts[3], texts[8] = "no answer", "go " * 90 + texts[8]
     grades = score.grade("mathqa", "nl", texts, [record.answer for record in records])
-    whole = grade_lib.watch(run_of(), records, texts, grades, "rollout")
+    whole = grade_lib.watch(run_of().config.data, records, texts, grades, "rollout")
     parts = []
     for process in range(processes):
 
@@ -341,7 +341,7 @@ def test_any_split_into_processes_gives_the_same_numbers(processes, monkeypatch)
 
         monkeypatch.setattr(distributed, "_STATE", distributed._State(process, processes))
         monkeypatch.setattr(distributed, "share", keep)
-        grade_lib.watch(run_of(), records, texts, grades, "rollout")
+        grade_lib.watch(run_of().config.data, records, texts, grades, "rollout")
     assert sum(map(len, parts)) == 40 and max(map(len, parts)) <= 40 // processes + 1
 
     def join(values, num):
@@ -349,7 +349,7 @@ def test_any_split_into_processes_gives_the_same_numbers(processes, monkeypatch)
         return [shared[row % processes][row // processes] for row in range(num)]
 
     monkeypatch.setattr(distributed, "share", join)
-    assert grade_lib.watch(run_of(), records, texts, grades, "rollout") == whole  # bit for bit
+    assert grade_lib.watch(run_of().config.data, records, texts, grades, "rollout") == whole  # bit for bit
 
 
 # ------------------------------------------------------------------ real data

@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 
 from reft_jax import models
-from reft_jax.data import batching
 from reft_jax.errors import InputError
 from reft_jax.losses import classifier
 from reft_jax.models import make_classifier_score
 from reft_jax.rewards.score import Grade
 from reft_jax.rollouts import figures
-from reft_jax.rollouts import questions as questions_lib
 from reft_jax.run import begin, checkpoint
 from reft_jax.stages import reranker
 from reft_jax.training.optim import make_optimizer
@@ -119,10 +117,7 @@ def test_it_learns_what_a_vote_cannot_know():
         logits = np.asarray(score(state.params, tokens[chosen], mask[chosen]))
         scores.append((1 / (1 + np.exp(-logits.astype(float)))).tolist())
         grades.append([Grade("correct", "1", True) if right[i] else Grade("wrong", "2", False) for i in chosen])
-    questions = questions_lib.Questions("ask", batching.Fitted((None,) * 20, (None,) * 20, (), ""))
-
-    voted = figures.sampled_summary(questions, grades, 4)
-    ranked = figures.reranked_summary(questions, grades, scores, 4)
+    voted, ranked = figures.sampled(grades, 20, 4), figures.reranked(grades, scores, 20, 4)
     assert voted["maj@4"] == 0 and ranked["rerank@4"] >= 0.9 and ranked["oracle@4"] == 1
 
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from reft_jax import rescore
-from reft_jax.rewards.estimates import bootstrap, pass_at_k, wilson
+from reft_jax.rewards.estimates import pass_at_k, wilson
 
 SENTENCE = "Therefore, the answer is: "
 DATA = {"task": "gsm8k", "cot": "nl", "matcher": "reft", "append_prefix": "everywhere"}
@@ -79,22 +79,27 @@ def test_figures_are_those_counted_by_hand(tmp_path, capsys):
     assert ask(tmp_path / "w", "--write") == 0
     figures = json.loads((tmp_path / "w" / "results.json").read_text())["stages"]["reft"]
     assert figures["accuracy"] == 0.5  # what the run wrote is kept
-    passed = [1.0, 1.0, 0.0, 0.0]
+    half = 1.959964 * (4 * 0.25**2 / 3 / 4) ** 0.5  # of 0.5, 0.5, 0 and 0
     assert figures["rescored"]["reft"] == {
         "split": "test",
         "accuracy": 0.4,
         "ci95": list(wilson(2, 5)),
         "num_questions": 5,
         "num_correct": 2,
+        "avg@4": 0.25,
+        "avg@4_ci95": [0.0, pytest.approx(0.25 + half)],
         "maj@4": 0.25,
         "maj@4_ci95": list(wilson(1, 4)),
         "pass@4": 0.5,
-        "pass@4_ci95": list(bootstrap(passed, seed=0)),
+        "pass@4_ci95": list(wilson(2, 4)),
         "num_sampled_questions": 4,
     }
     printed, errors = capsys.readouterr()
     assert (
-        re.search(r"reft +40\.0 \(11\.8-76\.9\) +25\.0 \(4\.6-69\.9\) +50\.0 \(0\.0-100\.0\)", printed) and not errors
+        re.search(
+            r"reft +40\.0 \(11\.8-76\.9\) +25\.0 \(0\.0-53\.3\) +25\.0 \(4\.6-69\.9\) +50\.0 \(15\.0-85\.0\)", printed
+        )
+        and not errors
     )
     assert "graded otherwise" not in printed
 

@@ -197,8 +197,7 @@ def responses(num=4):
     question = [Record(f"q{i}", f"How many, {i}?", "", str(i), "nl") for i in range(num)]
     grades = [Grade(status, "1", status == "correct") for status in ("correct", "wrong", "no_answer", "timeout")]
     texts, tokens = [f"So {i}." for i in range(num)], [[1, 2], [1], [1, 2, 3], [4]]
-    lengths, group = np.array([2, 1, 3, 1]), np.array([0, 0, 1, 1])
-    return Responses(question, texts, tokens, grades, [str(i) for i in range(num)], lengths, group, 1, "number")
+    return Responses(question, texts, tokens, grades, num_samples=2, step=1)
 
 
 @pytest.mark.parametrize("name", of("rewards/terms"))

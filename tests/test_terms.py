@@ -26,9 +26,6 @@ def responses(grades=None, kind="number", lengths=None, tags=None):
         texts=["x"] * num,
         tokens=[[7] * length for length in lengths],
         grades=grades,
-        gold=["5"] * num,
-        lengths=lengths,
-        group=np.arange(num),
         step=1,
         task_kind=kind,
     )

@@ -7,10 +7,8 @@ none: None does not vote, and a question all of whose samples have none has no v
 import math
 from collections.abc import Hashable, Sequence
 
-import numpy as np
 
-
-def wilson(num_correct: int, num: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(num_correct: float, num: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a proportion, as fractions (default 95 %); (0, 1) when `num` is 0. Wilson (1927)."""
     if not 0 <= num_correct <= num:
         raise ValueError(f"num_correct={num_correct} must lie in 0..num={num}")
@@ -77,23 +75,6 @@ def vote_is_right(
     """Whether the voted value is right: equal values are graded alike, so any sample that holds it tells. No vote is wrong."""
     vote = majority(values) if weights is None else weighted_majority(values, weights)
     return vote is not None and bool(correct[list(values).index(vote)])
-
-
-def bootstrap(
-    values: Sequence[float], *, seed: int, num_resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of the mean of `values`, one per question, under resampling of questions; (0, 1) without any.
-
-    Efron 1979. A function of the values, their order and `seed`. For means of fractions, such as pass@k, where `wilson` does not apply.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1")
-    if not len(values):
-        return 0.0, 1.0
-    values, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(num_resamples)]
-    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(lo), float(hi)
 
 
 def _check_weights(values: Sequence, weights: Sequence[float]) -> None:

@@ -4,6 +4,7 @@ Nothing wrong is silent: an array of another shape, a value that is no finite nu
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,17 +17,37 @@ from reft_jax.rewards.score import Grade
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Responses:
-    """The responses of a step as reward terms see them; lists are parallel, one entry for each response."""
+    """Responses to questions, num_samples in a row for each; lists are parallel, one entry for each response."""
 
     records: Sequence[Record]
     texts: Sequence[str]
-    tokens: Sequence[Sequence[int]]
-    grades: Sequence[Grade]
-    gold: Sequence[str]
-    lengths: np.ndarray  # int[B] in tokens
-    group: np.ndarray  # int[B] which question of the batch
-    step: int
-    task_kind: str  # what the task's answers are: number, choice or expression
+    tokens: Sequence[Sequence[int]]  # ids, the end-of-sequence token included
+    grades: Sequence[Grade]  # () until they are graded
+    num_samples: int = 1
+    purpose: str = "rollout"  # how the questions were asked: `data.prompts`
+    ended: Sequence[bool] = ()  # by itself, and not at the limit
+    logp: Sequence[np.ndarray] = ()  # f32[length] of the tokens under the distribution that they were drawn from
+    step: int = 0
+    task_kind: str = "number"  # what the task's answers are: number, choice or expression
+
+    @property
+    def gold(self) -> list[str]:
+        return [record.answer for record in self.records]
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """int[B] in tokens."""
+        return np.array([len(tokens) for tokens in self.tokens], int)
+
+    @property
+    def group(self) -> np.ndarray:
+        """int[B]: which question of the batch."""
+        return np.arange(len(self.records)) // self.num_samples
+
+    def by_question(self, values: Sequence | None = None) -> list[list]:
+        """The grades, or other values of the responses, in a list for each question."""
+        values, num = list(self.grades if values is None else values), self.num_samples
+        return [values[i : i + num] for i in range(0, len(values), num)]
 
     def column(self, name: str) -> list:
         """A field of each response's record, or its tag of that name. InputError where a record has neither."""
@@ -46,7 +67,7 @@ def total(
     Scores are f32[B]; or where a term is f32[B, R], as wide as the widest of these, what others pay being at the last token. What
     stands behind a response's end is not looked at. RunError for what a term may not give, and for a response that none of them scores.
     """
-    num, lengths, parts, metrics = len(responses.records), np.asarray(responses.lengths), [], {}
+    num, lengths, parts, metrics = len(responses.records), responses.lengths, [], {}
     missed = np.ones(num, bool)
     for label, term in terms:
         value = term(responses, scored)

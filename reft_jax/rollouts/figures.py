@@ -1,84 +1,79 @@
-"""Graded responses summed up: accuracy, voting, pass@k and re-ranking, with intervals."""
+"""Graded responses summed up, each figure in one way: accuracy, voting, pass@k and re-ranking, as fractions with 95 % intervals.
+
+`rows` holds the grades of each question that was asked; `num` is the number of all questions, those too long to be asked, which are wrong,
+among them.
+"""
 
 import math
+from collections.abc import Sequence
 
 from reft_jax.rewards import estimates
 from reft_jax.rewards.score import Grade
-from reft_jax.rollouts.questions import Questions
 
 
-def accuracy(questions: Questions, grades: list[list[Grade]]) -> float:
-    """Share of all questions, the too long ones included, whose first response is right."""
-    return sum(row[0].correct for row in grades) / max(questions.num, 1)
+def accuracy(rows: Sequence[Sequence[Grade]], num: int) -> float:
+    """Share of all questions whose first response is right."""
+    return sum(row[0].correct for row in rows) / max(num, 1)
 
 
-def greedy_summary(questions: Questions, grades: list[list[Grade]]) -> dict:
-    """accuracy with its Wilson 95 % interval, the statuses' shares, and the accuracy by tag (for instance num_ops)."""
-    correct = sum(row[0].correct for row in grades)
-    statuses = [row[0].status for row in grades]
-    out = {
-        "accuracy": correct / questions.num,
-        "ci95": list(estimates.wilson(correct, questions.num)),
-        "num_questions": questions.num,
-        "num_correct": correct,
-        "num_too_long": len(questions.fitted.too_long),
-        "status": {status: statuses.count(status) / len(statuses) for status in sorted(set(statuses))},
-    }
-    slices: dict = {}
-    for record, row in zip(questions.fitted.records, grades, strict=True):
-        for tag in ("num_ops", "phrasing"):
-            if tag in record.tags:
-                slices.setdefault(tag, {}).setdefault(str(record.tags[tag]), []).append(row[0].correct)
-    out["by"] = {
-        tag: {
-            value: {
-                "accuracy": sum(marks) / len(marks),
-                "num_questions": len(marks),
-                "ci95": list(estimates.wilson(sum(marks), len(marks))),
-            }
-            for value, marks in sorted(values.items())
-        }
-        for tag, values in slices.items()
-    }
-    return out
+def share(name: str, count: float, num: int) -> dict:
+    """A share of the questions with Wilson's interval. A count may be a sum of fractions: their spread is at most that of zeros and ones, so that
+    the interval is then wide rather than narrow."""
+    return {name: count / num, f"{name}_ci95": list(estimates.wilson(count, num))}
 
 
-def sampled_summary(questions: Questions, grades: list[list[Grade]], k: int) -> dict:
-    """avg@k (mean accuracy of a sample), maj@k (the most frequent answer is right) and unbiased pass@k, with 95 % intervals."""
-    n = questions.num
-    shares = [sum(g.correct for g in row) / k for row in grades] + [0.0] * len(questions.fitted.too_long)
-    voted = sum(estimates.vote_is_right(*votes(row)) for row in grades)
-    passed = [estimates.pass_at_k(k, sum(g.correct for g in row), k) for row in grades]
-    mean = sum(shares) / n
-    half = 1.959964 * math.sqrt(
-        sum((s - mean) ** 2 for s in shares) / max(n - 1, 1) / n
-    )  # questions are the independent draws
+def greedy(rows: Sequence[Sequence[Grade]], num: int) -> dict:
+    """Of each question's first response."""
+    correct = sum(row[0].correct for row in rows)
+    ci95 = list(estimates.wilson(correct, num))
+    return {"accuracy": accuracy(rows, num), "ci95": ci95, "num_questions": num, "num_correct": correct}
+
+
+def sampled(rows: Sequence[Sequence[Grade]], num: int, k: int) -> dict:
+    """Of each question's first k samples avg@k (mean accuracy of one) and maj@k (the most frequent answer is right); of all that it has the
+    unbiased pass@k."""
+    shares = [sum(g.correct for g in row[:k]) / k for row in rows]
+    mean = sum(shares) / num
+    spread = sum((s - mean) ** 2 for s in shares) + (num - len(rows)) * mean**2
+    half = 1.959964 * math.sqrt(spread / max(num - 1, 1) / num)  # questions are the independent draws
     return {
         f"avg@{k}": mean,
         f"avg@{k}_ci95": [max(mean - half, 0.0), min(mean + half, 1.0)],
-        f"maj@{k}": voted / n,
-        f"maj@{k}_ci95": list(estimates.wilson(voted, n)),
-        f"pass@{k}": sum(passed) / n,
-        f"pass@{k}_ci95": list(estimates.wilson(round(sum(passed)), n)),
-        "num_sampled_questions": n,
+        **share(f"maj@{k}", sum(estimates.vote_is_right(*votes(row[:k])) for row in rows), num),
+        **share(f"pass@{k}", sum(estimates.pass_at_k(len(row), sum(g.correct for g in row), k) for row in rows), num),
+        "num_sampled_questions": num,
     }
 
 
-def votes(row: list[Grade]) -> tuple[list, list[bool]]:
+def votes(row: Sequence[Grade]) -> tuple[list, list[bool]]:
     """(answers, whether they are right) of a question's samples."""
     return [grade.extracted for grade in row], [grade.correct for grade in row]
 
 
-def reranked_summary(questions: Questions, grades: list[list[Grade]], scores: list[list[float]], k: int) -> dict:
+def reranked(rows: Sequence[Sequence[Grade]], scores: Sequence[Sequence[float]], num: int, k: int) -> dict:
     """With P(right) of every sample: rerank@k (the likeliest sample is right), weighted@k (so is the answer with the most probability
-    in all) and, as the limit of any choice, oracle@k (some sample is right), with Wilson 95 % intervals."""
-    pairs = list(zip(grades, scores, strict=True))
+    in all) and, as the limit of any choice, oracle@k (some sample is right)."""
+    pairs = list(zip(rows, scores, strict=True))
     right = {
         "rerank": sum(row[estimates.best_of(marks)].correct for row, marks in pairs),
         "weighted": sum(estimates.vote_is_right(*votes(row), marks) for row, marks in pairs),
-        "oracle": sum(estimates.oracle_at_k(votes(row)[1], k) for row in grades),
+        "oracle": sum(estimates.oracle_at_k(votes(row)[1], k) for row in rows),
     }
-    out: dict = {}
-    for name, count in right.items():
-        out |= {f"{name}@{k}": count / questions.num, f"{name}@{k}_ci95": list(estimates.wilson(count, questions.num))}
-    return out
+    return {key: value for name, count in right.items() for key, value in share(f"{name}@{k}", count, num).items()}
+
+
+def by_tag(records, rows: Sequence[Sequence[Grade]], tags=("num_ops", "phrasing")) -> dict:
+    """tag -> value -> accuracy, number and interval of the asked questions that have it."""
+    slices: dict = {}
+    for record, row in zip(records, rows, strict=True):
+        for tag in tags:
+            if tag in record.tags:
+                slices.setdefault(tag, {}).setdefault(str(record.tags[tag]), []).append([row[0]])
+    of = {
+        tag: {value: greedy(part, len(part)) for value, part in sorted(values.items())}
+        for tag, values in slices.items()
+    }
+    for values in of.values():
+        for told in values.values():
+            del told["num_correct"]
+    return of

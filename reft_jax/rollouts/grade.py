@@ -2,18 +2,19 @@
 
 import dataclasses
 
+from reft_jax.config.settings import Data, Verifier
 from reft_jax.data import prompts
 from reft_jax.mesh import distributed
 from reft_jax.rewards import matchers, monitors
 from reft_jax.rewards import score as rewards
 from reft_jax.rewards.score import Ahead
-from reft_jax.run.run import Run
 from reft_jax.tasks import mathqa
 
 
-def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) -> list[rewards.Grade]:
+def grade(
+    data: Data, verifier: Verifier, records, texts, purpose: str, ahead: Ahead | None = None
+) -> list[rewards.Grade]:
     """A grade for each response, by the process whose row it is; `ahead` may have run those programs already."""
-    data, verifier = run.config.data, run.config.verifier
     rows = [row for row in range(len(texts)) if distributed.mine(row)]
     grades = rewards.grade(
         data.task,
@@ -29,9 +30,8 @@ def grade(run: Run, records, texts, purpose: str, ahead: Ahead | None = None) ->
     return [rewards.Grade(*grade) for grade in shared]
 
 
-def watch(run: Run, records, texts, grades, purpose: str) -> dict[str, float]:
+def watch(data: Data, records, texts, grades, purpose: str) -> dict[str, float]:
     """The monitors (`rewards/monitors`) of graded responses; each process looks at those whose rows are its own."""
-    data = run.config.data
     kind, program = rewards.answer_kind(data.task), matchers.get(data.matcher).program
     seen = []
     for row in filter(distributed.mine, range(len(texts))):
@@ -50,10 +50,3 @@ def watch(run: Run, records, texts, grades, purpose: str) -> dict[str, float]:
         )
         seen.append(dataclasses.astuple(one))
     return monitors.summary([monitors.Seen(*one) for one in distributed.share(seen, len(texts))])
-
-
-def programs_ahead(run: Run) -> Ahead | None:
-    """What runs programs while others are still being sampled; None where responses are no programs."""
-    if run.config.data.cot != "program":
-        return None
-    return Ahead(matcher=run.config.data.matcher, **run.config.verifier.limits)

@@ -5,7 +5,7 @@ import numpy as np
 from reft_jax.data import batching
 from reft_jax.mesh import distributed
 from reft_jax.models import make_classifier_score
-from reft_jax.rollouts import stored as collect
+from reft_jax.rollouts import stored
 from reft_jax.run import begin
 from reft_jax.run.progress import Progress
 from reft_jax.run.run import Run
@@ -17,7 +17,7 @@ def sequences(run: Run, records, texts, purpose: str) -> list[list[int]]:
     """Prompt, response and end-of-sequence as token ids, at most config.data.max_prompt + max_response."""
     longest = run.config.data.max_prompt + run.config.data.max_response
     out = []
-    for ask, prefix, rest in collect.pieces(run, records, texts, purpose, keep_unknown=True):
+    for ask, prefix, rest in stored.pieces(run, records, texts, purpose, keep_unknown=True):
         ids = ask + prefix + rest
         out.append(ids if len(ids) <= longest else ids[: longest - 1] + rest[-1:])
     return out
@@ -45,15 +45,14 @@ def make_scorer(run: Run, name: str):
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = np.zeros(len(rows))
         bar = Progress(f"{name}: scores", len(rows), unit="response")
+        each = run.heard(bar)
         for first in range(0, len(rows), size):
-            distributed.beat()
             chosen = by_length[first : first + size]
             filled = [rows[i] for i in chosen] + [rows[chosen[-1]]] * (size - len(chosen))
             logits = distributed.fetch(score(params, *run.layout.batch(pad(run, filled))))
             # in float64: two that are almost sure are still told apart
             out[chosen] = np.exp(-np.logaddexp(0.0, -logits[: len(chosen)].astype(np.float64)))
-            bar.update(first + len(chosen))
-            run.stop_if_asked()
+            each(first + len(chosen))
         bar.close()
         return out
 

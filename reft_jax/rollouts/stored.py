@@ -11,9 +11,9 @@ import shutil
 from reft_jax.data import prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.mesh import distributed
-from reft_jax.rollouts import grade as grade_lib
-from reft_jax.rollouts import questions
-from reft_jax.rollouts.draw import make_sampler
+from reft_jax.rewards.total import Responses
+from reft_jax.rollouts.actor import Actor
+from reft_jax.rollouts.questions import Questions, ask
 from reft_jax.run import begin
 from reft_jax.run.metrics import write_text
 from reft_jax.run.progress import Progress
@@ -22,24 +22,25 @@ from reft_jax.run.run import SAMPLE, Run, key_of
 FULL = 8  # slots are filled so many times in a part: the wait for its last responses is then a small share of it
 
 
-def collect(run: Run, name: str, stage) -> tuple[questions.Questions, list[list[dict]]]:
+def collect(run: Run, name: str, stage) -> tuple[Questions, list[list[dict]]]:
     """stage.num_samples responses of stage.sample_from's model to each training question that can be asked: (questions, for each of them
     its responses: item_id, k, response, extracted, status, ended)."""
-    asked = questions.ask(run, run.splits.train, run.config.purpose(stage.sample_from))
-    num, folder = len(asked.fitted.records), run.folder(name) / "drawn"
+    asked = ask(run, run.splits.train, run.config.purpose(stage.sample_from))
+    num, folder = len(asked.records), run.folder(name) / "drawn"
     size = max(FULL * stage.sample_batch_size // stage.num_samples, 1)
     if distributed.is_primary():
         folder.mkdir(exist_ok=True)
-    sampler = make_sampler(run, run.model, stage.sampling, stage.sample_batch_size, stage.num_samples)
+    actor = Actor(run, run.model, stage.sampling, stage.sample_batch_size, stage.num_samples)
     params = functools.cache(lambda: begin.initial_params(run, stage.sample_from))  # if anything is left to draw
     num_drawn = min(size * len(list(folder.glob("*.jsonl"))), num) * stage.num_samples
     bar = Progress(f"{name}: sampling", num * stage.num_samples, num_drawn, unit="response", waiting="compiling")
-    out = []
+    key, out = key_of(run.config.seed, name, 0, SAMPLE), []
     for part, first in enumerate(range(0, num, size)):
         path, rows = folder / f"{part:05d}.jsonl", range(first, min(first + size, num))
         if not path.exists():
-            drawn = draw(run, name, sampler, params(), asked, rows, bar)
-            write_text(path, lines_text([line for row in drawn for line in row]))
+            each = run.heard(bar, first * stage.num_samples)
+            drawn = actor.graded(actor.draw(params(), asked, key, rows, each=each))
+            write_text(path, lines_text(lines_of(drawn)))
             distributed.barrier(f"{path} is written")
         lines = read_lines(path)
         out += [lines[i : i + stage.num_samples] for i in range(0, len(lines), stage.num_samples)]
@@ -48,34 +49,18 @@ def collect(run: Run, name: str, stage) -> tuple[questions.Questions, list[list[
     return asked, out
 
 
-def draw(run, name, sampler, params, asked, rows, bar) -> list[list[dict]]:
-    """The responses to the questions `rows`, graded. A stop that was asked for is obeyed between responses."""
-    texts, ended = ([[None] * sampler.num_samples for _ in rows] for _ in range(2))
-    key, ahead = key_of(run.config.seed, name, 0, SAMPLE), grade_lib.programs_ahead(run)
-    drawn = questions.responses(run, sampler, params, asked, key, rows, ahead)
-    for count, (question, k, text, whole) in enumerate(drawn, start=1):
-        texts[question - rows.start][k], ended[question - rows.start][k] = text, whole
-        distributed.beat()
-        bar.update(rows.start * sampler.num_samples + count)
-        run.stop_if_asked()
-    records = [asked.fitted.records[row] for row in rows]
-    repeated = [record for record in records for _ in range(sampler.num_samples)]
-    grades = iter(grade_lib.grade(run, repeated, [text for row in texts for text in row], asked.purpose, ahead))
-
-    def line(record, k, text, whole):
-        grade = next(grades)
-        return {
-            "item_id": record.item_id,
-            "k": k,
-            "response": text,
-            "extracted": grade.extracted,
-            "status": grade.status,
-            "ended": whole,
-        }
-
+def lines_of(drawn: Responses) -> list[dict]:
+    """Graded responses as files have them."""
     return [
-        [line(record, k, text, whole) for k, (text, whole) in enumerate(zip(row, wholes, strict=True))]
-        for record, row, wholes in zip(records, texts, ended, strict=True)
+        {
+            "item_id": record.item_id,
+            "k": i % drawn.num_samples,
+            "response": drawn.texts[i],
+            "extracted": drawn.grades[i].extracted,
+            "status": drawn.grades[i].status,
+            "ended": drawn.ended[i],
+        }
+        for i, record in enumerate(drawn.records)
     ]
 
 

@@ -57,6 +57,17 @@ class Run:
     def facts(self, stage: str) -> dict:
         return json.loads((self.folder(stage) / "DONE").read_text())
 
+    def heard(self, bar, before: int = 0):
+        """What long work calls with the number of parts done: the bar, on which `before` were done already, moves, and a stop that was asked
+        for is obeyed."""
+
+        def each(done: int):
+            distributed.beat()
+            bar.update(before + done)
+            self.stop_if_asked()
+
+        return each
+
     def stop_if_asked(self):
         """Raises Preempted after a signal; the caller has saved what it has to."""
         if self.stop.requested:

@@ -14,9 +14,10 @@ from reft_jax.config.settings import GREEDY, OWN_FOLDERS, Sampling
 from reft_jax.config.words import listed, nearest
 from reft_jax.data import prompts
 from reft_jax.mesh import distributed
-from reft_jax.rollouts import draw, figures
-from reft_jax.rollouts import grade as grade_lib
-from reft_jax.rollouts import questions as questions_lib
+from reft_jax.rewards.total import Responses
+from reft_jax.rollouts import figures
+from reft_jax.rollouts.actor import Actor
+from reft_jax.rollouts.questions import ask
 from reft_jax.rollouts.rank import make_scorer
 from reft_jax.run import begin
 from reft_jax.run.metrics import table, write_json, write_text
@@ -107,28 +108,27 @@ def evaluate(run: Run, stage: Stage, label: str, source: str) -> dict:
 
     result, lines = {}, []
     key = key_of(run.config.seed, "evaluate", 0, SAMPLE)
-    greedy = draw.make_sampler(run, run.model, GREEDY, stage.batch_size)
+    greedy = Actor(run, run.model, GREEDY, stage.batch_size)
     for split, records in (("dev", run.splits.dev), ("test", run.splits.test)):
         if not records:
             continue
-        questions = questions_lib.ask(run, records, purpose)
-        texts, grades = answer_all(run, f"{label}: greedy {split}", greedy, params, questions, key)
-        summary = figures.greedy_summary(questions, grades)
-        summary["monitors"] = questions_lib.watch(run, questions, texts, grades)
-        lines += predictions(run, questions, texts, grades, split=split, mode="greedy")
+        questions = ask(run, records, purpose)
+        answers = answer_all(run, f"{label}: greedy {split}", greedy, params, questions, key)
+        summary = greedy_summary(questions, answers) | {"monitors": greedy.watch(answers)}
+        lines += predictions(questions, answers, data, split=split, mode="greedy")
         result = result | ({"dev": summary} if split == "dev" else summary)
     if stage.num_samples and run.splits.test:
         k = stage.num_samples
-        questions = questions_lib.ask(run, run.splits.test, purpose, stage.num_questions)
-        sampler = draw.make_sampler(run, run.model, stage.sampling, stage.batch_size, k)
-        texts, grades = answer_all(run, f"{label}: {k} samples", sampler, params, questions, key)
-        result |= figures.sampled_summary(questions, grades, k)
-        scores = None
+        questions = ask(run, run.splits.test, purpose, stage.num_questions)
+        actor = Actor(run, run.model, stage.sampling, stage.batch_size, k)
+        answers = answer_all(run, f"{label}: {k} samples", actor, params, questions, key)
+        rows, scores = answers.by_question(), None
+        result |= figures.sampled(rows, questions.num, k)
         if (ranker := dict(stage.rerankers).get(label)) is not None:
             del params  # before the re-ranker's come
-            scores = rank(run, ranker, questions, texts)
-            result |= figures.reranked_summary(questions, grades, scores, k) | {"reranker": ranker}
-        lines += predictions(run, questions, texts, grades, split="test", mode="sampled", scores=scores)
+            scores = make_scorer(run, ranker)(answers.records, answers.texts, purpose).tolist()
+            result |= figures.reranked(rows, answers.by_question(scores), questions.num, k) | {"reranker": ranker}
+        lines += predictions(questions, answers, data, split="test", mode="sampled", scores=scores)
     folder = run.folder(label)
     folder.mkdir(exist_ok=True)
     write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -142,46 +142,41 @@ def evaluate(run: Run, stage: Stage, label: str, source: str) -> dict:
     }
 
 
-def answer_all(run, title, sampler, params, questions, key):
-    """(texts, grades) of all questions, with a progress line; a stop that was asked for is obeyed between responses."""
-    bar = Progress(title, len(questions.fitted.records) * sampler.num_samples, unit="response")
-
-    def each(done):
-        distributed.beat()
-        bar.update(done)
-        run.stop_if_asked()
-
-    ahead = grade_lib.programs_ahead(run)
-    texts = questions_lib.respond(run, sampler, params, questions, key, each=each, ahead=ahead)
+def answer_all(run, title, actor, params, questions, key) -> Responses:
+    """Graded responses to all questions, with a progress line; a stop that was asked for is obeyed between responses."""
+    bar = Progress(title, len(questions.records) * actor.num_samples, unit="response")
+    answers = actor.draw(params, questions, key, each=run.heard(bar))
     bar.close()
-    return texts, questions_lib.mark(run, questions, texts, ahead)
+    return actor.graded(answers)
 
 
-def rank(run, ranker: str, questions, texts) -> list[list[float]]:
-    """P(right) of each text by the re-ranker stage `ranker`."""
-    records = [record for record, row in zip(questions.fitted.records, texts, strict=True) for _ in row]
-    scores = make_scorer(run, ranker)(records, [text for row in texts for text in row], questions.purpose)
-    return scores.reshape(len(texts), -1).tolist()
+def greedy_summary(questions, answers: Responses) -> dict:
+    """`figures.greedy`, the statuses' shares, and the accuracy by tag (for instance num_ops)."""
+    rows, statuses = answers.by_question(), [grade.status for grade in answers.grades]
+    return figures.greedy(rows, questions.num) | {
+        "num_too_long": len(questions.fitted.too_long),
+        "status": {status: statuses.count(status) / len(statuses) for status in sorted(set(statuses))},
+        "by": figures.by_tag(answers.records, rows),
+    }
 
 
-def predictions(run, questions, texts, grades, *, split: str, mode: str, scores=None) -> list[dict]:
+def predictions(questions, answers: Responses, data, *, split: str, mode: str, scores=None) -> list[dict]:
     """One line per response, the questions that were too long to ask included. What was graded is `prefix` (the program's beginning,
     where the prompt held it) and `response`; `rerank_score` is P(right), where there are scores."""
     where = {"split": split, "mode": mode}
     lines = [
         {
             "item_id": record.item_id,
-            "k": k,
-            "prefix": prompts.completed(record, "", run.config.data, purpose=questions.purpose),
-            "response": text,
-            "extracted": grade.extracted,
-            "status": grade.status,
+            "k": i % answers.num_samples,
+            "prefix": prompts.completed(record, "", data, purpose=questions.purpose),
+            "response": answers.texts[i],
+            "extracted": answers.grades[i].extracted,
+            "status": answers.grades[i].status,
             "gold": record.answer,
             **where,
-            **({} if scores is None else {"rerank_score": scores[i][k]}),
+            **({} if scores is None else {"rerank_score": scores[i]}),
         }
-        for i, (record, row, marks) in enumerate(zip(questions.fitted.records, texts, grades, strict=True))
-        for k, (text, grade) in enumerate(zip(row, marks, strict=True))
+        for i, record in enumerate(answers.records)
     ]
     left_out = {"k": 0, "prefix": "", "response": None, "extracted": None, "status": "too_long", "gold": None, **where}
     return lines + [{"item_id": left.item_id, **left_out} for left in questions.fitted.too_long]

@@ -24,11 +24,11 @@ from reft_jax.errors import RunError
 from reft_jax.losses import reads_reference
 from reft_jax.mesh import distributed
 from reft_jax.rewards.total import total
-from reft_jax.rollouts import actor as actor_lib
-from reft_jax.rollouts import draw
+from reft_jax.rollouts.actor import Actor
+from reft_jax.rollouts.questions import ask, make_prompts, pack
 from reft_jax.run import begin
 from reft_jax.run.run import INIT, PERMUTE, SAMPLE, Run, key_of
-from reft_jax.training import loop, online
+from reft_jax.training import loop
 from reft_jax.training.optim import make_optimizer
 from reft_jax.training.scoring import make_advantages, make_score
 from reft_jax.training.state import init_state
@@ -197,94 +197,84 @@ class Stage(Checked):
 
 
 def run(name: str, stage: Stage, run: Run):
-    seed, size, ppo, data = run.config.seed, stage.batch_size, stage.ppo, run.config.data
-    train = batching.fit(run.tokenizer, run.splits.train, data, purpose="rollout")
-    num, num_rows = len(train.records), size * stage.num_samples
-    total_steps = loop.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num)
-    tx = make_optimizer(stage.optim, total_steps * ppo.epochs * (num_rows // ppo.minibatch_size))
-
+    seed, size, ppo, k = run.config.seed, stage.batch_size, stage.ppo, stage.num_samples
+    questions = ask(run, run.splits.train, "rollout")
+    num, num_rows = len(questions.records), size * k
+    tx = make_optimizer(stage.optim, loop.num_scheduled(stage, num) * ppo.epochs * (num_rows // ppo.minibatch_size))
     frozen, params = begin.frozen_and_trained(run, name)
     ref_model, ref_params = begin.reference(run, frozen, params)  # never donated: the state is a copy
     params = models.with_critic(run.model, params, key_of(seed, name, 0, INIT), stage.critic)
-    check = loop.make_check(run, stage, "rollout", frozen)
-    log = online.Log(name, stage, run, num, init_state(run.tuned, tx, params), check)
-    state = log.state
 
-    actor = actor_lib.Actor(name, stage, run, num_rows)
-    score_fn = make_score(run.tuned, ref_model, temperature=stage.temperature, most=ppo.part_size)
-    advantages_fn = make_advantages(
+    actor = Actor(run, run.tuned, stage.sampling, num_rows, k)
+    score = make_score(run.tuned, ref_model, temperature=stage.temperature, most=ppo.part_size)
+    advantages = make_advantages(
         stage.advantage, importance_cap=stage.importance_cap, keep_reference=stage.keeps_reference
     )
     reference = (ref_model, ref_params) if reads_reference(stage.objective) else None
     how = dict(name="ppo", length=actor.sampler.max_new, frozen=frozen, reference=reference) | stage.how
-    update = make_update(run.tuned, tx, state.params, stage.objective, **how)
-    compare(run, name, stage, actor.sampler, score_fn, train.encoded, models.join(frozen, state.params), ref_params)
+    update = make_update(run.tuned, tx, params, stage.objective, **how)
+    check = loop.make_check(run, stage, "rollout", frozen)
+    state = init_state(run.tuned, tx, params)
+    steps = loop.Loop(name, stage, run, num, state, check, shown=loop.ROLLOUTS, samples=True)
+    state = steps.state
+    compare(run, name, stage, score, questions, models.join(frozen, state.params), ref_params)
 
-    for step in log.steps():
+    for step in steps.steps():
         clock = [time.monotonic()]
         rows = batching.batch_indices(seed, step - 1, size, num)
-        questions = draw.make_prompts(run, train.encoded, rows)
-        policy = models.join(frozen, state.params)
-        records = [train.records[row] for row in rows for _ in range(stage.num_samples)]
-        sample, texts = actor.respond(step, policy, questions, records, log.bar)
-        drawn, asked = trim(run, sample), repeat(questions, stage.num_samples)
-        [together] = draw.pack(run, asked, drawn.mask, [np.arange(num_rows)])
-        order_key = key_of(seed, name, step, PERMUTE)
-        orders = [jax.random.permutation(jax.random.fold_in(order_key, i), num_rows) for i in range(ppo.epochs)]
+        policy, key = models.join(frozen, state.params), key_of(seed, name, step, SAMPLE)
+        each = functools.partial(steps.bar.phase, "sampling", total=num_rows)
+        drawn = actor.draw(policy, questions, key, rows, each=each, in_order=True)
+        asked, sample, together = arrays(run, actor, questions, rows, drawn)
+        order = key_of(seed, name, step, PERMUTE)
+        orders = [jax.random.permutation(jax.random.fold_in(order, i), num_rows) for i in range(ppo.epochs)]
         minibatches = np.concatenate(orders).reshape(-1, ppo.minibatch_size)
-        packings = draw.pack(run, asked, drawn.mask, minibatches, ppo.accumulate)
-        sample, questions = run.layout.batch((drawn, asked))
+        packings = pack(run, asked, sample.mask, minibatches, ppo.accumulate)
+        asked, sample = run.layout.batch((asked, sample))
         clock.append(time.monotonic())
 
         # Dispatched first: the device works on it while the last answers are graded.
-        scored = score_fn(policy, ref_params, questions, sample.tokens, sample.mask, together)
-        grades = actor.grade(records, texts)
-        responses = actor.responses(step, drawn, records, texts, grades)
-        score, paid = total(stage.rewards, responses, wanted(stage.rewards, scored))
+        scored = score(policy, ref_params, asked, sample.tokens, sample.mask, together)
+        drawn = actor.graded(drawn, step)
+        scores, paid = total(stage.rewards, drawn, wanted(stage.rewards, scored))
         clock.append(time.monotonic())
 
+        placed = run.layout.batch(as_wide(scores, sample.mask.shape[1]))
         logp, ref_logp, values, entropy = scored
-        scores = run.layout.batch(as_wide(score, drawn.mask.shape[1]))
-        rollout = Rollout(questions, sample, logp, ref_logp, values, entropy, scores, stage.num_samples)
-        batch, metrics, kl = advantages_fn(rollout)
-        state, updates = passes(update, state, batch, minibatches, packings)
-
-        metrics = loop.host(metrics) | update_metrics(jax.device_get(updates))
+        rollout = Rollout(asked, sample, logp, ref_logp, values, entropy, placed, k)
+        batch, seen, kl = advantages(rollout)
+        state, learnt = passes(update, state, batch, minibatches, packings)
+        metrics = loop.host(seen) | update_metrics(jax.device_get(learnt))
         clock.append(time.monotonic())
-        loop.check_finite(name, step, metrics)
-        metrics |= paid | actor.metrics(drawn, records, texts, grades, np.diff(clock))
-        told = score if score.ndim == 1 else score.sum(1)
-        write = functools.partial(sample_lines, run, records, texts, grades, told, rollout, batch, kl)
-        log.end(step, state, metrics, write)
+
+        metrics |= paid | actor.metrics(drawn, np.diff(clock))
+        numbers = functools.partial(numbers_of, rollout, batch, kl)
+        told = scores if scores.ndim == 1 else scores.sum(1)
+        steps.end(step, state, metrics, samples=functools.partial(actor.lines, drawn, told, numbers=numbers))
 
 
 # ------------------------------------------------------------------ parts of a step
 
 
-def repeat(questions, num_samples: int):
-    """Each prompt num_samples times in a row, as the sampler orders its rows."""
-    return jax.tree.map(lambda x: np.repeat(x, num_samples, axis=0), questions)
+def arrays(run, actor: Actor, questions, rows, drawn):
+    """(Prompts, Sample, how all sequences share rows) of responses to the questions `rows`; host arrays, a row for each response."""
+    asked = make_prompts(run, questions.encoded, rows)
+    asked = jax.tree.map(lambda x: np.repeat(x, drawn.num_samples, axis=0), asked)
+    sample = actor.sample(drawn)
+    [together] = pack(run, asked, sample.mask, [np.arange(len(sample.mask))])
+    return asked, sample, together
 
 
-def trim(run, sample: Sample) -> Sample:
-    """Cut to the bucket of the longest response: scoring and updates do not pay for the limit."""
-    longest = int(np.asarray(sample.mask).sum(1).max())
-    length = batching.bucket(longest, run.config.data.response_buckets)
-    return jax.tree.map(lambda x: x[:, :length], sample)
-
-
-def compare(run, name, stage, sampler, score_fn, encoded, policy, ref_params):
+def compare(run, name, stage, score, questions, policy, ref_params):
     """Stops the run, before anything is trained, if the sampler's log-probs are not those that training computes: on real
     questions, drawn from the whole distribution where `stage.sampling` changes it."""
-    if stage.ppo.correction == "importance" and stage.sampling != WHOLE:
-        sampler = draw.make_sampler(run, run.tuned, WHOLE, sampler.sizes[-1], stage.num_samples)
-    rows = batching.batch_indices(run.config.seed, 0, stage.batch_size, len(encoded))
-    questions = draw.make_prompts(run, encoded, rows)
-    sample = trim(run, sampler(policy, questions, key_of(run.config.seed, name, 0, SAMPLE)))
-    questions = repeat(questions, stage.num_samples)
-    [together] = draw.pack(run, questions, sample.mask, [np.arange(len(sample.mask))])
-    questions, tokens, mask = run.layout.batch((questions, sample.tokens, sample.mask))
-    logp = score_fn(policy, ref_params, questions, tokens, mask, together)[0]
+    sampling = WHOLE if stage.ppo.correction == "importance" else stage.sampling
+    actor = Actor(run, run.tuned, sampling, stage.batch_size * stage.num_samples, stage.num_samples, ahead=False)
+    rows = batching.batch_indices(run.config.seed, 0, stage.batch_size, len(questions.records))
+    drawn = actor.draw(policy, questions, key_of(run.config.seed, name, 0, SAMPLE), rows, in_order=True)
+    asked, sample, together = arrays(run, actor, questions, rows, drawn)
+    asked, tokens, mask = run.layout.batch((asked, sample.tokens, sample.mask))
+    logp = score(policy, ref_params, asked, tokens, mask, together)[0]
     gap = np.abs(distributed.fetch(logp) - sample.logp)[sample.mask]
     limit = stage.max_logp_gap or {"float32": 1e-4, "bfloat16": 0.05}[run.model.compute_dtype]
     print(
@@ -322,30 +312,7 @@ def update_metrics(updates: list[dict]) -> dict:
     return out | {"ppo/first_ratio_error": errors[0], "ppo/ratio_error_max": max(errors)}
 
 
-def sample_lines(run, records, texts, grades, score, rollout: Rollout, batch, kl, num: int):
-    """Lines for the first `num` responses of a step, with the numbers of every token."""
-    count = min(num, len(records))
-    if not count:
-        return
-    arrays = distributed.fetch(
-        (
-            rollout.sample.tokens[:count],
-            rollout.sample.mask[:count],
-            rollout.logp[:count],
-            rollout.ref_logp[:count],
-            batch.adv[:count],
-            kl[:count],
-            {} if rollout.values is None else {"value": rollout.values[:count]},
-        )
-    )
-    tokens, mask, logp, ref_logp, adv, kl, values = arrays
-    for i in range(count):
-        real = mask[i]
-        yield actor_lib.about(records[i], texts[i], grades[i], score[i]) | {
-            "kl": kl[i],
-            "tokens": run.tokenizer.convert_ids_to_tokens(tokens[i][real].tolist()),
-            "logp": logp[i][real],
-            "ref_logp": ref_logp[i][real],
-            **{key: value[i][real] for key, value in values.items()},
-            "adv": adv[i][real],
-        }
+def numbers_of(rollout: Rollout, batch, kl, count: int) -> dict:
+    """What samples.jsonl has of the first `count` responses: the KL of each, and of its tokens what is known of them."""
+    numbers = dict(kl=kl, logp=rollout.logp, ref_logp=rollout.ref_logp, value=rollout.values, adv=batch.adv)
+    return distributed.fetch({name: x[:count] for name, x in numbers.items() if x is not None})

@@ -19,12 +19,12 @@ from reft_jax.config.settings import Sampling, Training, divides, sampled, sourc
 from reft_jax.data import batching
 from reft_jax.errors import RunError
 from reft_jax.models import init_classifier
-from reft_jax.rollouts import rank
-from reft_jax.rollouts import stored as collect
+from reft_jax.rollouts import rank, stored
 from reft_jax.run import begin
 from reft_jax.run.run import INIT, Run, key_of
-from reft_jax.training import loop
+from reft_jax.training import loop, supervised
 from reft_jax.training.optim import make_optimizer
+from reft_jax.training.state import init_state
 from reft_jax.training.update import make_update
 from reft_jax.types import Batch
 
@@ -77,7 +77,7 @@ class Stage(Training):
 
 def run(name: str, stage: Stage, run: Run):
     purpose = run.config.purpose(stage.sample_from)
-    lines = collect.kept(run, name, lambda: choose_all(run, name, stage))
+    lines = stored.kept(run, name, lambda: choose_all(run, name, stage))
     asked = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose=purpose).records
     used = [(asked[i // stage.num_samples], line) for i, line in enumerate(lines) if line["used"]]
     right = np.array([line["right"] for _, line in used], bool)
@@ -88,29 +88,20 @@ def run(name: str, stage: Stage, run: Run):
         )
     rows = rank.sequences(run, [record for record, _ in used], [line["response"] for _, line in used], purpose)
 
-    total = loop.num_steps(stage.optim.schedule_epochs or stage.epochs, stage.batch_size, len(rows))
-    tx = make_optimizer(stage.optim, total)
+    tx = make_optimizer(stage.optim, loop.num_scheduled(stage, len(rows)))
     frozen, params = begin.frozen_and_trained(run, name)
     head = init_classifier(run.model, key_of(run.config.seed, name, 0, INIT))
     params = {key: node for key, node in params.items() if key != "value_head"} | {"classifier": head}
-    train_step = make_update(run.tuned, tx, params, stage.objective, name="reranker", frozen=frozen, **stage.how)
+    update = make_update(run.tuned, tx, params, stage.objective, name="reranker", frozen=frozen, **stage.how)
 
-    def update(state, step, chosen):
+    def learnt(state, step, chosen):
         tokens, mask = rank.pad(run, [rows[i] for i in chosen])
-        return train_step(state, run.layout.batch(Batch(None, tokens, mask, dict(right=right[chosen]))))
+        return update(state, run.layout.batch(Batch(None, tokens, mask, dict(right=right[chosen]))))
 
     print(f"{name}: learns {len(rows)} of {len(lines)} responses, {right.mean():.0%} of them right", flush=True)
-    _, last = loop.loop(name, stage, run, [len(row) for row in rows], tx, params, update, loss="reranker/loss")
-    run.finish(
-        name,
-        last_step=last,
-        epochs=last * stage.batch_size / len(rows),
-        selected_step=last,
-        selected_epoch=last * stage.batch_size / len(rows),
-        selected_on=None,
-        num_used=len(rows),
-        share_right=float(right.mean()),
-    )
+    facts = dict(num_used=len(rows), share_right=float(right.mean()))
+    state = init_state(run.tuned, tx, params)
+    supervised.go(name, stage, run, [len(row) for row in rows], state, learnt, loss="reranker/loss", facts=facts)
 
 
 # ------------------------------------------------------------------ what it learns from
@@ -118,9 +109,9 @@ def run(name: str, stage: Stage, run: Run):
 
 def choose_all(run: Run, name: str, stage: Stage) -> list[dict]:
     """A line for every response of every question, in order."""
-    asked, drawn = collect.collect(run, name, stage)
+    asked, drawn = stored.collect(run, name, stage)
     out = []
-    for record, row in zip(asked.fitted.records, drawn, strict=True):
+    for record, row in zip(asked.records, drawn, strict=True):
         right = [line["status"] == "correct" for line in row]
         chosen = balance(right, seed=run.config.seed, item_id=record.item_id) if stage.balanced else [True] * len(row)
         for line, ok, used in zip(row, right, chosen, strict=True):

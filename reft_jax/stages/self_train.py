@@ -29,12 +29,12 @@ from reft_jax.config.records import choices_of, setting
 from reft_jax.config.settings import OUTPUTS, Checked, Sampling, divides, sampled, source_answers, unmet, whole
 from reft_jax.data import batching, prompts
 from reft_jax.losses import reads_reference
-from reft_jax.rollouts import actor as actor_lib
-from reft_jax.rollouts import draw
-from reft_jax.rollouts import stored as collect
+from reft_jax.rollouts import stored
+from reft_jax.rollouts.actor import Actor
+from reft_jax.rollouts.questions import ask
 from reft_jax.run import begin
-from reft_jax.run.run import DROPOUT, Run, key_of
-from reft_jax.training import loop, online, supervised
+from reft_jax.run.run import DROPOUT, SAMPLE, Run, key_of
+from reft_jax.training import loop, supervised
 from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import init_state
 from reft_jax.training.update import make_update
@@ -117,7 +117,7 @@ def run(name: str, stage: Stage, run: Run):
 
 def learn_offline(name: str, stage: Stage, run: Run):
     gold = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose="teach")
-    lines = collect.kept(run, name, lambda: choose_all(run, name, stage))
+    lines = stored.kept(run, name, lambda: choose_all(run, name, stage))
     purpose = run.config.purpose(stage.sample_from)
     asked = batching.fit(run.tokenizer, run.splits.train, run.config.data, purpose=purpose).records
     learnt = [(asked[i // stage.num_samples], line) for i, line in enumerate(lines) if line["kept"]]
@@ -140,15 +140,15 @@ def learn_offline(name: str, stage: Stage, run: Run):
 def examples(run, records, texts, purpose: str) -> list[prompts.Encoded]:
     """Responses as SFT learns them: all after the prompt, program prefix and end-of-sequence included. What the vocabulary cannot spell is
     the unknown token."""
-    pieces = collect.pieces(run, records, texts, purpose, keep_unknown=True)
+    pieces = stored.pieces(run, records, texts, purpose, keep_unknown=True)
     return [prompts.Encoded(ask, prefix + rest) for ask, prefix, rest in pieces]
 
 
 def choose_all(run: Run, name: str, stage: Stage) -> list[dict]:
     """A line for every response of every question, in order."""
     data = run.config.data
-    asked, drawn = collect.collect(run, name, stage)
-    records = asked.fitted.records
+    asked, drawn = stored.collect(run, name, stage)
+    records = asked.records
     texts = [[prompts.completed(record, line["response"], data, purpose=asked.purpose) for line in row]
              for record, row in zip(records, drawn, strict=True)]  # fmt: skip
     golds = [prompts.target(record, docstring=data.docstring) for record in records]
@@ -173,7 +173,7 @@ def choose_all(run: Run, name: str, stage: Stage) -> list[dict]:
 
 
 def without_duplicates(lines: list[dict], texts: list[str], gold: str, *, program: bool) -> list[str]:
-    """Why each of a question's responses (`collect`'s lines, and their whole texts) is not learnt; "" = it may be."""
+    """Why each of a question's responses (`stored`'s lines, and their whole texts) is not learnt; "" = it may be."""
     seen, out = {same(gold, program=program): "gold"}, []
     for line, text in zip(lines, texts, strict=True):
         if line["status"] != "correct":
@@ -210,51 +210,44 @@ def same(text: str, *, program: bool) -> str:
 
 
 def learn_online(name: str, stage: Stage, run: Run):
-    seed, size, data = run.config.seed, stage.batch_size, run.config.data
-    asked = batching.fit(
-        run.tokenizer,
-        batching.fit(run.tokenizer, run.splits.train, data, purpose="teach").records,
-        data,
-        purpose="rollout",
-    )
-    gold = prompts.encode_all(run.tokenizer, asked.records, data, purpose="teach")
-    num = len(asked.records)
-    tx = make_optimizer(stage.optim, loop.num_steps(stage.optim.schedule_epochs or stage.epochs, size, num))
+    seed, size, data, k = run.config.seed, stage.batch_size, run.config.data, stage.num_samples
+    taught = batching.fit(run.tokenizer, run.splits.train, data, purpose="teach").records
+    questions = ask(run, taught, "rollout")
+    gold = prompts.encode_all(run.tokenizer, questions.records, data, purpose="teach")
+    num = len(questions.records)
+    tx = make_optimizer(stage.optim, loop.num_scheduled(stage, num))
     frozen, params = begin.frozen_and_trained(run, name)
     check = loop.make_check(run, stage, "rollout", frozen)
-    log = online.Log(name, stage, run, num, init_state(run.tuned, tx, params), check)
-    state = log.state
-    actor = actor_lib.Actor(name, stage, run, stage.sample_batch_size)
+    state = init_state(run.tuned, tx, params)
+    steps = loop.Loop(name, stage, run, num, state, check, shown=loop.ROLLOUTS, samples=True)
+    state, actor = steps.state, Actor(run, run.tuned, stage.sampling, stage.sample_batch_size, k)
     reference = begin.reference(run, frozen, params) if reads_reference(stage.objective) else None
     how = dict(name="self_train", frozen=frozen, reference=reference) | stage.how
-    train_step = make_update(run.tuned, tx, state.params, stage.objective, **how)
+    update = make_update(run.tuned, tx, state.params, stage.objective, **how)
 
-    for step in log.steps():
+    for step in steps.steps():
         clock = [time.monotonic()]
         rows = batching.batch_indices(seed, step - 1, size, num)
-        records = [asked.records[row] for row in rows for _ in range(stage.num_samples)]
-        policy = models.join(frozen, state.params)
-        questions = draw.make_prompts(run, asked.encoded, rows)
-        sample, texts = actor.respond(step, policy, questions, records, log.bar)
+        policy, key = models.join(frozen, state.params), key_of(seed, name, step, SAMPLE)
+        each = functools.partial(steps.bar.phase, "sampling", total=size * k)
+        drawn = actor.draw(policy, questions, key, rows, each=each, in_order=True)
         clock.append(time.monotonic())
 
-        grades = actor.grade(records, texts)
+        drawn = actor.graded(drawn, step)
         clock.append(time.monotonic())
 
-        responses = [tokens[real].tolist() for tokens, real in zip(sample.tokens, sample.mask, strict=True)]
         own = [
-            prompts.Encoded(asked.encoded[rows[i // stage.num_samples]].prompt, responses[i] if grade.correct else [])
-            for i, grade in enumerate(grades)
+            prompts.Encoded(questions.encoded[rows[i // k]].prompt, list(tokens) if grade.correct else [])
+            for i, (tokens, grade) in enumerate(zip(drawn.tokens, drawn.grades, strict=True))
         ]
         batch, packing = mixed_batch(run, own, [gold[row] for row in rows], stage.accumulate)
-        state, metrics = train_step(state, batch, key=key_of(seed, name, step, DROPOUT), packing=packing)
-        state = state.replace(step=state.step + 1)
-        metrics = loop.host(metrics)
+        state, metrics = update(state, batch, key=key_of(seed, name, step, DROPOUT), packing=packing)
+        state, metrics = state.replace(step=state.step + 1), loop.host(metrics)
         clock.append(time.monotonic())
-        loop.check_finite(name, step, metrics)
-        metrics |= actor.metrics(sample, records, texts, grades, np.diff(clock))
+        metrics |= actor.metrics(drawn, np.diff(clock))
         metrics["reward/mean"] = metrics["reward/accuracy"]  # a right answer is 1 and any other 0
-        log.end(step, state, metrics, functools.partial(sample_lines, run, records, texts, grades, responses, sample))
+        scores = [float(grade.correct) for grade in drawn.grades]
+        steps.end(step, state, metrics, samples=functools.partial(actor.lines, drawn, scores))
 
 
 def mixed_batch(run, own, gold, accumulate: int):
@@ -262,12 +255,3 @@ def mixed_batch(run, own, gold, accumulate: int):
     batch, packing = supervised.make_batch(run, [*own, *gold], range(len(own) + len(gold)), accumulate)
     whose = run.layout.batch(np.arange(len(own) + len(gold)) < len(own))
     return batch.put(own=whose), packing
-
-
-def sample_lines(run, records, texts, grades, responses, sample, num: int):
-    """Lines for the first `num` responses of a step, with the sampler's log-probability of every token."""
-    for i in range(min(num, len(records))):
-        yield actor_lib.about(records[i], texts[i], grades[i], float(grades[i].correct)) | {
-            "tokens": run.tokenizer.convert_ids_to_tokens(responses[i]),
-            "logp": sample.logp[i][sample.mask[i]],
-        }

@@ -8,22 +8,28 @@ import numpy as np
 
 from reft_jax import models
 from reft_jax.config.settings import GREEDY
-from reft_jax.data import batching
 from reft_jax.errors import RunError
 from reft_jax.mesh import distributed
-from reft_jax.rollouts import draw, figures, grade
-from reft_jax.rollouts import questions as questions_lib
+from reft_jax.rewards import monitors
+from reft_jax.rollouts import figures
+from reft_jax.rollouts.actor import Actor
+from reft_jax.rollouts.questions import ask
 from reft_jax.run import checkpoint, profiler
+from reft_jax.run.metrics import Lines
 from reft_jax.run.progress import Progress, formatted
 from reft_jax.run.run import SAMPLE, key_of
 from reft_jax.run.trackers import Metrics
-from reft_jax.training.state import init_state
 from reft_jax.types import TrainState
 
 
 def num_steps(epochs: float, batch_size: int, num_records: int) -> int:
     """Steps that see num_records epochs times."""
     return max(math.ceil(epochs * num_records / batch_size - 1e-9), 1)
+
+
+def num_scheduled(stage, num_records: int) -> int:
+    """Steps that the stage's learning rate is planned for."""
+    return num_steps(stage.optim.schedule_epochs or stage.epochs, stage.batch_size, num_records)
 
 
 def crossed(step: int, every_epochs: float, batch_size: int, num_records: int) -> bool:
@@ -45,79 +51,108 @@ def check_finite(name: str, step: int, metrics: dict):
 
 
 def host(metrics: dict) -> dict:
-    """Device scalars as float32 on the host, in one transfer."""
-    return {key: np.float32(value) for key, value in jax.device_get(metrics).items()}
+    """Device scalars as float32 on the host, in one transfer; numbers of the host as they are."""
+    there = {key: value for key, value in metrics.items() if isinstance(value, jax.Array)}
+    return metrics | {key: np.float32(value) for key, value in jax.device_get(there).items()}
 
 
-# What the progress line shows of a check.
+# What the progress line shows: of a check, of learning from given texts ("loss": the stage's), and from own responses.
 CHECKED = ("dev", "eval/dev_accuracy", ".3f"), ("test", "eval/test_accuracy", ".3f")
+TOKENS = ("tokens/s", "rate/tokens_per_s", ",.0f")
+ROLLOUTS = (
+    ("reward", "reward/mean", ".3f"),
+    ("accuracy", "reward/accuracy", ".3f"),
+    ("KL", "kl/mean", ".3f"),
+    ("length", "sample/length_mean", ".0f"),
+    ("tokens/s", "rate/sample_tokens_per_s", ",.0f"),
+)
 
 
-def loop(name, stage, run, sizes, tx, params, update, check=None, *, loss: str, goes_on_with: str = ""):
-    """(progress, last step): stage.epochs passes over the examples, which have `sizes` tokens, from the last checkpoint or `params` on,
-    everything saved.
+class Loop:
+    """A stage's steps, checkpoints, metrics.jsonl and progress line; of a stage that `samples` also samples.jsonl and a step 0, where it
+    begins.
 
-    update(state, step, example indices) -> (state, metrics), with `loss` the one that the progress line shows. check(state, progress
-    line) -> metrics that `select` chooses by, stage.eval_every epochs and at the end; None = nothing is chosen.
+    num: the examples of an epoch. state: where the stage begins (`self.state` is the last checkpoint's, if there is one). check(state, bar)
+    -> metrics that a checkpoint is chosen by; None = nothing is chosen. shown: (name, metric, format) of the progress line.
+    goes_on_with: a stage whose state and step it begins with. facts: what DONE says beside the chosen checkpoint.
     """
-    seed, size, sizes, num = run.config.seed, stage.batch_size, np.asarray(sizes), len(sizes)
-    total = num_steps(stage.epochs, size, num)
-    state = init_state(run.tuned, tx, params)
-    checkpoints = checkpoint.Checkpoints(run.folder(name))
-    progress = {"best_step": None, "best_accuracy": -1.0}
-    if (saved := checkpoints.go_on(state)) is not None:
-        start, state, progress = saved
-    elif goes_on_with:
-        earlier = checkpoint.Checkpoints(run.folder(goes_on_with))
-        start, state, _ = earlier.go_on(state)
-        earlier.close()
-    else:
-        start = 0
 
-    lines = Metrics(run, name, after_step=start)
-    bar, shown, tokens, since = Progress(name, total, start, waiting="compiling"), {}, 0, time.monotonic()
-    fields = ("loss", loss, ".3f"), ("tokens/s", "rate/tokens_per_s", ",.0f")
-    for step in profiler.traced(run, name, range(start + 1, total + 1)):
-        distributed.beat()
-        began = time.monotonic()
-        rows = batching.batch_indices(seed, step - 1, size, num)
-        state, metrics = update(state, step, rows)
-        state = state.replace(step=state.step + 1)
-        tokens += int(sizes[rows].sum())
+    def __init__(
+        self, name: str, stage, run, num: int, state: TrainState, check=None, *, shown, samples=False, goes_on_with="", facts=None
+    ):  # fmt: skip
+        self.name, self.stage, self.run, self.num, self.check, self.samples = name, stage, run, num, check, samples
+        self.fields, self.shown, self.facts, self.tokens = shown, {}, facts or {}, 0
+        self.num_steps = num_steps(stage.epochs, stage.batch_size, num)
+        self.checkpoints = checkpoint.Checkpoints(run.folder(name))
+        self.start, self.state, self.progress = None, state, {"best_step": None, "best_accuracy": -1.0}
+        if (saved := self.checkpoints.go_on(state)) is not None:
+            self.start, self.state, self.progress = saved
+        elif goes_on_with:
+            earlier = checkpoint.Checkpoints(run.folder(goes_on_with))
+            self.start, self.state, _ = earlier.go_on(state)
+            earlier.close()
 
-        last = step == total
-        checked = last or check is not None and crossed(step, stage.eval_every, size, num)
+    def steps(self):
+        """The steps that are left, from 1; marks the stage as finished after the last."""
+        start, folder = self.start, self.run.folder(self.name)
+        after = -1 if start is None else start
+        self.metric_lines = Metrics(self.run, self.name, after_step=after)
+        self.sample_lines = Lines(folder / "samples.jsonl", after_step=after) if self.samples else None
+        self.bar = Progress(self.name, self.num_steps, start or 0, waiting="compiling")
+        if start is None and self.samples:  # saved, so that a resumed run does not measure it twice
+            self.metric_lines.write({"step": 0, "epoch": 0.0, "time": time.time(), **self.check(self.state, self.bar)})
+            self.checkpoints.save(0, self.state, self.progress)
+        self.logged = time.monotonic()
+        for step in profiler.traced(self.run, self.name, range((start or 0) + 1, self.num_steps + 1)):
+            distributed.beat()
+            self.began = time.monotonic()
+            yield step
+        self.checkpoints.wait()
+        for closable in (self.bar, self.metric_lines, self.sample_lines, self.checkpoints):
+            if closable is not None:
+                closable.close()
+        epochs = self.num_steps * self.stage.batch_size / self.num
+        finish(self.run, self.name, self.stage, self.progress, self.num_steps, epochs, **self.facts)
+
+    def end(self, step: int, state: TrainState, metrics: dict, *, tokens: int = 0, samples=None):
+        """Checks the policy, writes, saves and stops, each where it is due; metrics on the device are fetched only then. tokens: that the step
+        has learnt. samples(n): lines for the step's first n responses."""
+        stage, size, stops = self.stage, self.stage.batch_size, self.run.stop.requested
+        self.tokens += tokens
+        last = step == self.num_steps
+        checked = last or self.check is not None and crossed(step, stage.eval_every, size, self.num)
         logged = checked or step % stage.log_every == 0
         saved = checked or step % stage.save_every == 0
-        if logged or saved:
-            metrics = host(metrics) | {"time/update_s": time.monotonic() - began}
-            check_finite(name, step, metrics)
+        if logged or saved or stops:
+            metrics = host(metrics)
+            metrics.setdefault("time/update_s", time.monotonic() - self.began)
+            check_finite(self.name, step, metrics)
+        if logged and self.tokens:  # since the last logged step
+            metrics["rate/tokens_per_s"] = self.tokens / (time.monotonic() - self.logged)
+        if logged or self.samples:
+            self.shown |= formatted(metrics, self.fields)
+        self.bar.update(step, **self.shown)
+        if checked and self.check is not None:
+            metrics = metrics | self.check(state, self.bar)
+            self.shown |= formatted(metrics, CHECKED)
+            accuracy = metrics.get(f"eval/{stage.select_on}_accuracy")
+            if accuracy is not None and "reward/accuracy" in metrics:
+                metrics["monitor/train_dev_gap"] = monitors.train_dev_gap(metrics["reward/accuracy"], accuracy)
+            select(self.progress, step, metrics, stage)
         if logged:
-            metrics["rate/tokens_per_s"] = tokens / (time.monotonic() - since)  # since the last logged step
-            shown |= formatted(metrics, fields)
-        bar.update(step, **shown)
-        if checked and check is not None:
-            metrics |= check(state, bar)
-            select(progress, step, metrics, stage)
-            shown |= formatted(metrics, CHECKED)
-        if logged:
-            lines.write({"step": step, "epoch": step * size / num, "time": time.time(), **metrics})
-        if saved:
-            checkpoints.save(step, state, progress, wait=False)
-        if logged:
-            tokens, since = 0, time.monotonic()
-        if run.stop.requested:
-            check_finite(name, step, host(metrics))
-            checkpoints.save(step, state, progress)
-            run.stop_if_asked()
-
-    checkpoints.wait()
-    for closable in (bar, lines, checkpoints):
-        closable.close()
-    return progress, total
+            line = {"step": step, "epoch": step * size / self.num, "time": time.time(), **metrics}
+            self.metric_lines.write(line)
+            for line in samples(stage.log_samples) if samples is not None else ():
+                self.sample_lines.write({"step": step, **line})
+            self.tokens, self.logged = 0, time.monotonic()
+        if saved and not stops:
+            self.checkpoints.save(step, state, self.progress, wait=False)
+        if stops:
+            self.checkpoints.save(step, state, self.progress)
+            self.run.stop_if_asked()
 
 
-# ------------------------------------------------------------------ choosing a checkpoint, also for reft and online self-training
+# ------------------------------------------------------------------ choosing a checkpoint
 
 
 def make_check(run, stage, purpose: str, frozen: dict):
@@ -126,26 +161,16 @@ def make_check(run, stage, purpose: str, frozen: dict):
     split = {"dev": run.splits.dev, "test": run.splits.test}[stage.select_on]
     if not split:
         return lambda state, bar: {}
-    questions = questions_lib.ask(run, split, purpose)
-    greedy = draw.make_sampler(run, run.tuned, GREEDY, stage.eval_batch_size)
-    ahead = grade.programs_ahead(run)
+    questions = ask(run, split, purpose)
+    actor = Actor(run, run.tuned, GREEDY, stage.eval_batch_size)
 
     def check(state: TrainState, bar: Progress) -> dict:
-        began, num = time.monotonic(), len(questions.fitted.records)
+        began, num = time.monotonic(), len(questions.records)
         key = key_of(run.config.seed, "check", 0, SAMPLE)  # greedy: any key will do
         params = models.join(frozen, state.params)
-        texts = questions_lib.respond(
-            run,
-            greedy,
-            params,
-            questions,
-            key,
-            each=lambda done: bar.phase(stage.select_on, done, num),
-            ahead=ahead,
-        )
-        grades = questions_lib.mark(run, questions, texts, ahead)
+        answers = actor.answers(params, questions, key, each=lambda done: bar.phase(stage.select_on, done, num))
         return {
-            f"eval/{stage.select_on}_accuracy": figures.accuracy(questions, grades),
+            f"eval/{stage.select_on}_accuracy": figures.accuracy(answers.by_question(), questions.num),
             "time/eval_s": time.monotonic() - began,
         }
 
@@ -161,7 +186,7 @@ def select(progress: dict, step: int, metrics: dict, stage):
 
 def finish(run, name, stage, progress, step, epochs, **facts):
     """Marks the stage as finished, with the checkpoint that it chose and other facts."""
-    best = stage.select == "best" and progress["best_step"] is not None
+    best = getattr(stage, "select", "last") == "best" and progress["best_step"] is not None
     chosen = progress["best_step"] if best else step
     run.finish(
         name,

@@ -5,13 +5,14 @@ import numpy as np
 from reft_jax.data import batching
 from reft_jax.data.packing import Packing
 from reft_jax.losses import reads_reference
-from reft_jax.rollouts import draw
+from reft_jax.rollouts.questions import pack
 from reft_jax.run import begin
 from reft_jax.run.run import DROPOUT, Run, key_of
 from reft_jax.training import loop
 from reft_jax.training.optim import make_optimizer
+from reft_jax.training.state import init_state
 from reft_jax.training.update import make_update
-from reft_jax.types import Batch, Prompts
+from reft_jax.types import Batch, Prompts, TrainState
 
 
 def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[Batch, Packing | None]:
@@ -23,28 +24,37 @@ def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[Batch, Packing 
     )
     tokens, mask = batching.pad_right(targets, batching.bucket(max(map(len, targets)), data.response_buckets), pad)
     batch = Batch(Prompts(prompt_tokens, prompt_mask, np.asarray(rows, np.int32)), tokens, mask)
-    [packing] = draw.pack(run, batch.prompts, mask, [np.arange(len(rows))], accumulate)
+    [packing] = pack(run, batch.prompts, mask, [np.arange(len(rows))], accumulate)
     return run.layout.batch(batch), packing
 
 
 def learn(name: str, stage, run: Run, encoded, *, goes_on_with: str = "", **facts):
     """Learns `encoded`, with what `stage` says; `facts` go into DONE. `goes_on_with`: a stage whose state and step it begins with."""
     num = len(encoded)
-    total = loop.num_steps(stage.optim.schedule_epochs or stage.epochs, stage.batch_size, num)
-    tx = make_optimizer(stage.optim, total)
+    tx = make_optimizer(stage.optim, loop.num_scheduled(stage, num))
     frozen, params = begin.frozen_and_trained(run, name)
     reference = begin.reference(run, frozen, params) if reads_reference(stage.objective) else None
     how = dict(name="sft", frozen=frozen, reference=reference) | stage.how
-    train_step = make_update(run.tuned, tx, params, stage.objective, **how)
+    update = make_update(run.tuned, tx, params, stage.objective, **how)
 
-    def update(state, step, rows):
+    def learnt(state, step, rows):
         batch, packing = make_batch(run, encoded, rows, stage.accumulate)
-        key = key_of(run.config.seed, "sft", step, DROPOUT)
-        return train_step(state, batch, key=key, packing=packing)
+        return update(state, batch, key=key_of(run.config.seed, "sft", step, DROPOUT), packing=packing)
 
-    check = loop.make_check(run, stage, "ask", frozen)
     sizes = [len(example.prompt) + len(example.response) for example in encoded]
-    progress, last = loop.loop(
-        name, stage, run, sizes, tx, params, update, check, loss="sft/loss", goes_on_with=goes_on_with
-    )
-    loop.finish(run, name, stage, progress, last, last * stage.batch_size / num, **facts)
+    check = loop.make_check(run, stage, "ask", frozen)
+    state = init_state(run.tuned, tx, params)
+    go(name, stage, run, sizes, state, learnt, check, loss="sft/loss", goes_on_with=goes_on_with, facts=facts)
+
+
+def go(name: str, stage, run: Run, sizes, state: TrainState, learnt, check=None, *, loss: str, **how):
+    """stage.epochs passes over examples of `sizes` tokens; learnt(state, step, rows) -> (state, metrics) is the update on those rows, `loss` the
+    metric that the progress line shows; how: `loop.Loop`'s."""
+    sizes, shown = np.asarray(sizes), (("loss", loss, ".3f"), loop.TOKENS)
+    steps = loop.Loop(name, stage, run, len(sizes), state, check, shown=shown, **how)
+    state = steps.state
+    for step in steps.steps():
+        rows = batching.batch_indices(run.config.seed, step - 1, stage.batch_size, len(sizes))
+        state, metrics = learnt(state, step, rows)
+        state = state.replace(step=state.step + 1)
+        steps.end(step, state, metrics, tokens=int(sizes[rows].sum()))
