@@ -68,7 +68,7 @@ class Ours:
         from reft_jax import models
         from reft_jax.config import settings
         from reft_jax.mesh import sharding
-        from reft_jax.training import scoring
+        from reft_jax.training import reinforce, scoring
         from reft_jax.training.optim import make_optimizer
         from reft_jax.training.state import init_state
         from reft_jax.training.update import make_update
@@ -81,7 +81,7 @@ class Ours:
         self.state = init_state(self.model, tx, params)
         self.score_fn, self.advantages_fn = (
             scoring.make_score(self.model, most=stage.ppo.part_size),
-            scoring.make_advantages(stage.advantage),
+            reinforce.make_advantages(stage.advantage),
         )
         self.ppo_step = make_update(self.model, tx, self.state.params, stage.objective, name="ppo", **stage.how)
         self.engine = rollout.make_engine(self.model, load)

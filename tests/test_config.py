@@ -22,6 +22,8 @@ from reft_jax.config import settings as settings_lib
 from reft_jax.configs import common, demo
 from reft_jax.errors import InputError, Stop
 from reft_jax.losses import nll, own_gold, policy
+from reft_jax.losses.kl import KL
+from reft_jax.losses.value import Critic
 from reft_jax.rewards.terms import partial, right
 from reft_jax.run import workdirs
 from tests import runs
@@ -634,7 +636,7 @@ def stage_of(*flags, stage="reft", name="demo"):
 
 def test_a_choice_that_is_set_begins_with_its_files_defaults():
     demos = stage_of().advantage
-    assert demos == gae.Advantage(kl=settings_lib.KL(coef=0.02), critic=settings_lib.Critic(coef=1.0, init="zeros"))
+    assert demos == gae.Advantage(kl=KL(coef=0.02), critic=Critic(coef=1.0, init="zeros"))
     k = "stages.reft.num_samples=2"
     for flag in ("stages.reft.advantage=rloo", "stages.reft.advantage.use=rloo"):
         record, tree = loaded(flag, k)
@@ -644,7 +646,7 @@ def test_a_choice_that_is_set_begins_with_its_files_defaults():
     assert stage_of("stages.reft.advantage=gae").advantage == gae.Advantage()
     assert stage_of("stages.reft.advantage=rloo", "stages.reft.advantage.kl.in=loss", k).advantage.kl.in_loss
     own = stage_of("stages.reft.advantage=gae", "stages.reft.advantage.lam=0.5", "stages.reft.advantage.critic.coef=2")
-    assert own.advantage == gae.Advantage(lam=0.5, critic=settings_lib.Critic(coef=2.0))
+    assert own.advantage == gae.Advantage(lam=0.5, critic=Critic(coef=2.0))
 
 
 @pytest.mark.parametrize(
@@ -788,7 +790,7 @@ def test_none_takes_a_label_away_and_a_tree_has_those_that_it_names():
         ),
         (
             ["sft.losses.own_gold=0.5"],
-            "sft.losses.own_gold: it reads own, weights, which a batch of texts does not give",
+            "sft.losses.own_gold: it reads own, which a batch of texts does not give",
         ),
         (
             ["sft.losses.value=1"],

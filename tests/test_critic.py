@@ -13,6 +13,7 @@ from reft_jax import masked, models
 from reft_jax.config import settings as settings_lib
 from reft_jax.data import packing
 from reft_jax.losses import ppo
+from reft_jax.losses.value import Critic
 from reft_jax.run import checkpoint
 from reft_jax.training import optim, scoring
 from reft_jax.training.state import init_state
@@ -34,7 +35,7 @@ def make(critic, where="one", **changes):
 
 def critic_of(name, **changes):
     """The record of "shared" or "separate"; None for "none"."""
-    return None if name == "none" else settings_lib.Critic(trunk=name, **changes)
+    return None if name == "none" else Critic(trunk=name, **changes)
 
 
 def settings_of(critic, **changes):

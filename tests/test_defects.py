@@ -24,7 +24,7 @@ from reft_jax.rewards.total import Responses, total
 from reft_jax.run.metrics import Lines
 from reft_jax.run.run import DROPOUT, INIT, PERMUTE, SAMPLE, Run, key_of
 from reft_jax.stages import evaluate, reft
-from reft_jax.training import loop
+from reft_jax.training import loop, reinforce
 from tests import reference, tiny
 
 SOURCES = sorted(pathlib.Path(main.__file__).parent.rglob("*.py"))
@@ -76,7 +76,7 @@ def watched(tmp_path_factory):
     """A finished reft stage whose answers were graded GRADES in turn: (run, rollouts, PPO batches, rows of each minibatch)."""
     run = make_run(small_config(), tmp_path_factory.mktemp("run"))
     rollouts, batches, rows = [], [], []
-    make_advantages, make_update = reft.make_advantages, reft.make_update
+    make_advantages, make_update = reinforce.make_advantages, reinforce.make_update
 
     def watched_advantages(*args, **how):
         advantages = make_advantages(*args, **how)
@@ -99,8 +99,8 @@ def watched(tmp_path_factory):
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reft, "make_advantages", watched_advantages)
-        patch.setattr(reft, "make_update", watched_step)
+        patch.setattr(reinforce, "make_advantages", watched_advantages)
+        patch.setattr(reinforce, "make_update", watched_step)
         patch.setattr(
             rewards, "grade", lambda task, cot, texts, golds, **limits: [GRADES[i % 4] for i in range(len(texts))]
         )
@@ -395,13 +395,13 @@ def sampled_with(correction, **changes):
 
 
 def test_log_probs_that_differ_from_trainings_stop_the_run_before_it_trains(tmp_path, monkeypatch):
-    make_score = reft.make_score
+    make_score = reinforce.make_score
 
     def shifted(*args, **kwargs):
         score = make_score(*args, **kwargs)
         return lambda *inputs: (score(*inputs)[0] - 0.01, *score(*inputs)[1:])
 
-    monkeypatch.setattr(reft, "make_score", shifted)
+    monkeypatch.setattr(reinforce, "make_score", shifted)
     run = make_run(small_config(), tmp_path)
     with pytest.raises(
         RunError, match=r"differ from those that training computes by 0.01 on average.*max_logp_gap allows 0.0001"

@@ -11,11 +11,11 @@ import pytest
 from reft_jax import masked
 from reft_jax.advantages import gae, owned
 from reft_jax.config import choices, records
-from reft_jax.config import settings as settings_lib
 from reft_jax.errors import InputError
 from reft_jax.losses import advantages, kl, nll, objective, ppo
 from reft_jax.losses import policy as policy_loss
 from reft_jax.losses import value as value_loss
+from reft_jax.losses.kl import KL
 from reft_jax.stages import reft, reranker, self_train, sft
 from reft_jax.types import Outputs, Rollout, Sample
 from tests import reference, tiny
@@ -159,7 +159,7 @@ def test_weights_multiply_the_policy_loss_of_each_token(reduce):
     expected = np.minimum(np.exp(np.where(MASK, batch.old_logp - q, 0.0).astype(np.float64)), 1.5)
     np.testing.assert_allclose(weights, expected, rtol=1e-5)
     assert (expected[MASK] == 1.5).any() and (expected[MASK] < 1.0).any()
-    batch = batch.replace(weights=np.where(MASK, weights, np.nan))
+    batch = batch.put(weights=np.where(MASK, weights, np.nan))
     loss, metrics = jitted_ppo(reduce)(logp, values, batch)
     total, policy, value, _ = reference.ppo_loss(logp, values, batch, **SETTINGS, reduce=reduce)
     np.testing.assert_allclose(loss, total, rtol=1e-5)
@@ -170,7 +170,7 @@ def test_weights_multiply_the_policy_loss_of_each_token(reduce):
 def test_padding_that_differs_from_array_to_array_is_ignored():
     clean = jitted_ppo("sequence")(*ppo_inputs(6, 0.0))
     logp, values, batch = ppo_inputs(6, 0.0)
-    dirty = batch.replace(
+    dirty = batch.put(
         old_logp=np.where(MASK, batch.old_logp, -3e38).astype(np.float32),
         adv=np.where(MASK, batch.adv, np.nan).astype(np.float32),
         returns=np.where(MASK, batch.returns, np.inf).astype(np.float32),
@@ -201,7 +201,7 @@ def test_first_ratio_is_one_and_the_policy_loss_is_then_minus_the_mean_advantage
 )
 def test_clip_stops_the_gradient_only_where_the_ratio_has_gone_far_enough(adv, log_ratio, moves):
     one = jnp.ones((1, 1))
-    batch = tiny.ppo_batch(np.random.default_rng(0), [3], [1], response_size=1).replace(old_logp=-one, adv=adv * one)
+    batch = tiny.ppo_batch(np.random.default_rng(0), [3], [1], response_size=1).put(old_logp=-one, adv=adv * one)
     grad = jax.grad(lambda logp: ppo.ppo_loss(logp, one, batch, **SETTINGS)[0])(-one + log_ratio)
     expected = -adv * np.exp(log_ratio) if moves else 0.0
     np.testing.assert_allclose(grad, [[expected]], rtol=1e-5)
@@ -220,7 +220,7 @@ def test_clip_stops_the_gradient_only_where_the_ratio_has_gone_far_enough(adv, l
 )
 def test_value_clip_takes_the_larger_error(value, returns, loss, grad):
     one = jnp.ones((1, 1))
-    batch = tiny.ppo_batch(np.random.default_rng(0), [3], [1], response_size=1).replace(
+    batch = tiny.ppo_batch(np.random.default_rng(0), [3], [1], response_size=1).put(
         old_values=0.0 * one, returns=returns * one, adv=0.0 * one, old_logp=-one
     )
     got = jax.value_and_grad(lambda v: ppo.ppo_loss(-one, v, batch, clip=0.2, value_clip=0.2, value_coef=1.0)[0])(
@@ -316,7 +316,7 @@ def test_the_kl_loss_is_the_mean_of_its_weighted_estimates(name, reduce, weighte
     weights = np.random.default_rng(11).uniform(0.2, 2, MASK.shape)
     weights = np.where(MASK, weights, np.nan).astype(np.float32) if weighted else None
     batch = tiny.ppo_batch(np.random.default_rng(0), [3] * len(LENGTHS), LENGTHS, response_size=6)
-    batch = batch.replace(ref_logp=ref_logp, old_logp=old_logp, weights=weights)
+    batch = batch.put(ref_logp=ref_logp, old_logp=old_logp, weights=weights)
 
     def loss_of(logp):
         return objective((kl.Loss(coef=0.3, estimator=name),), Outputs(logp=logp), batch, masked.Mean(MASK, reduce, 9))
@@ -349,7 +349,7 @@ def test_the_kl_loss_is_the_mean_of_its_weighted_estimates(name, reduce, weighte
 )
 def test_a_kl_that_cannot_be_is_refused(settings, parts):
     with pytest.raises(InputError) as caught:
-        records.build(settings_lib.KL, settings, "config.stages.reft.advantage.kl")
+        records.build(KL, settings, "config.stages.reft.advantage.kl")
     for part in parts:
         assert part in str(caught.value)
 
@@ -544,9 +544,9 @@ IMPORTANCE = dict(ppo=dict(minibatch_size=4, correction="importance"))
     "kind, changes, loss, said",
     [
         ("sft", {}, "policy", "it reads old_logp, adv, which a batch of texts does not give"),
-        ("sft", {}, "value", "it needs values, which a batch of texts does not give (it gives logp, entropy)"),
+        ("sft", {}, "value", "it needs values, which a batch of texts does not give (it gives logp, entropy, hidden"),
         ("sft", {}, "classifier", "it needs right_logits, which a batch of texts does not give"),
-        ("reft", {}, "own_gold", "it reads own, weights, which a reft stage with a critic does not give"),
+        ("reft", {}, "own_gold", "it reads own, which a reft stage with a critic does not give"),
         ("reft", IMPORTANCE, "own_gold", "it reads own, which a reft stage with a critic does not give"),
         ("reft", FREE, "value", "it needs values, which a reft stage without a critic does not give"),
         ("reft", {}, "classifier", "it needs right_logits, which a reft stage with a critic does not give"),
@@ -556,7 +556,7 @@ IMPORTANCE = dict(ppo=dict(minibatch_size=4, correction="importance"))
             "kl",
             "it reads ref_logp, old_logp, which a self_train stage of mode 'online' does not give",
         ),
-        ("self_train", dict(mode="offline", sample_from="warmup"), "own_gold", "it reads own, weights, which"),
+        ("self_train", dict(mode="offline", sample_from="warmup"), "own_gold", "it reads own, which"),
         ("reranker", {}, "nll", "it needs logp, which a re-ranker does not give (it gives right_logits)"),
     ],
 )

@@ -8,8 +8,8 @@ import pytest
 
 from reft_jax import recipe
 from reft_jax.advantages import dr_grpo, gae, grpo, reinforce_pp, rloo
-from reft_jax.config import settings
 from reft_jax.errors import InputError
+from reft_jax.losses.kl import KL
 from tests import runs
 
 METHODS = ("reft", "grpo", "dr_grpo", "rloo", "reinforce_pp", "online", "offline")
@@ -42,8 +42,8 @@ def test_methods_draw_as_many_responses_in_as_many_steps_as_reft(model):
     reft = ours["reft"]
     assert load(**about) == load(**about, method="reft")
     in_reward, in_loss = (
-        settings.KL(coef=reft.advantage.kl.coef),
-        settings.KL(where="loss", coef=reft.advantage.kl.coef),
+        KL(coef=reft.advantage.kl.coef),
+        KL(where="loss", coef=reft.advantage.kl.coef),
     )
     assert reft.advantage == gae.Advantage(kl=in_reward) and reft.critic is not None
     expected = dict(

@@ -16,7 +16,7 @@ from reft_jax.losses import nll
 from reft_jax.mesh import sharding
 from reft_jax.sampling import decode
 from reft_jax.stages import reft
-from reft_jax.training import scoring
+from reft_jax.training import reinforce
 from reft_jax.training.update import make_update
 from reft_jax.types import Batch, Prompts
 
@@ -210,7 +210,7 @@ def sft_step(model, tx, params, losses=NLL, **how):
 def advantages(stage: reft.Stage):
     """`make_advantages` as the stage calls it."""
     how = dict(importance_cap=stage.importance_cap, keep_reference=stage.keeps_reference)
-    return scoring.make_advantages(stage.advantage, **how)
+    return reinforce.make_advantages(stage.advantage, **how)
 
 
 def assert_trees_close(a, b, *, rtol=1e-5, atol=1e-6):

@@ -2,7 +2,7 @@
 
 A file defines `Advantage`, a frozen record whose call is (rollout) -> (adv f32[B, R], returns f32[B, R] or None, metrics). `rollout`
 (`types.Rollout`) has scores f32[B] or f32[B, R], logp, ref_logp, values (None without a critic), mask and group_size: rows q k, ..., q k + k - 1
-are the responses to question q. `kl` (`config.settings.KL`) says where the divergence from the reference counts, `critic` (`Critic`, or
+are the responses to question q. `kl` (`losses.kl.KL`) says where the divergence from the reference counts, `critic` (`losses.value.Critic`, or
 none) what gives values; both bring their losses (`owned`). `compares`: it compares the responses to one question, so that there must be
 two or more.
 """

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from reft_jax import masked
 from reft_jax.advantages import rewards as token
-from reft_jax.config.records import setting
-from reft_jax.config.settings import KL, Critic
+from reft_jax.config.setting import setting
+from reft_jax.losses.kl import KL
+from reft_jax.losses.value import Critic
 
 
 def gae(rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, lam: float):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from reft_jax.advantages import groups
-from reft_jax.config.settings import KL
+from reft_jax.losses.kl import KL
 
 
 def grpo(scores: jax.Array, k: int) -> jax.Array:

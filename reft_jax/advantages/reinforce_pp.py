@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from reft_jax import masked
 from reft_jax.advantages import rewards as token
-from reft_jax.config.settings import KL
+from reft_jax.losses.kl import KL
 
 
 def to_go(rewards: jax.Array, mask: jax.Array) -> jax.Array:

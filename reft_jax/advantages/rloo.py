@@ -8,7 +8,7 @@ import dataclasses
 import jax
 
 from reft_jax.advantages import groups
-from reft_jax.config.settings import KL
+from reft_jax.losses.kl import KL
 
 
 def rloo(scores: jax.Array, k: int) -> jax.Array:

@@ -102,7 +102,7 @@ class Lowering:
         return self.placed(states.eval_state(tx, params), states.state_shardings(self.tuned, tx, params))
 
     def with_critic(self, critic) -> dict:
-        """The trained parameters and what `config.settings.Critic` asks for."""
+        """The trained parameters and what `losses.value.Critic` asks for."""
         both = jax.eval_shape(lambda p, key: models.with_critic(self.model, p, key, critic), self.trained, self.key)
         return self.placed(both, models.param_shardings(self.tuned, both))
 

@@ -15,40 +15,16 @@ import math
 import typing
 
 from reft_jax.config import choices, renamed
+from reft_jax.config.setting import MISSING
+from reft_jax.config.setting import setting as setting  # for whoever makes records
 from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
 
-MISSING = dataclasses.MISSING
 # What a bare number means where a choice of the room is expected: `rewards.partial=0.5`.
 NUMBER = {"losses": "coef", "rewards/terms": "weight"}
 
 
 # ------------------------------------------------------------------ fields
-
-
-def setting(
-    low=None,
-    high=None,
-    *,
-    above=None,
-    one_of=None,
-    default=MISSING,
-    free=False,
-    room="",
-    key="",
-    parse=None,
-    traced=False,
-):
-    """A value. Legal is low <= value <= high, value > above, value in one_of, or the name of a file of `room` (a file of one's own, too).
-
-    free: a started run may change it (how it is watched or laid out). key: its name in configs, where Python has another use for
-    it. parse(value, path) -> what the record holds, for values that are no number, text or tuple. traced: a coefficient that reaches
-    jit as an array, so that another value compiles nothing anew.
-    """
-    metadata = dict(
-        low=low, high=high, above=above, one_of=one_of, free=free, room=room, key=key, parse=parse, traced=traced
-    )
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 def choice(room: str, *, default=MISSING):

@@ -329,49 +329,6 @@ class Sampling:
 WHOLE, GREEDY = Sampling(1.0, 0, 1.0), Sampling(0.0, 0, 1.0)  # the model's own distribution; its likeliest tokens
 
 
-# ------------------------------------------------------------------ what advantages own
-
-
-@dataclasses.dataclass(frozen=True)
-class KL:
-    """The divergence of the policy from the frozen reference, with d = log p_ref - log p of a token (Schulman, "Approximating KL
-    divergence", 2020): k1 = -d, k2 = d^2 / 2, k3 = e^d - d - 1, unbiased = k3 weighted by the ratio to the policy that sampled (arXiv 2512.02556).
-
-    reward: a token's reward is less coef x k1, k2 or k3. loss: coef times the mean of k2, k3 or unbiased is added to the loss. auto: k1 in
-    the reward, k3 in the loss.
-    """
-
-    where: str = setting(key="in", one_of=("reward", "loss", "off"), default="reward")
-    coef: float = setting(0, default=0.01)
-    estimator: str = setting(one_of=("auto", "unbiased", "k1", "k2", "k3"), default="auto")
-
-    def check(self):
-        if self.where == "loss" and self.estimator == "k1":
-            yield "estimator", "the gradient of k1 in the loss is 0 on average; legal there are auto, unbiased, k2, k3"
-        if self.where == "reward" and self.estimator == "unbiased":
-            yield "estimator", "a reward has no gradient to correct; legal there are auto, k1, k2, k3"
-
-    @property
-    def in_reward(self) -> bool:
-        return self.where == "reward"
-
-    @property
-    def in_loss(self) -> bool:
-        return self.where == "loss" and self.coef > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Critic:
-    """What gives values: a head on the policy's trunk (shared), or a decoder of its own that starts as the policy does (separate); and the
-    weight and the clipping of its loss."""
-
-    trunk: str = setting(one_of=("shared", "separate"), default="shared")
-    init: str = setting(one_of=("zeros", "normal"), default="normal")
-    bias: bool = setting(default=True)
-    coef: float = setting(0, default=5.0)
-    clip: float = setting(above=0, default=0.2)
-
-
 # ------------------------------------------------------------------ what stages share
 
 

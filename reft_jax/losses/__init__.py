@@ -13,6 +13,8 @@ A field with `setting(..., traced=True)` is an array under jit: what a schedule 
 
 import dataclasses
 
+from reft_jax.config import setting
+
 
 def objective(losses, out, batch, mean):
     """(f32[], metrics): the sum of coef x loss of records of this room."""
@@ -37,8 +39,7 @@ def reads_reference(losses) -> bool:
 
 def traced(losses) -> tuple[dict[str, float], ...]:
     """Of each loss its `traced` fields: what jit takes as arrays."""
-    marked = [[f.name for f in dataclasses.fields(loss) if f.metadata.get("traced")] for loss in losses]
-    return tuple({name: getattr(loss, name) for name in names} for loss, names in zip(losses, marked, strict=True))
+    return tuple(setting.traced(loss) for loss in losses)
 
 
 def changed(losses, coefs) -> tuple:

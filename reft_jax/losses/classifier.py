@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from reft_jax.config.records import setting
+from reft_jax.config.setting import setting
 
 
 def cross_entropy(logits: jax.Array, right: jax.Array) -> jax.Array:

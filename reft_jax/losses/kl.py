@@ -1,14 +1,14 @@
 """The divergence from the frozen reference in the loss, by an estimator (GRPO, arXiv 2402.03300, eq. 4; DeepSeek-V3.2, arXiv 2512.02556).
 
 With d = ref_logp - logp of a token: k2 = d^2 / 2, k3 = e^d - d - 1, unbiased = exp(logp - old_logp) k3. An advantage whose `kl.in` is loss
-has it (`config.settings.KL`).
+has it (`KL`).
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from reft_jax.config.records import setting
+from reft_jax.config.setting import setting
 
 
 def estimate(logp, ref_logp, mask, estimator: str, old_logp=None):
@@ -20,6 +20,36 @@ def estimate(logp, ref_logp, mask, estimator: str, old_logp=None):
         return 0.5 * jnp.square(ahead)
     k3 = jnp.exp(ahead) - ahead - 1.0
     return k3 if estimator == "k3" else jnp.exp(jnp.where(mask, logp - old_logp, 0.0)) * k3
+
+
+@dataclasses.dataclass(frozen=True)
+class KL:
+    """An advantage's setting: the divergence of the policy from the frozen reference.
+
+    With d = log p_ref - log p of a token (Schulman, "Approximating KL divergence", 2020): k1 = -d, k2 = d^2 / 2, k3 = e^d - d - 1, unbiased =
+    k3 weighted by the ratio to the policy that sampled (arXiv 2512.02556).
+
+    reward: a token's reward is less coef x k1, k2 or k3. loss: coef times the mean of k2, k3 or unbiased is added to the loss. auto: k1 in
+    the reward, k3 in the loss.
+    """
+
+    where: str = setting(key="in", one_of=("reward", "loss", "off"), default="reward")
+    coef: float = setting(0, default=0.01)
+    estimator: str = setting(one_of=("auto", "unbiased", "k1", "k2", "k3"), default="auto")
+
+    def check(self):
+        if self.where == "loss" and self.estimator == "k1":
+            yield "estimator", "the gradient of k1 in the loss is 0 on average; legal there are auto, unbiased, k2, k3"
+        if self.where == "reward" and self.estimator == "unbiased":
+            yield "estimator", "a reward has no gradient to correct; legal there are auto, k1, k2, k3"
+
+    @property
+    def in_reward(self) -> bool:
+        return self.where == "reward"
+
+    @property
+    def in_loss(self) -> bool:
+        return self.where == "loss" and self.coef > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ loss = mean of -log p_t, over tokens or over each target's mean, as the stage's 
 
 import dataclasses
 
-from reft_jax.config.records import setting
+from reft_jax.config.setting import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from reft_jax.config.records import setting
+from reft_jax.config.setting import setting
 
 
 def token_weights(mask: jax.Array, own: jax.Array, *, reduce: str) -> jax.Array:

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from reft_jax.config.records import setting
+from reft_jax.config.setting import setting
 
 
 def clipped(logp, old_logp, adv, mask, *, clip: float, clip_high: float = 0.0):

@@ -7,7 +7,6 @@ The decoder ignores both. A critic is a second trunk (all of the decoder that is
 import jax
 import jax.numpy as jnp
 
-from reft_jax.config.settings import Critic
 from reft_jax.models.adapters import join
 
 
@@ -23,8 +22,8 @@ def init_value_head(model, key, *, how: str, bias: bool) -> dict:
     return {"kernel": kernel, **({"bias": jnp.zeros(())} if bias else {})}
 
 
-def with_critic(model, params, key, critic: Critic | None) -> dict:
-    """The trained parameters of a policy with what `config.settings.Critic` asks for; a value head that they have goes on, else one begins.
+def with_critic(model, params, key, critic) -> dict:
+    """The trained parameters of a policy with what `losses.value.Critic` asks for; a value head that they have goes on, else one begins.
 
     shared: the head on the policy's trunk; separate: a trunk of its own, which begins as a copy of the policy's (the arrays are
     the same until they are copied); None: neither.

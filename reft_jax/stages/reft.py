@@ -18,10 +18,9 @@ import numpy as np
 from reft_jax import models
 from reft_jax.advantages import owned
 from reft_jax.config.records import choice, choices_of, setting
-from reft_jax.config.settings import OUTPUTS, WHOLE, Checked, Sampling, divides, unmet, whole
+from reft_jax.config.settings import OUTPUTS, WHOLE, Checked, Sampling, unmet, whole
 from reft_jax.data import batching
 from reft_jax.errors import RunError
-from reft_jax.losses import reads_reference
 from reft_jax.mesh import distributed
 from reft_jax.rewards.total import total
 from reft_jax.rollouts.actor import Actor
@@ -30,33 +29,12 @@ from reft_jax.run import begin
 from reft_jax.run.run import INIT, PERMUTE, SAMPLE, Run, key_of
 from reft_jax.training import loop
 from reft_jax.training.optim import make_optimizer
-from reft_jax.training.scoring import make_advantages, make_score
+from reft_jax.training.reinforce import PPO, make_advantages, make_learner
+from reft_jax.training.scoring import make_score
 from reft_jax.training.state import init_state
-from reft_jax.training.update import make_update, passes
 from reft_jax.types import Rollout, Sample
 
 TAKEN = ("mean", "accuracy", "with_kl", "equal_groups")  # after reward/, by what every step logs
-
-
-@dataclasses.dataclass(frozen=True)
-class PPO:
-    """How the responses of a step are learnt: in passes over all of them, a minibatch at a time."""
-
-    minibatch_size: int = setting(1)
-    epochs: int = setting(1, default=2)
-    accumulate: int = setting(1, default=1)
-    # What is done about samples of another distribution than the trained policy's. none: such settings are refused; temper: the
-    # policy (and the reference) is the tempered one in scoring too; importance: tokens are weighted by min(p / q, importance_cap).
-    correction: str = setting(one_of=("none", "temper", "importance"), default="none")
-    importance_cap: float = setting(above=0, default=2.0)
-
-    def check(self):
-        yield from divides(self.accumulate, self.minibatch_size, "minibatch_size")
-
-    @property
-    def part_size(self) -> int:
-        """Sequences that are in the forward pass together."""
-        return self.minibatch_size // self.accumulate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,18 +184,12 @@ def run(name: str, stage: Stage, run: Run):
     params = models.with_critic(run.model, params, key_of(seed, name, 0, INIT), stage.critic)
 
     actor = Actor(run, run.tuned, stage.sampling, num_rows, k)
-    score = make_score(run.tuned, ref_model, temperature=stage.temperature, most=ppo.part_size)
-    advantages = make_advantages(
-        stage.advantage, importance_cap=stage.importance_cap, keep_reference=stage.keeps_reference
-    )
-    reference = (ref_model, ref_params) if reads_reference(stage.objective) else None
-    how = dict(name="ppo", length=actor.sampler.max_new, frozen=frozen, reference=reference) | stage.how
-    update = make_update(run.tuned, tx, params, stage.objective, **how)
+    learner = make_learner(run.tuned, tx, params, stage, frozen, (ref_model, ref_params), length=actor.sampler.max_new)
     check = loop.make_check(run, stage, "rollout", frozen)
     state = init_state(run.tuned, tx, params)
     steps = loop.Loop(name, stage, run, num, state, check, shown=loop.ROLLOUTS, samples=True)
     state = steps.state
-    compare(run, name, stage, score, questions, models.join(frozen, state.params), ref_params)
+    compare(run, name, stage, learner.score, questions, models.join(frozen, state.params), ref_params)
 
     for step in steps.steps():
         clock = [time.monotonic()]
@@ -226,28 +198,23 @@ def run(name: str, stage: Stage, run: Run):
         each = functools.partial(steps.bar.phase, "sampling", total=num_rows)
         drawn = actor.draw(policy, questions, key, rows, each=each, in_order=True)
         asked, sample, together = arrays(run, actor, questions, rows, drawn)
-        order = key_of(seed, name, step, PERMUTE)
-        orders = [jax.random.permutation(jax.random.fold_in(order, i), num_rows) for i in range(ppo.epochs)]
-        minibatches = np.concatenate(orders).reshape(-1, ppo.minibatch_size)
+        minibatches = learner.minibatches(key_of(seed, name, step, PERMUTE), num_rows)
         packings = pack(run, asked, sample.mask, minibatches, ppo.accumulate)
         asked, sample = run.layout.batch((asked, sample))
         clock.append(time.monotonic())
 
         # Dispatched first: the device works on it while the last answers are graded.
-        scored = score(policy, ref_params, asked, sample.tokens, sample.mask, together)
+        scored = learner.score(policy, ref_params, asked, sample.tokens, sample.mask, together)
         drawn = actor.graded(drawn, step)
         scores, paid = total(stage.rewards, drawn, wanted(stage.rewards, scored))
         clock.append(time.monotonic())
 
         placed = run.layout.batch(as_wide(scores, sample.mask.shape[1]))
-        logp, ref_logp, values, entropy = scored
-        rollout = Rollout(asked, sample, logp, ref_logp, values, entropy, placed, k)
-        batch, seen, kl = advantages(rollout)
-        state, learnt = passes(update, state, batch, minibatches, packings)
-        metrics = loop.host(seen) | update_metrics(jax.device_get(learnt))
+        rollout = Rollout(asked, sample, *scored, placed, k)
+        state, batch, kl, learnt = learner.learn(state, rollout, minibatches, packings)
         clock.append(time.monotonic())
 
-        metrics |= paid | actor.metrics(drawn, np.diff(clock))
+        metrics = learnt | paid | actor.metrics(drawn, np.diff(clock))
         numbers = functools.partial(numbers_of, rollout, batch, kl)
         told = scores if scores.ndim == 1 else scores.sum(1)
         steps.end(step, state, metrics, samples=functools.partial(actor.lines, drawn, told, numbers=numbers))
@@ -301,15 +268,6 @@ def wanted(terms, scored) -> dict:
     there = dict(zip(("logp", "ref_logp", "values", "entropy"), scored, strict=True))
     needed = {name for _, term in terms for name in getattr(term, "needs", ())}
     return distributed.fetch({name: there[name] for name in sorted(needed)}) if needed else {}
-
-
-def update_metrics(updates: list[dict]) -> dict:
-    """Means over the step's updates; the first update's ratio error is apart, since its ratios must be 1."""
-    out = {key: float(np.mean([update[key] for update in updates])) for key in updates[0] if key != "ppo/ratio_error"}
-    if "ppo/ratio_error" not in updates[0]:  # losses without a ratio
-        return out
-    errors = [float(update["ppo/ratio_error"]) for update in updates]
-    return out | {"ppo/first_ratio_error": errors[0], "ppo/ratio_error_max": max(errors)}
 
 
 def numbers_of(rollout: Rollout, batch, kl, count: int) -> dict:

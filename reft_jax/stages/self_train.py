@@ -37,7 +37,7 @@ from reft_jax.run.run import DROPOUT, SAMPLE, Run, key_of
 from reft_jax.training import loop, supervised
 from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import init_state
-from reft_jax.training.update import make_update
+from reft_jax.training.update import host, make_update
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ def learn_online(name: str, stage: Stage, run: Run):
         ]
         batch, packing = mixed_batch(run, own, [gold[row] for row in rows], stage.accumulate)
         state, metrics = update(state, batch, key=key_of(seed, name, step, DROPOUT), packing=packing)
-        state, metrics = state.replace(step=state.step + 1), loop.host(metrics)
+        state, metrics = state.replace(step=state.step + 1), host(metrics)
         clock.append(time.monotonic())
         metrics |= actor.metrics(drawn, np.diff(clock))
         metrics["reward/mean"] = metrics["reward/accuracy"]  # a right answer is 1 and any other 0

@@ -3,9 +3,6 @@
 import math
 import time
 
-import jax
-import numpy as np
-
 from reft_jax import models
 from reft_jax.config.settings import GREEDY
 from reft_jax.errors import RunError
@@ -19,6 +16,7 @@ from reft_jax.run.metrics import Lines
 from reft_jax.run.progress import Progress, formatted
 from reft_jax.run.run import SAMPLE, key_of
 from reft_jax.run.trackers import Metrics
+from reft_jax.training.update import host
 from reft_jax.types import TrainState
 
 
@@ -48,12 +46,6 @@ def check_finite(name: str, step: int, metrics: dict):
                 f"{name}: {key} is {metrics[key]} at step {step}; the last checkpoint is from before. "
                 "Lower optim.lr, or look at the step's samples"
             )
-
-
-def host(metrics: dict) -> dict:
-    """Device scalars as float32 on the host, in one transfer; numbers of the host as they are."""
-    there = {key: value for key, value in metrics.items() if isinstance(value, jax.Array)}
-    return metrics | {key: np.float32(value) for key, value in jax.device_get(there).items()}
 
 
 # What the progress line shows: of a check, of learning from given texts ("loss": the stage's), and from own responses.

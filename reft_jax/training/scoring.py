@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from reft_jax import masked, models
-from reft_jax.losses.policy import importance
-from reft_jax.types import Batch, Outputs, Rollout
+from reft_jax.types import Batch, Outputs
 
 TOKENS = {"logp", "entropy", "ref_logp", "ref_kl"}  # what is of the vocabulary
 OF_REFERENCE = {"ref_logp", "ref_kl"}
@@ -119,38 +118,3 @@ def make_score(model, ref_model=None, *, temperature: float = 1.0, most: int = 0
         return own.logp, reference.logp, own.values, own.entropy
 
     return jax.jit(score)
-
-
-def make_advantages(advantage, *, importance_cap: float = 0.0, keep_reference: bool = False):
-    """Rollout -> (Batch, metrics, kl f32[B]) by a record of `advantages/`.
-
-    importance_cap > 0: the batch has `policy.importance` as its weights. keep_reference: it has ref_logp, for losses that read it.
-    """
-
-    def advantages(rollout: Rollout):
-        mask, scores, logp, ref_logp = rollout.mask, rollout.scores, rollout.logp, rollout.ref_logp
-        adv, returns, told = advantage(rollout)
-        kl = masked.total(logp - ref_logp, mask, axis=1)
-        gap = jnp.where(mask, jnp.abs(rollout.sample.logp - logp), 0.0)
-        metrics = {
-            "reward/mean": (scores if scores.ndim == 1 else masked.total(scores, mask, axis=1)).mean(),
-            "kl/mean": kl.mean(),
-            "entropy/mean": masked.mean(rollout.entropy, mask),
-            "sample/logp_gap_mean": masked.mean(gap, mask),
-            "sample/logp_gap_max": gap.max(),
-        } | told
-        columns = dict(old_logp=logp, adv=adv)
-        if returns is not None:
-            columns |= dict(old_values=rollout.values, returns=returns)
-        if keep_reference:
-            columns["ref_logp"] = ref_logp
-        if importance_cap:
-            columns["weights"] = importance(logp, rollout.sample.logp, mask, cap=importance_cap)
-            capped = (columns["weights"] >= importance_cap).astype(jnp.float32)
-            metrics |= {
-                "ppo/importance_mean": masked.mean(columns["weights"], mask),
-                "ppo/importance_capped": masked.mean(capped, mask),
-            }
-        return Batch(rollout.prompts, rollout.sample.tokens, mask, columns), metrics, kl
-
-    return jax.jit(advantages)

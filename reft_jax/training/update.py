@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from reft_jax import masked, models
@@ -116,3 +117,9 @@ def passes(update, state: TrainState, batch, minibatches, packings) -> tuple[Tra
         state, metrics = update(state, batch, rows, packing=packing)
         told.append(metrics)
     return state.replace(step=state.step + 1), told
+
+
+def host(metrics: dict) -> dict:
+    """Device scalars as float32 on the host, in one transfer; numbers of the host as they are."""
+    there = {key: value for key, value in metrics.items() if isinstance(value, jax.Array)}
+    return metrics | {key: np.float32(value) for key, value in jax.device_get(there).items()}

@@ -1,0 +1,36 @@
+"""One field of a record of settings; what fills, overrides, builds and checks records is `records.py`."""
+
+import dataclasses
+
+MISSING = dataclasses.MISSING
+
+
+def setting(
+    low=None,
+    high=None,
+    *,
+    above=None,
+    one_of=None,
+    default=MISSING,
+    free=False,
+    room="",
+    key="",
+    parse=None,
+    traced=False,
+):
+    """A value. Legal is low <= value <= high, value > above, value in one_of, or the name of a file of `room` (a file of one's own, too).
+
+    free: a started run may change it (how it is watched or laid out). key: its name in configs, where Python has another use for
+    it. parse(value, path) -> what the record holds, for values that are no number, text or tuple. traced: a coefficient that reaches
+    jit as an array, so that another value compiles nothing anew.
+    """
+    metadata = dict(
+        low=low, high=high, above=above, one_of=one_of, free=free, room=room, key=key, parse=parse, traced=traced
+    )
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def traced(record) -> dict:
+    """The fields that are marked so, by name."""
+    names = [field.name for field in dataclasses.fields(record) if field.metadata.get("traced")]
+    return {name: getattr(record, name) for name in names}
