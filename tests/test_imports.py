@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pathlib
+import re
 
 from tests import runs
 
@@ -110,3 +111,31 @@ def test_names_that_users_import_stay_where_they_are():
         found = importlib.import_module(module)
         assert all(callable(getattr(found, name)) for name in names)
     assert pathlib.Path(importlib.import_module("reft_jax.configs.demo").__file__).name == "demo.py"
+
+
+def test_one_update_is_the_files_that_the_docs_list_and_short():
+    text = (runs.ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.split("## The files of one update")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\S+\.py)` \|", section, re.MULTILINE)
+    todo, files = ["reft_jax.training.reinforce", "reft_jax.advantages", "reft_jax.advantages.gae"], {}
+    while todo:
+        name = todo.pop()
+        path = runs.ROOT / (
+            name.replace(".", "/") + ("/__init__.py" if (PACKAGE.parent / name.replace(".", "/")).is_dir() else ".py")
+        )
+        if room(name) == "models" or path in files:
+            continue
+        files[path] = path.read_text(encoding="utf-8").count("\n")
+        todo += imported(TREES[name], top=True) & set(TREES)
+    assert {str(path.relative_to(runs.ROOT)) for path in files} == set(listed)
+    assert len(listed) == len(set(listed)) <= 14 and sum(files.values()) <= 1000
+
+
+def test_no_function_is_long():
+    functions = [
+        (node.end_lineno - node.lineno + 1, f"{name}.{node.name}")
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert max(functions)[0] < 100, max(functions)
