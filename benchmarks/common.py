@@ -218,9 +218,9 @@ def make_load(given, *, num=None, slots=None) -> Load:
 
 def read_questions(path, num: int, vocab_size: int) -> list[list[int]]:
     """The tokens of the file's first `num` questions, under a byte-level BPE vocabulary learned from all of them."""
-    from reft_jax.data import files, tokenizer
+    from reft_jax.data import files, reader, tokenizer
 
-    texts = [files.text_field(place, row, "question") for place, row in files.read_objects(path)]
+    texts = [reader.Row(*raw).text("question") for raw in files.read_raw(path)]
     if len(texts) < num:
         raise SystemExit(f"{path} holds {len(texts)} questions; {num} are asked for (--num)")
     return tokenizer.encode_batch(tokenizer.build_bpe(texts, vocab_size), texts[:num])

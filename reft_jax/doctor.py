@@ -6,7 +6,7 @@
 Findings, each with file and line: records that training would refuse (malformed JSON, fields that are absent or of another
 type, ids that stand twice), questions that stand twice or in --test too (case and punctuation aside), gold CoTs whose
 answer is not the label (programs are run in the sandbox; N-CoT is compared where it says "the answer is ..." itself),
-and records over --max-prompt or --max-response tokens. Reading is training's own (`files.py`). Then a census of each file.
+and records over --max-prompt or --max-response tokens. Reading is training's own (`data/reader.py`). Then a census of each file.
 
 --task (a file of reft_jax/tasks that reads files, or one of your own, my.py) and --cot are told from the records where they are not given.
 --tokenizer can be given several times; `bpe`, or a preset that is trained from nothing, stands for the tokenizer that such a run would build
@@ -26,9 +26,9 @@ from collections.abc import Sequence
 
 from reft_jax.config import choices
 from reft_jax.configs.models import PRESETS
-from reft_jax.data import files, prompts, splits
+from reft_jax.data import files, prompts, reader, splits
 from reft_jax.data import tokenizer as tokenizers
-from reft_jax.data.records import Record
+from reft_jax.data.records import SIGNATURE, Record
 from reft_jax.errors import InputError, RunError
 from reft_jax.rewards import answer, program, score
 from reft_jax.run.progress import Progress
@@ -115,6 +115,12 @@ def _readers() -> list[str]:
     return [name for name in choices.names("tasks") if hasattr(choices.load("tasks", name), "read")]
 
 
+def _forms() -> dict[str, reader.Form]:
+    """The tasks whose own files have another form than the authors'."""
+    own = {name: getattr(choices.load("tasks", name), "own", None) for name in _readers()}
+    return {name: form for name, form in own.items() if form}
+
+
 def examine(path: str, options: Options) -> tuple[dict, list[Finding]]:
     """(census, findings) of one file. Raises InputError for what cannot be looked at: no such file, another data set."""
     found, complaints = [], []
@@ -143,7 +149,7 @@ def examine(path: str, options: Options) -> tuple[dict, list[Finding]]:
             found.append(_finding(tested.place, "overlap", "question", problem))
     gold = [record for record in records if record.cot]
     if gold and how.cot == "program":
-        with_docstring = sum(r.cot[len(files.SIGNATURE) :].lstrip().startswith(('"""', "'''")) for r in gold)
+        with_docstring = sum(r.cot[len(SIGNATURE) :].lstrip().startswith(('"""', "'''")) for r in gold)
         census["with_docstring"] = with_docstring / len(gold)
         census["programs"], wrong = _run(gold, how)
         found += wrong
@@ -158,15 +164,16 @@ def examine(path: str, options: Options) -> tuple[dict, list[Finding]]:
 
 def _records(path: str, options: Options, split: str, complaints: list) -> tuple[tuple[Record, ...], Options]:
     """The records of a file, and the options with what they left open filled in. A file without any CoT is a test set's."""
-    objects = files.read_objects(path, complaints=complaints)
-    rows = [row for _, row in objects]
+    raw = files.read_raw(path, complaints=complaints)
+    rows = [row for _, row in raw if isinstance(row, dict)]
     task, cot = options.task or _told_task(rows), options.cot or _told_cot(rows)
-    if not task and objects:
+    if not task and rows:
         raise InputError(f"{path}: the records do not tell which task they are of; say --task={'|'.join(_readers())}")
     how = dataclasses.replace(options, task=task or _readers()[0], cot=cot)
-    if not any({"answer_cot", "answer", "Rationale"} & row.keys() for row in rows):
+    cots = {reader.field_of(form.cot) for form in (reader.AUTHORS, *_forms().values()) if form.cot}
+    if not any(cots & row.keys() for row in rows):
         split = "test"
-    return choices.load("tasks", how.task)().read(objects, how, split=split, complaints=complaints), how
+    return choices.load("tasks", how.task)().read(raw, how, split=split, complaints=complaints), how
 
 
 def _told_task(rows) -> str:
@@ -176,9 +183,9 @@ def _told_task(rows) -> str:
         prefix = str(row.get("item_id", "")).rpartition("_")[0]
         if prefix in readers:
             return prefix
-        for field, task in (("Problem", "mathqa"), ("Body", "svamp"), ("answer", "gsm8k")):
-            if field in row and "answer_value" not in row:
-                return task
+        for name, form in _forms().items():
+            if form.told_by in row and reader.AUTHORS.told_by not in row:
+                return name
     return ""
 
 

@@ -91,7 +91,7 @@ class Task:
         if data.cot != "nl":
             yield "cot", "digits are explained in words: 'nl'"
 
-    def load(self, data):
+    def splits(self, data):
         def make(split, num):
             return tuple(
                 Record(f"{split}_{i}", f"{i % 7} plus {i % 5}?", f"#### {i % 7 + i % 5}", str(i % 7 + i % 5), "text")

@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from reft_jax import tasks
-from reft_jax.config import choices
-from reft_jax.data import files, prompts
+from reft_jax.config import choices, records, settings
+from reft_jax.data import files, prompts, reader
 from reft_jax.data.records import Record
 from reft_jax.data.splits import cut_dev
 from reft_jax.errors import InputError
 from reft_jax.rewards import score
-from reft_jax.tasks import arithmetic, gsm8k, mathqa, svamp
-from tests.tiny import shared_data
+from reft_jax.tasks import arithmetic
+from tests.tiny import read, shared_data
 
 PROGRAM = 'def solution():\n    """How many?"""\n    return 3'
 
@@ -76,7 +76,7 @@ def test_record_of_the_authors_form_is_taken_as_it_stands(tmp_path):
         tmp_path / "a.json",
         [row(7, question=" Wie viele Äpfel\u2028 🍎 ? ", answer_cot="Zwölf.\n\nThe answer is <7>.")],
     )
-    (record,) = svamp.read(path, cot="nl")
+    (record,) = read("svamp", path, cot="nl")
     assert record == Record("svamp_7", " Wie viele Äpfel\u2028 🍎 ? ", "Zwölf.\n\nThe answer is <7>.", "7.0", "nl")
 
 
@@ -91,14 +91,14 @@ def test_list_and_lines_in_every_encoding_give_the_same_records(tmp_path, indent
     for name, text in (("list", as_list), ("lines", as_lines)):
         (tmp_path / name).write_bytes((mark + text.replace("\n", line_end)).encode())
     expected = tuple(Record(r["item_id"], r["question"], r["answer_cot"], r["answer_value"], "nl") for r in rows)
-    assert svamp.read(tmp_path / "list", cot="nl") == expected
-    assert svamp.read(tmp_path / "lines", cot="nl") == expected
+    assert read("svamp", tmp_path / "list", cot="nl") == expected
+    assert read("svamp", tmp_path / "lines", cot="nl") == expected
 
 
 def test_test_split_has_no_cot_even_where_the_file_has(tmp_path):
     path = write(tmp_path / "a.json", [row(0), row(1, answer_cot=None), row(2, answer_cot=5)])
-    assert [r.cot for r in svamp.read(path, cot="program", split="test")] == ["", "", ""]
-    assert {r.kind for r in svamp.read(path, cot="program", split="test")} == {"program"}
+    assert [r.cot for r in read("svamp", path, cot="program", split="test")] == ["", "", ""]
+    assert {r.kind for r in read("svamp", path, cot="program", split="test")} == {"program"}
 
 
 @pytest.mark.parametrize(
@@ -114,20 +114,20 @@ def test_test_split_has_no_cot_even_where_the_file_has(tmp_path):
     ],
 )
 def test_gold_numbers(value, expected):
-    assert files.parse_number("f:1", value) == expected
+    assert reader.parse_number("f:1", value, "answer_value") == expected
 
 
 @pytest.mark.parametrize(
     "value", ["", "a", "12,34", "1/0", "nan", "inf", "1e999", float("nan"), True, None, [1], "5 apples", "٣"]
 )
 def test_gold_that_is_no_number_is_refused(value):
-    assert message(files.parse_number, "f.json:12", value).startswith("f.json:12: answer_value is ")
+    assert message(reader.parse_number, "f.json:12", value, "answer_value").startswith("f.json:12: answer_value is ")
 
 
 def test_gold_choices_are_lower_case_letters():
-    assert files.parse_choice("f:1", " C") == "c"
+    assert reader.parse_choice("f:1", " C", "answer_value") == "c"
     for value in ("f", "38.0", "ab", "", 3, None):
-        assert "mathqa-numeric" in message(files.parse_choice, "f:1", value)
+        assert "mathqa-numeric" in message(reader.parse_choice, "f:1", value, "answer_value")
 
 
 # Bad files: where and what
@@ -152,9 +152,9 @@ def test_each_bad_field_is_named_with_the_line_its_record_begins_at(tmp_path):
     ]
     for bad, problem in cases:
         path = write(tmp_path / "a.json", [row(0), bad, row(2)], indent=2)  # a record takes 6 lines after the "["
-        assert message(svamp.read, path, cot="nl").startswith(f"{path}:8: {problem}")
+        assert message(read, "svamp", path, cot="nl").startswith(f"{path}:8: {problem}")
         path.write_text("\n".join(json.dumps(r) for r in [row(0), row(3), bad]))
-        assert message(svamp.read, path, cot="nl").startswith(f"{path}:3: {problem}")
+        assert message(read, "svamp", path, cot="nl").startswith(f"{path}:3: {problem}")
 
 
 @pytest.mark.parametrize(
@@ -177,44 +177,43 @@ def test_each_bad_field_is_named_with_the_line_its_record_begins_at(tmp_path):
 def test_malformed_json_is_named_by_line(tmp_path, text, line, problem):
     path = tmp_path / "a.json"
     path.write_text(text)
-    said = message(files.read_objects, path)
+    said = message(files.read_raw, path)
     assert said.startswith(f"{path}:{line}: malformed JSON at column ") and problem in said
 
 
 def test_endless_nesting_is_a_message_not_a_crash(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("[" * 200_000)
-    assert message(files.read_objects, path).startswith(f"{path}:1: malformed JSON")
+    assert message(files.read_raw, path).startswith(f"{path}:1: malformed JSON")
 
 
 def test_files_that_are_absent_empty_or_not_text(tmp_path):
     path = tmp_path / "a.json"
-    assert f"cannot read the data file {path}: No such file" in message(files.read_objects, path)
-    assert "Is a directory" in message(files.read_objects, tmp_path)
+    assert f"cannot read the data file {path}: No such file" in message(files.read_raw, path)
+    assert "Is a directory" in message(files.read_raw, tmp_path)
     for text in ("", "\n \r\n", "\ufeff"):
         path.write_text(text, encoding="utf-8")
-        assert f"{path}:1: the file is empty" in message(files.read_objects, path)
+        assert f"{path}:1: the file is empty" in message(files.read_raw, path)
     path.write_text("[\n]")
-    assert f"{path}:1: the data set is empty" in message(files.read_objects, path)
+    assert f"{path}:1: the data set is empty" in message(files.read_raw, path)
     path.write_bytes(b'[\n{"a": "\xff"}]')
-    assert f"{path}:2: not UTF-8 (byte 0xff)" in message(files.read_objects, path)
+    assert f"{path}:2: not UTF-8 (byte 0xff)" in message(files.read_raw, path)
 
 
 def test_a_file_of_reasoning_is_not_read_as_programs(tmp_path):
     path = write(tmp_path / "a.json", [row(0)])
-    assert "config.data.cot='nl'" in message(svamp.read, path, cot="program")
-    assert "legal are 'program' and 'nl'" in message(svamp.read, path, cot="python")
+    assert "config.data.cot='nl'" in message(read, "svamp", path, cot="program")
     path = write(tmp_path / "a.json", [row(0, answer_cot="def solution():\n  return 3")])
-    assert "indented by four spaces" in message(svamp.read, path, cot="program")
+    assert "indented by four spaces" in message(read, "svamp", path, cot="program")
 
 
 def test_mathqa_letters_and_numbers_are_told_apart(tmp_path):
     path = write(tmp_path / "a.json", [row(0, answer_value="B")])
-    assert mathqa.read(path, cot="nl")[0].answer == "b"
-    assert "a number is expected" in message(mathqa.read, path, cot="nl", numeric=True)
+    assert read("mathqa", path, cot="nl")[0].answer == "b"
+    assert "a number is expected" in message(read, "mathqa-numeric", path, cot="nl")
     path = write(tmp_path / "a.json", [row(0, answer_value="38.0")])
-    assert mathqa.read(path, cot="nl", numeric=True)[0].answer == "38.0"
-    assert "mathqa-numeric" in message(mathqa.read, path, cot="nl")
+    assert read("mathqa-numeric", path, cot="nl")[0].answer == "38.0"
+    assert "mathqa-numeric" in message(read, "mathqa", path, cot="nl")
 
 
 @pytest.mark.parametrize("cot", ["nl", "program"])
@@ -239,11 +238,10 @@ def test_gsm8k_original_records(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in (ORIGINAL, ORIGINAL)))
     stripped = "Half: 48/2 = 24.\nAll: $1,125 #### so."
-    assert gsm8k.read(path, cot="nl") == tuple(Record(f"gsm8k_{i}", "Q?", stripped, "1125", "nl") for i in (0, 1))
-    assert "<<48/2=24>>24" in gsm8k.read(path, cot="nl", calculator_marks="keep")[0].cot
-    assert [(r.cot, r.answer) for r in gsm8k.read(path, cot="program", split="test")] == [("", "1125")] * 2
-    assert "hold no programs" in message(gsm8k.read, path, cot="program")
-    assert "legal are 'strip' and 'keep'" in message(gsm8k.read, path, cot="nl", calculator_marks="drop")
+    assert read("gsm8k", path, cot="nl") == tuple(Record(f"gsm8k_{i}", "Q?", stripped, "1125", "nl") for i in (0, 1))
+    assert "<<48/2=24>>24" in read("gsm8k", path, cot="nl", calculator_marks="keep")[0].cot
+    assert [(r.cot, r.answer) for r in read("gsm8k", path, cot="program", split="test")] == [("", "1125")] * 2
+    assert "holds no programs" in message(read, "gsm8k", path, cot="program")
 
 
 @pytest.mark.parametrize(
@@ -258,13 +256,13 @@ def test_gsm8k_original_records(tmp_path):
 def test_gsm8k_original_mistakes(tmp_path, answer, problem):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(ORIGINAL) + "\n" + json.dumps({"question": "Q?", "answer": answer}))
-    said = message(gsm8k.read, path, cot="nl")
+    said = message(read, "gsm8k", path, cot="nl")
     assert said.startswith(f"{path}:2: ") and problem in said
 
 
 def test_gsm8k_reads_the_authors_form_too(tmp_path):
     path = write(tmp_path / "a.json", [row(0, answer_cot=PROGRAM)])
-    assert gsm8k.read(path, cot="program") == svamp.read(path, cot="program")
+    assert read("gsm8k", path, cot="program") == read("svamp", path, cot="program")
 
 
 # load
@@ -338,11 +336,18 @@ def test_load_says_which_programs_get_another_docstring(tmp_path):
 
 def test_load_refuses_what_does_not_go_together(tmp_path):
     assert "config.data.train_file: got ''; svamp is read from files" in message(tasks.load, Data())
-    assert "config.data.source: got 'generated'; legal for svamp are files, tfds" in message(
-        tasks.load, Data(source="generated")
-    )
-    assert "got 'files'; legal for arithmetic are generated" in message(tasks.load, Data(task="arithmetic"))
+    for task, source, legal in (
+        ("svamp", "generated", "files, tfds"),
+        ("math", "tfds", "files"),
+        ("arithmetic", "files", "generated"),
+    ):
+        matcher = "math" if task == "math" else "reft"
+        found = dict(settings.Data(task=task, cot="nl", source=source, num_train=1, matcher=matcher).check())
+        assert found == {"source": f"legal for {task} are {legal}"}
     assert "'gsm' is no file of tasks; did you mean 'gsm8k'?" in message(tasks.load, Data(task="gsm"))
+    for key, value in (("cot", "python"), ("calculator_marks", "drop"), ("source", "web")):
+        said = message(records.build, settings.Data, dict(task="svamp", cot="nl") | {key: value}, "config.data")
+        assert said.startswith(f"config.data.{key}: got {value!r}; ")
     assert "no such file" in message(tasks.load, Data(train_file=str(tmp_path / "no.json"))).lower()
 
 
@@ -365,23 +370,17 @@ def test_generated_splits_do_not_meet(cot):
 def test_real_files_are_read_whole():
     root = shared_data()
     nl, programs = (
-        svamp.read(root / "svamp_nl.json", cot="nl"),
-        svamp.read(root / "svamp_python_sdp.json", cot="program"),
+        read("svamp", root / "svamp_nl.json", cot="nl"),
+        read("svamp", root / "svamp_python_sdp.json", cot="program"),
     )
     assert (len(nl), len(programs)) == (3076, 3043)
     sizes = {"svamp": 1000, "gsm8k": 1319, "mathqa": 1605, "mathqa-numeric": 1605}
-    readers = {
-        "svamp": svamp.read,
-        "gsm8k": gsm8k.read,
-        "mathqa": mathqa.read,
-        "mathqa-numeric": lambda path, **how: mathqa.read(path, numeric=True, **how),
-    }
     for name, size in sizes.items():
-        assert len(readers[name](root / f"{name}_test_set.json", cot="program", split="test")) == size
-    train = gsm8k.read(root / "gsm8k" / "train.jsonl", cot="nl")
+        assert len(read(name, root / f"{name}_test_set.json", cot="program", split="test")) == size
+    train = read("gsm8k", root / "gsm8k" / "train.jsonl", cot="nl")
     assert len(train) == 7473 and not [r for r in train if "<<" in r.cot or ">>" in r.cot or "####" in r.cot]
-    original = gsm8k.read(root / "gsm8k" / "test.jsonl", cot="nl", split="test")
-    authors = gsm8k.read(root / "gsm8k_test_set.json", cot="nl", split="test")
+    original = read("gsm8k", root / "gsm8k" / "test.jsonl", cot="nl", split="test")
+    authors = read("gsm8k", root / "gsm8k_test_set.json", cot="nl", split="test")
     assert [(r.item_id, r.answer) for r in original] == [(r.item_id, r.answer) for r in authors]
 
 
@@ -403,11 +402,11 @@ def test_a_broken_real_file_is_named_by_line(tmp_path):
     lines = (shared_data() / "svamp_nl.json").read_text(encoding="utf-8").split("\n")
     path = tmp_path / "broken.json"
     path.write_text("\n".join(lines[:9000]), encoding="utf-8")
-    assert message(svamp.read, path, cot="nl").startswith(f"{path}:9000: malformed JSON")
+    assert message(read, "svamp", path, cot="nl").startswith(f"{path}:9000: malformed JSON")
     begin = next(i for i, line in enumerate(lines) if i > 9000 and line.strip() == "{")
     lines[begin + 2] = lines[begin + 2].replace('"question"', '"questoin"')
     path.write_text("\n".join(lines), encoding="utf-8")
-    assert message(svamp.read, path, cot="nl").startswith(f"{path}:{begin + 1}: the record has no field 'question'")
+    assert message(read, "svamp", path, cot="nl").startswith(f"{path}:{begin + 1}: the record has no field 'question'")
 
 
 # Tasks as files
@@ -432,7 +431,6 @@ def test_math_is_read_from_the_authors_form_and_its_answers_are_expressions(tmp_
         assert said.startswith(
             f"{path}:2: answer_value is {shown}; an expression is expected, in LaTeX or plain, such as \\frac"
         )
-    assert "legal for math are files" in message(tasks.load, Data(task="math", source="tfds"))
 
 
 def test_tasks_say_what_goes_with_them():
@@ -457,21 +455,65 @@ def test_tasks_say_what_goes_with_them():
 def test_a_task_of_ones_own_is_a_file(tmp_path):
     path = tmp_path / "my.py"
     path.write_text(
-        "from reft_jax.data import files\nfrom reft_jax.tasks import base\n\n\nclass Task(base.FromFiles):\n    kind = 'choice'\n\n"
-        "    def read(self, objects, data, *, split, complaints=None):\n"
-        "        how = dict(parse_answer=files.parse_choice, complaints=complaints)\n"
-        "        return files.authors_records(objects[1:], cot=data.cot, split=split, **how)\n"
+        "from reft_jax.data import reader\nfrom reft_jax.tasks import base\n\n\n"
+        "def letter(row, data):\n    return row['label'] if row.index else reader.LEFT_OUT\n\n\n"
+        "class Task(base.FromFiles):\n    kind = 'choice'\n"
+        "    own = reader.Form('label', 'id', 'ask', ('label', letter), cot='why')\n"
     )
-    rows = [row(i, answer_value="C") for i in range(4)]
+    rows = [{"id": i, "ask": f"How many {i}?", "why": "So.", "label": "C"} for i in range(4)]
     data = Data(task=str(path), train_file=str(write(tmp_path / "a.json", rows)), dev_size=1)
     splits = tasks.load(data)
     assert {r.answer for r in splits.train + splits.dev} == {"c"} and len(splits.train) == 2
     assert splits.notes == ("1 of 4 train questions left out: they are no questions of this task",)
+    path_of_bad = write(tmp_path / "b.json", [*rows, rows[1] | {"id": 4, "why": None}], indent=2)
+    said = message(tasks.load, dataclasses.replace(data, train_file=str(path_of_bad)))
+    assert said == f"{path_of_bad}:26: why is null null; a text is expected"
+    none = message(tasks.load, dataclasses.replace(data, train_file=str(write(tmp_path / "c.json", rows[:1]))))
+    assert "c.json:1: all 1 train questions are left out: they are no questions of this task" in none
     assert score.answer_kind(str(path)) == "choice"
     assert [g.status for g in score.grade(str(path), "nl", ["Therefore, the answer is: c"], ["c"])] == ["correct"]
     assert f"config.data.train_file: got ''; {path} is read from files" in message(
         tasks.load, dataclasses.replace(data, train_file="")
     )
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(question=None), "question is null null; a text is expected"),
+        (dict(question=""), "question is empty; give it a text or remove the record"),
+        (dict(answer=None), "answer is null null; a number is expected, such as 72, -3.5 or 1/2"),
+        (dict(answer="many"), 'answer is text "many"; a number is expected, such as 72, -3.5 or 1/2'),
+        (dict(item_id="q_0"), "item_id 'q_0' stands at {where}[0] already; every id must be unique"),
+        (dict(cot="def solution():\n    return 1"), "cot is a program, but config.data.cot='nl'"),
+        (dict(cot=7), "cot is number 7; a text is expected"),
+        (dict(kind="text", cot="", question=""), "cot is empty; give it a text or remove the record"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_records_that_a_task_makes_itself_are_checked_like_those_of_files(tmp_path, changes, said, split):
+    path = tmp_path / "my.py"
+    path.write_text(
+        "from reft_jax.data.records import Record, Splits\n\n\nclass Task:\n    kind = 'number'\n    sources = ('generated',)\n\n"
+        "    def splits(self, data):\n        good = [Record(f'q_{i}', f'{i}?', '', i, 'nl', tags=dict(i=i)) for i in range(2)]\n"
+        f"        bad = Record(**dict(item_id='b', question='Q?', cot='', answer='1', kind='nl') | {changes!r})\n"
+        f"        return Splits(*(good + [bad] * (name == data.manual_dir) for name in ('train', 'dev', 'test')), ('a note',))\n"
+    )
+    data = Data(task=str(path), source="generated")
+    splits = tasks.load(data)
+    assert splits.dev == splits.train == tuple(Record(f"q_{i}", f"{i}?", "", str(i), "nl", {"i": i}) for i in range(2))
+    assert splits.notes == ("a note",)
+    where = f"{path}/{split}"
+    told = message(tasks.load, dataclasses.replace(data, manual_dir=split))
+    assert told.startswith(f"{where}[2]: {said.format(where=where)}")
+
+
+def test_complete_targets_need_neither_question_nor_answer(tmp_path):
+    questions = write(tmp_path / "q.json", [row(i) for i in range(9)])
+    data = Data(task="stories", source="generated", num_train=4, dev_size=1, questions_file=str(questions))
+    assert [(r.question, r.answer, r.kind) for r in tasks.load(data).train[4:]] == [("", "", "text")] * 4
+    write(questions, [row(0), row(1, question=None), row(2)])
+    assert message(tasks.load, data).startswith(f"{questions}:1: the record has no field 'question'")
 
 
 def test_dev_smaller_than_asked_is_said(tmp_path):
@@ -484,7 +526,7 @@ def test_dev_smaller_than_asked_is_said(tmp_path):
 def test_data_modules_do_not_import_jax():
     code = (
         "import sys; from reft_jax import doctor, tasks; from reft_jax.config import choices\n"
-        "from reft_jax.data import batching, files, packing, prompts, splits, tokenizer\n"
+        "from reft_jax.data import batching, files, packing, prompts, reader, splits, tokenizer\n"
         "for name in choices.names('tasks'): choices.load('tasks', name)\n"
         "sys.exit(', '.join(m for m in ('jax', 'flax', 'optax', 'transformers', 'torch') if m in sys.modules) or None)"
     )

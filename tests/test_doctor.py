@@ -14,7 +14,7 @@ from reft_jax import doctor
 from reft_jax.data import files
 from reft_jax.errors import InputError
 from tests import runs
-from tests.tiny import shared_data
+from tests.tiny import read, shared_data
 
 SHIPPED = "arithmetic_base"
 
@@ -91,10 +91,14 @@ def test_every_bad_record_and_field_is_named(tmp_path, capsys, as_list):
 def test_reading_for_training_stops_at_the_first_of_the_same_complaints(tmp_path):
     path = write(tmp_path / "a.json", BAD)
     complaints = []
-    files.read_objects(path, complaints=complaints)
+    read("svamp", path, cot="program", complaints=complaints)
     with pytest.raises(files.RecordError) as caught:
-        files.read_objects(path)
-    assert str(caught.value) == str(complaints[0]) and len(complaints) == 2
+        read("svamp", path, cot="program")
+    assert str(caught.value) == str(complaints[0]) and len(complaints) == len(EXPECTED)
+    write(tmp_path / "a.json", BAD[:2] + BAD[3:])
+    with pytest.raises(files.RecordError) as caught:
+        read("svamp", path, cot="program")
+    assert str(caught.value) == str(complaints[1])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import tokenizers
 from reft_jax.data import prompts, tokenizer
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
-from reft_jax.tasks import gsm8k, mathqa, svamp
 from tests.test_tokenizer import FORMS, write
-from tests.tiny import shared_data
+from tests.tiny import read, shared_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,11 +287,11 @@ def test_wrong_arguments_are_named(bpe):
 def test_every_real_gold_text_survives_tokens():
     root = shared_data()
     data = Data()
-    programs = svamp.read(root / "svamp_python_sdp.json", cot="program")
+    programs = read("svamp", root / "svamp_python_sdp.json", cot="program")
     records = (
         programs
-        + svamp.read(root / "svamp_nl.json", cot="nl")
-        + gsm8k.read(root / "gsm8k" / "train.jsonl", cot="nl")[:2000]
+        + read("svamp", root / "svamp_nl.json", cot="nl")
+        + read("gsm8k", root / "gsm8k" / "train.jsonl", cot="nl")[:2000]
     )
     built = tokenizer.build_bpe([prompts.target(record, docstring=True) for record in records], 1000)
     learnt = prompts.encode_all(built, records, data, purpose="teach")
@@ -308,8 +307,7 @@ def test_every_real_gold_text_survives_tokens():
 def test_every_real_test_question_makes_a_sound_program():
     root = shared_data()
     for name in ("mathqa", "mathqa-numeric", "svamp", "gsm8k"):
-        read = mathqa.read if name == "mathqa" else svamp.read
-        for record in read(root / f"{name}_test_set.json", cot="program", split="test"):
+        for record in read(name, root / f"{name}_test_set.json", cot="program", split="test"):
             scope = {}
             exec(prompts.program_prefix(record, docstring=True) + "    return 1", scope)
             assert scope["solution"].__doc__ == record.question

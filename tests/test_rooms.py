@@ -228,14 +228,14 @@ def test_a_matcher_reads_any_text_and_its_own_keys(name):
 @pytest.mark.parametrize("name", of("tasks"))
 def test_a_task_says_what_it_reads(name):
     task = choices.load("tasks", name)()
-    assert task.kind in KINDS and task.sources and callable(task.load)
+    assert task.kind in KINDS and task.sources and callable(task.splits)
     source = task.sources[0]
     data = Data(task=name, cot="nl", source=source, num_train=4, num_test=2, dev_size=1)
     assert list(task.check(data)) == [] or all(len(one) == 2 for one in task.check(data))
     if source == "generated" and not list(task.check(data)):
-        splits = task.load(data)
+        splits = task.splits(data)
         assert len(splits.train) == 4 and all(record.question and record.answer for record in splits.test)
-        assert task.load(dataclasses.replace(data)) == splits
+        assert task.splits(dataclasses.replace(data)) == splits
 
 
 @pytest.mark.parametrize("name", of("models/families"))

@@ -11,10 +11,9 @@ from reft_jax.data import splits
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
 from reft_jax.run import workdirs
-from reft_jax.tasks import gsm8k, svamp
 from tests import runs
 from tests.test_data_files import Data
-from tests.tiny import shared_data
+from tests.tiny import read, shared_data
 
 
 def records(num, start=0):
@@ -139,13 +138,13 @@ def test_published_files_share_no_question():
     root = shared_data()
     pairs = (
         (
-            gsm8k.read(root / "gsm8k" / "train.jsonl", cot="nl"),
-            gsm8k.read(root / "gsm8k_test_set.json", cot="nl", split="test"),
+            read("gsm8k", root / "gsm8k" / "train.jsonl", cot="nl"),
+            read("gsm8k", root / "gsm8k_test_set.json", cot="nl", split="test"),
         ),
         *(
             (
-                svamp.read(root / f"svamp_{form}.json", cot=cot),
-                svamp.read(root / "svamp_test_set.json", cot=cot, split="test"),
+                read("svamp", root / f"svamp_{form}.json", cot=cot),
+                read("svamp", root / "svamp_test_set.json", cot=cot, split="test"),
             )
             for form, cot in (("nl", "nl"), ("python_sdp", "program"))
         ),

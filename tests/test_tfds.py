@@ -10,13 +10,11 @@ import zipfile
 import pytest
 
 from reft_jax import recipe, tasks
-from reft_jax.data import files
 from reft_jax.errors import InputError
-from reft_jax.tasks import mathqa, svamp
-from reft_jax.tasks import tfds as tfds_builders
+from reft_jax.tasks import mathqa, svamp, tfds
 from tests import runs
 from tests.test_data_files import Data
-from tests.tiny import shared_data
+from tests.tiny import read, shared_data
 
 GSM8K = [
     {"question": f"Half of {2 * i}?", "answer": f"It is {2 * i}/2 = <<{2 * i}/2={i}>>{i}.\n#### {i}"} for i in range(30)
@@ -80,7 +78,7 @@ def test_gsm8k_is_what_its_files_are(data, originals):
         )
     )
     assert found == from_files and len(found.train) == 16 and len(found.test) == 10
-    assert found.test[0].place == "reft_gsm8k/1.0.0/test:1"
+    assert found.test[0].place == "reft/gsm8k/2.0.0/test[0]"
 
 
 def test_svamp_gives_test_questions_and_files_the_training(data, tmp_path):
@@ -137,24 +135,84 @@ def test_what_is_wrong_in_an_original_is_named_by_its_line(data, originals):
     with pytest.raises(InputError, match=r"train.jsonl:2: malformed JSON"):
         tasks.load(dataclasses.replace(data, task="gsm8k"))
     (originals / "train.jsonl").write_text(json.dumps(GSM8K[0]) + "\n" + json.dumps({"question": "Q?"}))
-    with pytest.raises(InputError, match=r"reft_gsm8k/1.0.0/train:2: answer is empty"):
+    with pytest.raises(
+        InputError, match=r"reft/gsm8k/2.0.0/train\[1\]: the record has no field 'answer', only 'question'; add it"
+    ):
         tasks.load(dataclasses.replace(data, task="gsm8k"))
+
+
+# ------------------------------------------------------------------ the checks are those of files
+
+AUTHORS = {"item_id": "a", "question": "Q?", "answer_cot": "It is 3.", "answer_value": "3"}
+BAD = [  # task, the original file, a good record, what is wrong in the second, what is said
+    ("gsm8k", "train.jsonl", GSM8K[0], {"question": None}, "question is null null; a text is expected"),
+    ("gsm8k", "train.jsonl", GSM8K[0], {"answer": None}, "answer is null null; a text is expected"),
+    ("gsm8k", "train.jsonl", GSM8K[0], {"question": 5}, "question is number 5; a text is expected"),
+    ("gsm8k", "train.jsonl", GSM8K[0], {"question": ["Q?"]}, 'question is list ["Q?"]; a text is expected'),
+    ("gsm8k", "train.jsonl", GSM8K[0], {"question": " \n"}, "question is empty; give it a text or remove the record"),
+    ("gsm8k", "train.jsonl", GSM8K[0], {"answer": "So.\n#### x"}, "the number after '####' is text \"x\"; a number is"),
+    ("gsm8k", "train.jsonl", GSM8K[0], {"question": "a\ud800b"}, "question holds half of a surrogate pair"),
+    ("gsm8k", "train.jsonl", GSM8K[0], {"answer": "def solution():\n    return 1\n#### 1"}, "answer is a program, but"),
+    ("gsm8k", "train.jsonl", GSM8K[0], [1, 2], "a record is list [1, 2]; one JSON object per question is expected"),
+    ("gsm8k", "train.jsonl", GSM8K[0], None, "a record is null null; one JSON object per question is expected"),
+    ("gsm8k", "train.jsonl", AUTHORS, {}, "item_id 'a' stands at {first} already; every id must be unique"),
+    ("svamp", "SVAMP.json", SVAMP[0], {}, "ID 'chal-0' stands at {first} already; every id must be unique"),
+    ("svamp", "SVAMP.json", SVAMP[0], {"ID": "b", "Body": None}, "Body is null null; a text is expected"),
+    ("svamp", "SVAMP.json", SVAMP[0], {"ID": "b", "Answer": None}, "Answer is null null; a number is expected"),
+    ("svamp", "SVAMP.json", SVAMP[0], {"ID": "b", "Answer": True}, "Answer is true/false true; a number is expected"),
+    ("mathqa", "MathQA.zip", MATHQA[0], {"correct": None}, "correct is null null; a letter from a to e is expected"),
+    ("mathqa", "MathQA.zip", MATHQA[0], {"options": "none"}, "options has no 'a' ), which is the correct one; add it"),
+    ("mathqa", "MathQA.zip", MATHQA[0], {"Rationale": '""'}, "Rationale is empty; give it a text or remove the record"),
+    ("mathqa-numeric", "MathQA.zip", MATHQA[0], {"correct": "d"}, "options has no 'd' ), which is the correct one"),
+]
+
+
+@pytest.mark.parametrize(("task", "original", "good", "wrong", "said"), BAD, ids=[f"{b[0]}-{b[-1][:30]}" for b in BAD])
+def test_a_bad_record_is_refused_with_the_same_words_as_in_a_file(
+    data, originals, tmp_path, task, original, good, wrong, said
+):
+    rows = json.dumps([good, good | wrong if isinstance(wrong, dict) else wrong])
+    path = tmp_path / "rows.json"
+    path.write_text(rows)
+    split = "test" if task == "svamp" else "train"
+    with pytest.raises(InputError) as from_file:
+        read(task, path, split=split)
+    assert str(from_file.value).startswith(f"{path}:1: {said.format(first=f'{path}:1')}")
+
+    if original == "MathQA.zip":
+        with zipfile.ZipFile(originals / original, "w") as archive:
+            for name in ("train", "dev", "test"):
+                archive.writestr(f"{name}.json", rows)
+    else:
+        (originals / original).write_text(rows)
+    changes = dict(task=task)
+    if task == "svamp":
+        (tmp_path / "train.json").write_text(json.dumps([AUTHORS]))
+        changes["train_file"] = str(tmp_path / "train.json")
+    with pytest.raises(InputError) as from_tfds:
+        tasks.load(dataclasses.replace(data, **changes))
+    name = f"reft/{task.partition('-')[0]}/2.0.0/{split}"
+    told = str(from_file.value).replace(f"{path}:1: ", f"{name}[1]: ", 1).replace(f"{path}:1", f"{name}[0]")
+    assert str(from_tfds.value) == told
+
+
+def test_values_come_through_with_their_types(data, originals):
+    rows = [SVAMP[0] | {"Answer": 10**30, "Type": None, "Equation": ["\u2028", 1e-7, {"x": True}]}, {}]
+    (originals / "SVAMP.json").write_text(json.dumps(rows))
+    raw = tfds.read_raw(svamp.Task.published, "test", tfds_dir=data.tfds_dir, manual_dir=data.manual_dir)
+    assert [value for _, value in raw] == rows
 
 
 def test_a_folder_without_the_originals_is_named(tmp_path):
     with pytest.raises(InputError, match=r"holds no MathQA.zip"):
-        tfds_builders.read_objects("mathqa", "train", tfds_dir=str(tmp_path), manual_dir=str(tmp_path))
-    with pytest.raises(
-        InputError, match="config.data.source: got 'tfds'; my.py is not built there, only gsm8k, svamp, "
-    ):
-        tfds_builders.read_objects("my.py", "train")
+        tfds.read_raw(mathqa.Task.published, "train", tfds_dir=str(tmp_path), manual_dir=str(tmp_path))
 
 
 def test_without_tfds_the_error_says_what_to_install(originals, tmp_path):
     code = (
         "import sys; sys.modules['tensorflow_datasets'] = None\n"
-        "from reft_jax.tasks import tfds as tfds_builders\n"
-        f"tfds_builders.read_objects('gsm8k', 'train', tfds_dir={str(tmp_path)!r}, manual_dir={str(originals)!r})"
+        "from reft_jax.tasks import gsm8k, tfds\n"
+        f"tfds.read_raw(gsm8k.Task.published, 'train', tfds_dir={str(tmp_path)!r}, manual_dir={str(originals)!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=runs.ROOT)
     assert (
@@ -166,8 +224,8 @@ def test_without_tfds_the_error_says_what_to_install(originals, tmp_path):
 
 def test_neither_tensorflow_nor_jax_is_imported(data):
     code = (
-        "import sys; from reft_jax.tasks import tfds as tfds_builders\n"
-        f"tfds_builders.read_objects('gsm8k', 'train', tfds_dir={data.tfds_dir!r}, manual_dir={data.manual_dir!r})\n"
+        "import sys; from reft_jax.tasks import gsm8k, tfds\n"
+        f"tfds.read_raw(gsm8k.Task.published, 'train', tfds_dir={data.tfds_dir!r}, manual_dir={data.manual_dir!r})\n"
         "sys.exit(', '.join(m for m in ('tensorflow', 'jax') if m in sys.modules) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=runs.ROOT)
@@ -187,13 +245,13 @@ def test_checksums_are_those_of_the_public_files():
 
 def test_what_tfds_needs_is_said_before_anything_is_built(data):
     spec = str(runs.ROOT / "configs" / "reft.py") + ":smoke,model=tiny,"
-    tfds = [("data.source", "tfds"), ("data.tfds_dir", data.tfds_dir), ("data.manual_dir", data.manual_dir)]
+    flags = [("data.source", "tfds"), ("data.tfds_dir", data.tfds_dir), ("data.manual_dir", data.manual_dir)]
     for which in ("data=gsm8k,cot=program", "data=svamp,cot=nl", "data=mathqa,cot=program"):
         with pytest.raises(InputError, match="config.data.train_file.*form"):
-            tasks.load(recipe.load(spec + which, tfds)[0].data)
+            tasks.load(recipe.load(spec + which, flags)[0].data)
     with pytest.raises(InputError, match="config.data.manual_dir.*'tfds'"):
-        recipe.load(spec + "data=gsm8k,cot=nl,train_file=a", tfds[2:])
-    config, _ = recipe.load(spec + "data=gsm8k,cot=nl", [*tfds, ("data.dev_size", "4")])
+        recipe.load(spec + "data=gsm8k,cot=nl,train_file=a", flags[2:])
+    config, _ = recipe.load(spec + "data=gsm8k,cot=nl", [*flags, ("data.dev_size", "4")])
     assert len(tasks.load(config.data).train) == 16
 
 
@@ -204,6 +262,7 @@ def test_what_tfds_needs_is_said_before_anything_is_built(data):
     ("a ) 38 , b ) 27.675 , c ) none of these", {"a": "38", "b": "27.675", "c": "none of these"}),
     ("['a ) 1,560', 'b ) 15 / 8 ohms']", {"a": "1,560", "b": "15 / 8 ohms"}),
     ("a) 2, b)3", {"a": "2", "b": "3"}),
+    ("none", {}),
 ])  # fmt: skip
 def test_options(text, expected):
     assert mathqa.split_options(text) == expected
@@ -211,7 +270,7 @@ def test_options(text, expected):
 
 @pytest.mark.parametrize("option, number", [
     ("rs . 1,560", "1560"), ("15 / 8 ohms", "15/8"), ("- 6", "-6"), ("5 %", "5"), (".5", ".5"), ("$ 3.50", "3.50"),
-    ("7 1 / 2", None), ("none of these", None), ("288 cm 2", None), ("10 : 3", None),
+    ("7 1 / 2", None), ("1 / 0", None), ("1 / 05", "1/05"), ("none of these", None), ("288 cm 2", None), ("10 : 3", None),
 ])  # fmt: skip
 def test_the_only_number_of_an_option(option, number):
     assert mathqa.only_number(option) == number
@@ -221,11 +280,8 @@ def test_numeric_answers_are_the_authors_labels():
     """Their test files hold the same questions with options and with numbers; 5 of the labels lose a sign or thousands."""
     root = shared_data()
     letters, numbers = (
-        {
-            r.item_id.split("_")[1]: r
-            for r in mathqa.read(root / f"{name}_test_set.json", cot="nl", split="test", numeric=numeric)
-        }
-        for name, numeric in (("mathqa", False), ("mathqa-numeric", True))
+        {r.item_id.split("_")[1]: r for r in read(name, root / f"{name}_test_set.json", split="test")}
+        for name in ("mathqa", "mathqa-numeric")
     )
     found = {}
     for key, record in letters.items():
@@ -237,7 +293,7 @@ def test_numeric_answers_are_the_authors_labels():
 
 
 def test_svamps_own_file_is_read_as_a_test_set(originals):
-    found = svamp.Task().read(files.read_objects(originals / "SVAMP.json"), Data(), split="test")
+    found = read("svamp", originals / "SVAMP.json", split="test")
     assert [r.answer for r in found] == ["0.0", "1.0", "2.0", "3.0"]
     with pytest.raises(InputError, match="holds no reasoning"):
-        svamp.Task().read(files.read_objects(originals / "SVAMP.json"), Data(), split="train")
+        read("svamp", originals / "SVAMP.json")

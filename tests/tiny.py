@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from reft_jax import models
-from reft_jax.config import records
+from reft_jax.config import choices, records
 from reft_jax.config import settings as settings_lib
+from reft_jax.data import files
 from reft_jax.losses import nll
 from reft_jax.mesh import sharding
 from reft_jax.sampling import decode
@@ -50,6 +51,13 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real data at {folder} (set REFT_DATA)")
     return folder
+
+
+def read(task: str, path, *, cot: str = "nl", split: str = "train", calculator_marks: str = "strip", complaints=None):
+    """The records of one file as training reads them: a dev split, caps and overlaps aside."""
+    data = settings_lib.Data(task=task, cot=cot, calculator_marks=calculator_marks)
+    raw = files.read_raw(path, complaints=complaints)
+    return choices.load("tasks", task)().read(raw, data, split=split, complaints=complaints)
 
 
 @functools.cache

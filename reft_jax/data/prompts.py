@@ -21,8 +21,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from reft_jax.data.files import SIGNATURE
-from reft_jax.data.records import Record
+from reft_jax.data.records import SIGNATURE, Record
 from reft_jax.data.tokenizer import encode_batch
 from reft_jax.errors import InputError
 

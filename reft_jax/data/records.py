@@ -2,6 +2,8 @@
 
 import dataclasses
 
+SIGNATURE = "def solution():\n"  # how every program begins
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -10,7 +12,7 @@ class Record:
     `kind` says what `cot` is: "program" (Python that begins with `def solution():`), "nl" (reasoning without the
     closing answer sentence, which `prompts.target` adds) or "text" (the complete target as it stands). Test records
     have an empty `cot`. `tags` are for slicing results (for instance the number of operations). `place` is where the
-    record was read ("FILE:LINE", "" if it was generated); records are equal wherever they stand.
+    record was read ("FILE:LINE", of TFDS "NAME/SPLIT[i]", "" if it was generated); records are equal wherever they stand.
     """
 
     item_id: str

@@ -22,8 +22,9 @@ import re
 import string
 import zlib
 
-from reft_jax.data.records import Record, Splits
+from reft_jax.data.records import Record
 from reft_jax.errors import InputError
+from reft_jax.tasks import base
 from reft_jax.tasks.expressions import MAX_NUMBER, MIN_NUMBER, Expr, rewrite, shuffled, spoil, steps, value
 
 SPLITS = ("pretrain", "train", "dev", "test")
@@ -60,20 +61,7 @@ STYLE_WEIGHTS = {
 
 MEN = ("Tom", "Ben", "Sam", "Leo", "Max", "Dan", "Jack", "Paul")
 WOMEN = ("Ann", "Mia", "Eva", "Lily", "Kate", "Rose", "Emma", "Nina")
-ITEMS = (
-    "apples",
-    "balls",
-    "books",
-    "cards",
-    "coins",
-    "cookies",
-    "marbles",
-    "pencils",
-    "shells",
-    "stamps",
-    "stickers",
-    "toys",
-)
+ITEMS = tuple("apples balls books cards coins cookies marbles pencils shells stamps stickers toys".split())
 PRONOUNS = {"He": ("He", "She"), "he": ("he", "she"), "him": ("him", "her"), "his": ("his", "her")}
 
 # Slots: {name} acts, {friend} is of the other gender (so that he and she stay clear), {third} is one more
@@ -272,7 +260,7 @@ def annotate(expr: tuple, rng: random.Random, *, cot: str, annotations: str) -> 
     if annotations == "canonical":
         style = next(iter(weights))
         return style, reasoning(style, expr, steps(expr))
-    style = _draw(rng, weights)
+    style = base.draw(rng, weights)
     while True:
         path = rewrite(expr, rng)
         order = shuffled(steps(path), rng)
@@ -323,10 +311,6 @@ class _Teller:
 
     def text(self) -> str:
         return " ".join([*self.sentences, self.question])
-
-
-def _draw(rng, weights):
-    return rng.choices(tuple(weights), tuple(weights.values()))[0]
 
 
 def _number(rng, high=MAX_NUMBER):
@@ -571,13 +555,13 @@ def _bare(rng, num_ops):
 def problem(rng: random.Random, *, split: str) -> tuple[str, tuple, dict]:
     """(question, expression, tags) of one problem; draws again until every value and the length are in range."""
     target = split != "pretrain"
-    num_ops = _draw(rng, NUM_OPS_WEIGHTS["target" if target else "pretrain"])
+    num_ops = base.draw(rng, NUM_OPS_WEIGHTS["target" if target else "pretrain"])
     if not target and rng.random() < BARE_PROBABILITY:
         num_ops = rng.choice((2, 3))  # there are too few bare questions of one operation to be all different
         while (expr := _bare(rng, num_ops)) is None:
             pass
         return f"What is {infix(expr, divide='/')}?", expr, {"num_ops": num_ops, "phrasing": "known", "family": "bare"}
-    family, distracts = _draw(rng, FAMILY_WEIGHTS), rng.random() < DISTRACTOR_PROBABILITY
+    family, distracts = base.draw(rng, FAMILY_WEIGHTS), rng.random() < DISTRACTOR_PROBABILITY
     while True:  # what was drawn above stays, so that redrawing does not shift the mix
         tell = _Teller(rng, NEW_PHRASING_PROBABILITY if target else 0.0)
         expr = FAMILIES[family](tell, num_ops)
@@ -649,9 +633,9 @@ def _record(rng, seen, index, *, split, seed, cot, annotations):
 
 
 def _corpus_record(rng, seen, item_id):
-    style = _draw(rng, STYLE_WEIGHTS["corpus"])
+    style = base.draw(rng, STYLE_WEIGHTS["corpus"])
     sloppy = rng.random() < SLOPPY_PROBABILITY
-    shown = _draw(rng, STYLE_WEIGHTS["nl", "diverse"]) if style == "nl" else style
+    shown = base.draw(rng, STYLE_WEIGHTS["nl", "diverse"]) if style == "nl" else style
     while True:
         question, expr, tags = problem(rng, split="pretrain")
         if not belongs(question, "pretrain") or question in seen:
@@ -682,27 +666,11 @@ def _corpus_record(rng, seen, item_id):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    kind = "number"
-    sources = ("generated",)
-
-    def check(self, data):
-        if data.questions_file:
-            yield "questions_file", f"it is for stories, and the task is {data.task!r}"
-        if not data.num_train:
-            yield "num_train", "generated data needs a number of training questions"
-
-    def load(self, data) -> Splits:
-        def make(split, num, annotations):
-            return generate(split, num, seed=data.seed, cot=data.cot, annotations=annotations) if num else ()
-
-        corpus = data.annotations == "corpus"
-        clean = "diverse" if corpus else data.annotations
-        return Splits(
-            train=make("pretrain" if corpus else "train", data.num_train, clean),
-            dev=make("dev", data.dev_size, clean),
-            test=make("test", data.num_test, clean),
-        )
+class Task(base.Generated):
+    def make(self, split: str, num: int, data) -> tuple[Record, ...]:
+        corpus = split == "train" and data.annotations == "corpus"
+        how = dict(seed=data.seed, cot=data.cot, annotations=data.annotations)
+        return generate("pretrain" if corpus else split, num, **how)
 
     def words(self) -> tuple[str, tuple[str, ...]]:
         """(pattern, vocabulary) of the word-level tokenizer: what cuts a text, and every piece that can occur in one."""

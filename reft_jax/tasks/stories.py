@@ -31,10 +31,11 @@ import random
 import re
 import zlib
 
-from reft_jax.data import files
+from reft_jax.data import files, reader
 from reft_jax.data.records import Record, Splits
 from reft_jax.data.splits import cut_dev, question_words
 from reft_jax.errors import InputError
+from reft_jax.tasks import base
 
 FILE = pathlib.Path(__file__).resolve().parents[1] / "assets" / "stories.txt"
 SPLITS = ("train", "dev", "test")
@@ -283,9 +284,9 @@ class Problem:
 
 def problem(rng: random.Random) -> Problem:
     """A random problem: the scene, then the way to its answer, then numbers, which are redrawn until they come out."""
-    num_ops = _draw(rng, NUM_OPS)
+    num_ops = base.draw(rng, NUM_OPS)
     scene, target, steps, needed = rng.choice(rng.choice(derivations(num_ops)))
-    while (values := numbers(scene, _draw(rng, SCALES), rng)) is None:
+    while (values := numbers(scene, base.draw(rng, SCALES), rng)) is None:
         pass
     extra = _distractors(scene, target, steps, needed, rng)
     teller = _Teller(rng)
@@ -301,7 +302,7 @@ def problem(rng: random.Random) -> Problem:
     outside = rng.random() < 0.15
     text = _assemble(teller, clauses, rng.choice(scene.quantities[target].asks), shown, outside)
     return Problem(
-        question=_styled(text, _draw(rng, STYLES)),
+        question=_styled(text, base.draw(rng, STYLES)),
         target=target,
         steps=steps,
         told=told,
@@ -353,10 +354,6 @@ def _styled(text: str, style: str) -> str:
         return text.lower().replace(" , ", " ").replace("'s", " 's")
     text = re.sub(r"(^|[.?] )([a-z])", lambda found: found[1] + found[2].upper(), text)
     return text.replace("'s", " 's") if style == "tokens" else re.sub(r" ([.,?])", r"\1", text).replace("$ ", "$")
-
-
-def _draw(rng, weights):
-    return rng.choices(tuple(weights), tuple(weights.values()))[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- solutions
@@ -477,9 +474,8 @@ def _record(story: Problem, rng: random.Random, item_id: str, split: str, cot: s
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    kind = "number"
-    sources = ("generated",)
+class Task(base.Generated):
+    reads_questions = True
 
     def check(self, data):
         if data.annotations not in ("diverse", "corpus"):
@@ -487,29 +483,23 @@ class Task:
                 "annotations",
                 "legal for stories are diverse (all CoTs of the kind data.cot) and corpus (programs and prose)",
             )
-        if not data.num_train:
-            yield "num_train", "generated data needs a number of training questions"
+        yield from super().check(data)
 
-    def load(self, data) -> Splits:
+    def make(self, split: str, num: int, data) -> tuple[Record, ...]:
+        both = split == "train" and data.annotations == "corpus"
+        return generate(split, num, seed=data.seed, cot="both" if both else data.cot)
+
+    def splits(self, data) -> Splits:
         """Generated stories, and the questions of a training file as text without a solution, where the question is what is learnt: each
         once, and at most as many as stories. What a run on that file takes as its dev split (seed 0) is left out, with as many again:
         the files with P-CoT and with N-CoT do not hold quite the same questions. So is what differs from these in punctuation alone."""
-
-        def make(split, num, cot=data.cot):
-            return generate(split, num, seed=data.seed, cot=cot)
-
-        train, notes = make("train", data.num_train, "both" if data.annotations == "corpus" else data.cot), ()
-        if data.questions_file:
-            texts = [
-                Record(f"question_{i}", files.text_field(place, row, "question"), "", "", "text", place=place)
-                for i, (place, row) in enumerate(files.read_objects(data.questions_file))
-            ]
-            held_out = {question_words(record.question) for record in cut_dev(texts, 2 * data.dev_size, seed=0)[1]}
-            kept = [record for record in texts if question_words(record.question) not in held_out]
-            train += tuple(
-                dataclasses.replace(record, question="", cot=record.question) for record in kept[: data.num_train]
-            )
-            notes = (
-                f"{len(kept)} of {len(texts)} questions of {data.questions_file} may be read as text, a dev split not",
-            )
-        return Splits(train, make("dev", data.dev_size), make("test", data.num_test), notes)
+        made = super().splits(data)
+        if not data.questions_file:
+            return made
+        rows = [reader.Row(*found, i) for i, found in enumerate(files.read_raw(data.questions_file))]
+        texts = [Record(f"question_{row.index}", row.text("question"), "", "", "text", place=row.place) for row in rows]
+        held_out = {question_words(record.question) for record in cut_dev(texts, 2 * data.dev_size, seed=0)[1]}
+        kept = [record for record in texts if question_words(record.question) not in held_out]
+        learnt = (dataclasses.replace(record, question="", cot=record.question) for record in kept[: data.num_train])
+        note = f"{len(kept)} of {len(texts)} questions of {data.questions_file} may be read as text, a dev split not"
+        return dataclasses.replace(made, train=(*made.train, *learnt), notes=(note,))

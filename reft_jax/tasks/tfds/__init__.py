@@ -1,8 +1,9 @@
-"""GSM8K, SVAMP and MathQA as TensorFlow Datasets, written as array_record files and read without TensorFlow: `read_objects`.
+"""Published data sets as TensorFlow Datasets, written as array_record files and read without TensorFlow: `read_raw`.
 
 `config.data.source = "tfds"` builds a data set once (config.data.tfds_dir) from its original files, which TFDS downloads
-or config.data.manual_dir holds, and reads it with random access. What comes out are the same (place, object) pairs that
-`files.read_objects` gives for the original files, in their order, so that everything after it is the same code.
+or config.data.manual_dir holds, and reads it with random access. Where they are is said by the task (`Published`). Each
+record is kept as its JSON text, so that what comes out are the same values that `files.read_raw` gives for the original
+files, in their order, with their types and nulls: everything after it is the same code (`data/reader.py`).
 The published sets hold no Python programs, and SVAMP no reasoning: those come from files of the ReFT authors' form
 (config.data.train_file). What is built from manual files lies in a folder named by their SHA-256: other files, another
 build.
@@ -15,33 +16,38 @@ own `math_qa` has. SVAMP's are not known here: the first download is not checked
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
+import json
 import pathlib
 
 from reft_jax.errors import InputError
 
-# data set -> (class in `builders`, its original files)
-BUILDERS = {
-    "gsm8k": ("ReftGsm8k", ("train.jsonl", "test.jsonl")),
-    "svamp": ("ReftSvamp", ("SVAMP.json",)),
-    "mathqa": ("ReftMathqa", ("MathQA.zip",)),
-    "mathqa-numeric": ("ReftMathqa", ("MathQA.zip",)),
-}
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A data set, and split -> the address of its original file; "ZIP#FILE" is a file in a zip archive."""
+
+    name: str
+    homepage: str
+    files: dict[str, str]
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(address.partition("#")[0] for address in self.files.values()))
 
 
-def read_objects(name: str, split: str, *, tfds_dir: str = "", manual_dir: str = "") -> list[tuple[str, dict]]:
-    """Every record of a split ("train" or "test") as a dict of texts, with its place ("reft_gsm8k/1.0.0/train:1", from 1);
-    builds the data set first where that has not been done. InputError: not installed, files absent or malformed."""
-    if name not in BUILDERS:
-        raise InputError(f"config.data.source: got 'tfds'; {name} is not built there, only {', '.join(BUILDERS)}")
-    class_name, originals = BUILDERS[name]
+def read_raw(published: Published, split: str, *, tfds_dir: str = "", manual_dir: str = "") -> list[tuple[str, object]]:
+    """Every raw record of a split with its place ("reft/gsm8k/2.0.0/train[0]"); builds the data set first where that has not been
+    done. InputError: not installed, files absent or malformed."""
+    originals = [url.rpartition("/")[2] for url in published.urls]
     if manual_dir:
         folder = pathlib.Path(manual_dir).expanduser()
         absent = [file for file in originals if not (folder / file).is_file()]
         if absent:
             raise InputError(
-                f"config.data.manual_dir={manual_dir!r} holds no {', '.join(absent)}; it must hold the original files of {name}: "
+                f"config.data.manual_dir={manual_dir!r} holds no {', '.join(absent)}; it must hold the original files of {published.name}: "
                 f"{', '.join(originals)} (or be empty, and TFDS downloads them)"
             )
     try:
@@ -58,9 +64,8 @@ def read_objects(name: str, split: str, *, tfds_dir: str = "", manual_dir: str =
         base = pathlib.Path(tfds_dir or tfds.core.constants.DATA_PATH).expanduser()
         data_dir = base / f"manual_{_digest(folder, originals)}" if manual_dir else base
         data_dir.mkdir(parents=True, exist_ok=True)
-        builder = getattr(builders, class_name)(data_dir=data_dir, file_format="array_record")
         with _alone(data_dir):
-            builders.build(builder, manual_dir=folder if manual_dir else None)
+            builder = builders.built(published, data_dir, folder if manual_dir else None)
         source = builder.as_data_source(split=split)
     except Exception as error:  # TFDS has no class of its own for what fails in a build
         cause = error
@@ -70,11 +75,10 @@ def read_objects(name: str, split: str, *, tfds_dir: str = "", manual_dir: str =
             raise cause from None
         said = " ".join(str(error).split())[:300]
         raise InputError(
-            f"config.data.source='tfds': cannot build or read {name}: {type(error).__name__}: {said}. Without a network, put "
+            f"config.data.source='tfds': cannot build or read {published.name}: {type(error).__name__}: {said}. Without a network, put "
             f"{', '.join(originals)} into a folder and name it in config.data.manual_dir"
         ) from error
-    where = f"{builder.info.full_name}/{split}"
-    return [(f"{where}:{i}", {k: v.decode() for k, v in row.items()}) for i, row in enumerate(source, start=1)]
+    return [(f"{builder.info.full_name}/{split}[{i}]", json.loads(row["record"])) for i, row in enumerate(source)]
 
 
 def _digest(folder: pathlib.Path, originals) -> str:

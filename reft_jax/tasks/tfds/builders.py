@@ -1,8 +1,7 @@
-"""The builders themselves; importing this needs tensorflow-datasets. All fields are texts, and the order is the files'.
+"""The builder itself; importing this needs tensorflow-datasets."""
 
-A field that a record lacks is written as "" (the reader then says which record has none), and a number as JSON spells it.
-"""
-
+import dataclasses
+import json
 import os
 import pathlib
 import zipfile
@@ -10,13 +9,21 @@ import zipfile
 import tensorflow_datasets as tfds
 
 from reft_jax.data import files
+from reft_jax.tasks.tfds import Published
 
 
-def build(builder, *, manual_dir: pathlib.Path | None) -> None:
-    """Writes the data set's array_record files unless they are there. Downloads are checked against checksums.tsv; one that
-    is not known there is registered, where that file can be written."""
+@dataclasses.dataclass(eq=False)
+class Config(tfds.core.BuilderConfig):
+    published: Published | None = None
+
+
+def built(published: Published, data_dir: pathlib.Path, manual_dir: pathlib.Path | None):
+    """The data set's builder, its array_record files written. Downloads are checked against checksums.tsv; one that is not
+    known there is registered, where that file can be written."""
+    config = Config(name=published.name, published=published)
+    builder = Reft(config=config, data_dir=data_dir, file_format="array_record")
     checksums = pathlib.Path(__file__).with_name("checksums.tsv")
-    unknown = manual_dir is None and any(url not in (builder.url_infos or {}) for url in builder.URLS)
+    unknown = manual_dir is None and any(url not in (builder.url_infos or {}) for url in published.urls)
     config = tfds.download.DownloadConfig(
         # Not TFDS's own manual folder, where another data set's train.jsonl may lie.
         manual_dir=manual_dir or pathlib.Path(builder.data_dir) / "none",
@@ -24,73 +31,38 @@ def build(builder, *, manual_dir: pathlib.Path | None) -> None:
         try_download_gcs=False,
     )
     builder.download_and_prepare(download_config=config, file_format="array_record")
+    return builder
 
 
-class ReftGsm8k(tfds.core.GeneratorBasedBuilder):
-    """GSM8K (Cobbe et al., arXiv 2110.14168): 7,473 training and 1,319 test questions."""
+class Reft(tfds.core.GeneratorBasedBuilder):
+    """The records of a published data set in the order of its files, each as its JSON text (`record`)."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "train.jsonl and test.jsonl of https://github.com/openai/grade-school-math"
-    URLS = tuple(
-        f"https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/{name}.jsonl"
-        for name in ("train", "test")
-    )
+    VERSION = tfds.core.Version("2.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "the original files, as they are published"
 
     def _info(self):
-        return _info(self, ("question", "answer"), "https://github.com/openai/grade-school-math")
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict({"record": tfds.features.Text()}),
+            homepage=self.builder_config.published.homepage,
+            disable_shuffling=True,
+        )
 
     def _split_generators(self, dl_manager):
-        return {pathlib.Path(url).stem: self._generate_examples(_original(dl_manager, url)) for url in self.URLS}
+        published = self.builder_config.published
+        originals = {url: _original(dl_manager, url) for url in published.urls}
+        folder, splits = pathlib.Path(self.data_dir).parent / "original", {}
+        for split, address in published.files.items():
+            url, _, member = address.partition("#")
+            if member:  # TFDS extracts with TensorFlow only
+                with zipfile.ZipFile(originals[url]) as archive:
+                    archive.extract(member, folder)
+            splits[split] = self._generate_examples(folder / member if member else originals[url])
+        return splits
 
     def _generate_examples(self, path):
-        yield from _examples(self, path)
-
-
-class ReftSvamp(tfds.core.GeneratorBasedBuilder):
-    """SVAMP (Patel et al., arXiv 2103.07191): the 1,000 test questions."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "SVAMP.json of https://github.com/arkilpatel/SVAMP"
-    URLS = ("https://raw.githubusercontent.com/arkilpatel/SVAMP/main/SVAMP.json",)
-
-    def _info(self):
-        fields = ("ID", "Body", "Question", "Equation", "Answer", "Type")
-        return _info(self, fields, "https://github.com/arkilpatel/SVAMP")
-
-    def _split_generators(self, dl_manager):
-        return {"test": self._generate_examples(_original(dl_manager, self.URLS[0]))}
-
-    def _generate_examples(self, path):
-        yield from _examples(self, path)
-
-
-class ReftMathqa(tfds.core.GeneratorBasedBuilder):
-    """MathQA (Amini et al., arXiv 1905.13319): multiple-choice questions with a rationale; train, validation and test."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "MathQA.zip of https://math-qa.github.io"
-    URLS = ("https://math-qa.github.io/math-QA/data/MathQA.zip",)
-
-    def _info(self):
-        fields = ("Problem", "Rationale", "options", "correct", "annotated_formula", "linear_formula", "category")
-        return _info(self, fields, "https://math-qa.github.io")
-
-    def _split_generators(self, dl_manager):
-        names = dict(train="train", validation="dev", test="test")
-        folder = pathlib.Path(self.data_dir).parent / "MathQA"
-        with zipfile.ZipFile(_original(dl_manager, self.URLS[0])) as archive:  # TFDS extracts with TensorFlow only
-            for name in names.values():
-                archive.extract(f"{name}.json", folder)
-        return {split: self._generate_examples(folder / f"{name}.json") for split, name in names.items()}
-
-    def _generate_examples(self, path):
-        yield from _examples(self, path)
-
-
-def _info(builder, fields, homepage: str):
-    """Text fields, in the order of the file."""
-    features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in fields})
-    return tfds.core.DatasetInfo(builder=builder, features=features, homepage=homepage, disable_shuffling=True)
+        for i, (_, value) in enumerate(files.read_raw(path)):
+            yield i, {"record": json.dumps(value)}
 
 
 def _original(dl_manager, url: str):
@@ -100,9 +72,3 @@ def _original(dl_manager, url: str):
     except AssertionError:  # no such folder, or nothing in it
         return dl_manager.download(url)
     return given if given.exists() else dl_manager.download(url)
-
-
-def _examples(builder, path):
-    """(index, fields as texts) of each object of a file."""
-    for i, (_, row) in enumerate(files.read_objects(path)):
-        yield i, {name: str(row.get(name, "")) for name in builder.info.features}
