@@ -78,7 +78,7 @@ def test_gsm8k_is_what_its_files_are(data, originals):
         )
     )
     assert found == from_files and len(found.train) == 16 and len(found.test) == 10
-    assert found.test[0].place == "reft/gsm8k/2.0.0/test[0]"
+    assert found.test[0].place == "reft_gsm8k/2.0.0/test[0]"
 
 
 def test_svamp_gives_test_questions_and_files_the_training(data, tmp_path):
@@ -136,7 +136,7 @@ def test_what_is_wrong_in_an_original_is_named_by_its_line(data, originals):
         tasks.load(dataclasses.replace(data, task="gsm8k"))
     (originals / "train.jsonl").write_text(json.dumps(GSM8K[0]) + "\n" + json.dumps({"question": "Q?"}))
     with pytest.raises(
-        InputError, match=r"reft/gsm8k/2.0.0/train\[1\]: the record has no field 'answer', only 'question'; add it"
+        InputError, match=r"reft_gsm8k/2.0.0/train\[1\]: the record has no field 'answer', only 'question'; add it"
     ):
         tasks.load(dataclasses.replace(data, task="gsm8k"))
 
@@ -191,7 +191,7 @@ def test_a_bad_record_is_refused_with_the_same_words_as_in_a_file(
         changes["train_file"] = str(tmp_path / "train.json")
     with pytest.raises(InputError) as from_tfds:
         tasks.load(dataclasses.replace(data, **changes))
-    name = f"reft/{task.partition('-')[0]}/2.0.0/{split}"
+    name = f"reft_{task.partition('-')[0]}/2.0.0/{split}"
     told = str(from_file.value).replace(f"{path}:1: ", f"{name}[1]: ", 1).replace(f"{path}:1", f"{name}[0]")
     assert str(from_tfds.value) == told
 

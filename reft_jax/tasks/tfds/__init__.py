@@ -39,7 +39,7 @@ class Published:
 
 
 def read_raw(published: Published, split: str, *, tfds_dir: str = "", manual_dir: str = "") -> list[tuple[str, object]]:
-    """Every raw record of a split with its place ("reft/gsm8k/2.0.0/train[0]"); builds the data set first where that has not been
+    """Every raw record of a split with its place ("reft_gsm8k/2.0.0/train[0]"); builds the data set first where that has not been
     done. InputError: not installed, files absent or malformed."""
     originals = [url.rpartition("/")[2] for url in published.urls]
     if manual_dir:

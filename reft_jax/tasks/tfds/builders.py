@@ -1,6 +1,5 @@
 """The builder itself; importing this needs tensorflow-datasets."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -12,16 +11,15 @@ from reft_jax.data import files
 from reft_jax.tasks.tfds import Published
 
 
-@dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
-    published: Published | None = None
-
-
 def built(published: Published, data_dir: pathlib.Path, manual_dir: pathlib.Path | None):
     """The data set's builder, its array_record files written. Downloads are checked against checksums.tsv; one that is not
     known there is registered, where that file can be written."""
-    config = Config(name=published.name, published=published)
-    builder = Reft(config=config, data_dir=data_dir, file_format="array_record")
+
+    class Reft(Original, skip_registration=True):
+        name = f"reft_{published.name}"
+        of = published
+
+    builder = Reft(data_dir=data_dir, file_format="array_record")
     checksums = pathlib.Path(__file__).with_name("checksums.tsv")
     unknown = manual_dir is None and any(url not in (builder.url_infos or {}) for url in published.urls)
     config = tfds.download.DownloadConfig(
@@ -34,9 +32,10 @@ def built(published: Published, data_dir: pathlib.Path, manual_dir: pathlib.Path
     return builder
 
 
-class Reft(tfds.core.GeneratorBasedBuilder):
+class Original(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The records of a published data set in the order of its files, each as its JSON text (`record`)."""
 
+    of: Published
     VERSION = tfds.core.Version("2.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "the original files, as they are published"
 
@@ -44,15 +43,14 @@ class Reft(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict({"record": tfds.features.Text()}),
-            homepage=self.builder_config.published.homepage,
+            homepage=self.of.homepage,
             disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager):
-        published = self.builder_config.published
-        originals = {url: _original(dl_manager, url) for url in published.urls}
+        originals = {url: _original(dl_manager, url) for url in self.of.urls}
         folder, splits = pathlib.Path(self.data_dir).parent / "original", {}
-        for split, address in published.files.items():
+        for split, address in self.of.files.items():
             url, _, member = address.partition("#")
             if member:  # TFDS extracts with TensorFlow only
                 with zipfile.ZipFile(originals[url]) as archive:
