@@ -171,7 +171,7 @@ def training_program(what, model, rows, length):
 
     from benchmarks import common
     from reft_jax import models
-    from reft_jax.training import optim, scoring
+    from reft_jax.training import scoring
     from reft_jax.training.state import state_shardings
     from reft_jax.training.update import make_update
     from reft_jax.types import Batch, Prompts, TrainState
@@ -190,7 +190,7 @@ def training_program(what, model, rows, length):
         params = placed(params, models.param_shardings(model, params))
         return scoring.make_score(model).lower(params, params, prompts, tokens, mask)
     stage = common.reft_stage(rows, rows, lr=1e-5, kl_coef=0.05)
-    tx = optim.make_optimizer(stage.optim, 100)
+    tx = stage.optim(100)
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), number), params, tx.init(params)), params)
     state = placed(state, state_shardings(model, tx, params))
     columns = dict.fromkeys(("old_logp", "old_values", "adv", "returns"), reals)

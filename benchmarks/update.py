@@ -69,13 +69,12 @@ class Ours:
         from reft_jax.config import settings
         from reft_jax.mesh import sharding
         from reft_jax.training import reinforce, scoring
-        from reft_jax.training.optim import make_optimizer
         from reft_jax.training.state import init_state
         from reft_jax.training.update import make_update
 
         layout = sharding.make_layout(settings.Mesh(1, 1, 1), jax.devices()[:1])
         self.model, params = common.make_model(given, layout=layout, remat="block" if given.remat else "dots")
-        tx = make_optimizer(stage.optim, 1000)
+        tx = stage.optim(1000)
         self.reference, self.stage = params, stage
         params = models.with_critic(self.model, params, jax.random.key(1), stage.critic)
         self.state = init_state(self.model, tx, params)

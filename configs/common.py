@@ -138,7 +138,8 @@ def mesh(model):
 
 
 def optim(lr, **changes):
-    """AdamW. The default schedule is constant; hold=h, final=0 falls linearly to 0 from the fraction h of the run on."""
+    """AdamW, unless `use` names another. The default schedule is constant; schedule=dict(hold=h, final=0.0) falls linearly to 0 from the
+    fraction h of the run on."""
     return dict(lr=lr) | changes
 
 
@@ -186,7 +187,7 @@ def reranker(init_from, sample_from, *, epochs=3, lr=1e-6, batch_size=24, **chan
         sample_from=sample_from,
         epochs=float(epochs),
         batch_size=batch_size,
-        optim=optim(lr, warmup=0.1, hold=0.1, final=0.0),
+        optim=optim(lr, schedule=dict(warmup=0.1, hold=0.1, final=0.0)),
         **changes,
     )
 

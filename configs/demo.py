@@ -19,7 +19,8 @@ def get_config(arg=""):
     # Warm-up and SFT are one run of 20 epochs: constant rate for the first four (the warm-up), then linear to 0.
     # Dropout and weight decay are what the SFT baseline needs to be strong; PPO's forwards never drop.
     epochs, warmup_epochs = (4, 2) if smoke else (20, 4)
-    rate = common.optim(5e-4, hold=warmup_epochs / epochs, final=0.0, schedule_epochs=float(epochs), weight_decay=0.1)
+    falling = dict(hold=warmup_epochs / epochs, final=0.0)
+    rate = common.optim(5e-4, schedule=falling, schedule_epochs=float(epochs), weight_decay=0.1)
     sft = dict(batch_size=16 if smoke else 32, dropout=0.1, eval_batch_size=batch, log_every=2 if smoke else 10)
     return common.config(
         seed=arg.seed,
@@ -31,7 +32,7 @@ def get_config(arg=""):
             reft=common.reft(
                 "warmup",
                 2 if smoke else 20,
-                common.optim(3e-4, final=0.1),
+                common.optim(3e-4, schedule=dict(final=0.1)),
                 batch_size=32 if smoke else 256,
                 minibatch_size=16 if smoke else 64,
                 **common.method(kl_coef=0.02, coef=1.0, init="zeros"),

@@ -338,7 +338,7 @@ def stages_of(row: Row, arg, setting, base: str):
         return stage | chosen
 
     def make_offline():
-        optim = common.optim(setting.sft_lr, warmup=0.1, hold=0.1, final=0.0)
+        optim = common.optim(setting.sft_lr, schedule=dict(warmup=0.1, hold=0.1, final=0.0))
         sizes = dict(batch_size=setting.sft_batch, num_samples=setting.samples, sample_batch_size=setting.eval_rows)
         stage = common.self_train(base, setting.offline_epochs, optim, sample_from="warmup", **sizes, **check)
         return stage | drawn | chosen

@@ -106,13 +106,12 @@ def stages_of(chosen, base, sizes, *, log_every):
 
     rate = common.optim(
         5e-4,
-        hold=size.warmup_epochs / size.epochs,
-        final=0.0,
+        schedule=dict(hold=size.warmup_epochs / size.epochs, final=0.0),
         schedule_epochs=float(size.epochs),
         weight_decay=0.1,
     )
     sft = dict(batch_size=size.batch, dropout=0.1, eval_every=size.eval_every, log_every=log_every, **check)
-    falling = common.optim(3e-4, final=0.1)
+    falling = common.optim(3e-4, schedule=dict(final=0.1))
 
     def reft(method):
         in_group = method in common.CRITIC_FREE
@@ -142,7 +141,7 @@ def stages_of(chosen, base, sizes, *, log_every):
         stages["offline"] = common.self_train(
             base,
             size.offline_epochs,
-            common.optim(5e-4, hold=0.2, final=0.0, weight_decay=0.1),
+            common.optim(5e-4, schedule=dict(hold=0.2, final=0.0), weight_decay=0.1),
             batch_size=size.batch,
             sample_from="warmup",
             num_samples=size.offline_samples,

@@ -13,7 +13,7 @@ def get_config(arg=""):
     arg = common.parse_arg(arg, seed=0, num_train=1_000_000, smoke=False)
     sizes = dict(num_train=512, dev_size=32, num_test=32) if arg.smoke else dict(num_train=arg.num_train)
     rows = 32 if arg.smoke else 200
-    optim = common.optim(1e-3, warmup=0.01, hold=0.4, final=0.03, weight_decay=0.01, b2=0.98)
+    optim = common.optim(1e-3, schedule=dict(warmup=0.01, hold=0.4, final=0.03), weight_decay=0.01, b2=0.98)
     return common.config(
         seed=arg.seed,
         model=common.model("demo"),

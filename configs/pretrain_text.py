@@ -36,7 +36,7 @@ def get_config(arg=""):
             pretrain=common.sft(
                 arg.base or "random",
                 1,
-                common.optim(2e-3, warmup=0.02, hold=0.5, final=0.03, weight_decay=0.05, b2=0.98),
+                common.optim(2e-3, schedule=dict(warmup=0.02, hold=0.5, final=0.03), weight_decay=0.05, b2=0.98),
                 batch_size=32,
                 eval_every=0.5 if arg.smoke else 0.1,
                 eval_batch_size=rows,

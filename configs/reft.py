@@ -43,7 +43,8 @@ def stage_of(arg, setting, base):
     online, size = common.optim(setting.reft_lr), setting.reft_batch
 
     def make_offline():
-        optim = common.optim(setting.sft_lr, warmup=0.1, hold=0.1, final=0.0, weight_decay=setting.weight_decay)
+        falling = dict(warmup=0.1, hold=0.1, final=0.0)
+        optim = common.optim(setting.sft_lr, schedule=falling, weight_decay=setting.weight_decay)
         sizes = dict(batch_size=setting.sft_batch, num_samples=setting.votes, sample_batch_size=setting.eval_rows)
         # the paper's epochs; from scratch, SFT's
         epochs = setting.epochs if setting.scratch or arg.smoke else 20

@@ -120,9 +120,7 @@ def sft_stage(arg, setting, init_from, epochs, **kwargs):
     """Linear to 0 after 10 % of warm-up over the full run's epochs, whether this stage runs all of them or the first few."""
     optim = common.optim(
         setting.sft_lr,
-        warmup=0.1,
-        hold=0.1,
-        final=0.0,
+        schedule=dict(warmup=0.1, hold=0.1, final=0.0),
         schedule_epochs=float(setting.epochs),
         weight_decay=setting.weight_decay,
     )

@@ -13,7 +13,7 @@ import sys
 import ml_collections
 
 from reft_jax.config import choices, records, renamed
-from reft_jax.config.settings import OWN_FOLDERS, Data, Logging, Mesh, Model, Recipe, Verifier
+from reft_jax.config.settings import OWN_FOLDERS, Data, Logging, Mesh, Model, Recipe, Verifier, rounded
 from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
 
@@ -82,6 +82,8 @@ def build(tree: dict) -> Recipe:
         _check_place(name, stage, recipe, earlier, path)
         if hasattr(stage, "sampling"):
             records.refuse(stage.sampling.check_in(recipe.data), tree["stages"][name]["sampling"], f"{path}.sampling")
+        if hasattr(stage, "optim"):
+            records.refuse(rounded(stage.optim, recipe.model), tree["stages"][name]["optim"], f"{path}.optim")
         if hasattr(stage, "check_in"):
             records.refuse(stage.check_in(recipe, earlier), tree["stages"][name], path)
         earlier[name] = stage

@@ -192,3 +192,53 @@ def sampling_probs(
     for i, weight in weights.items():
         out[i] = weight / sum(weights.values())
     return out
+
+
+# ------------------------------------------------------------------ optimizers
+
+
+def orthogonal(x, steps=5):
+    """Near U V^T of x = U S V^T [n, m]: Newton-Schulz steps of Muon's odd quintic."""
+    x = np.asarray(x, np.float64)
+    x = x / np.sqrt((x * x).sum())
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def muon_directions(grads, momentum):
+    """The last of the directions that Muon takes for a matrix's gradients, before it is scaled."""
+    mean = np.zeros_like(np.asarray(grads[0], np.float64))
+    for t, grad in enumerate(np.asarray(grads, np.float64), start=1):
+        mean = momentum * mean + (1 - momentum) * grad
+        ahead = momentum * mean / (1 - momentum ** (t + 1)) + (1 - momentum) * grad / (1 - momentum**t)
+    return orthogonal(ahead)
+
+
+def adafactor_direction(grads, param, *, decay=0.8, clip=1.0, eps=1e-30):
+    """The last of the directions that Adafactor takes for a matrix's gradients (its algorithm 4, without momentum)."""
+    rows, columns = 0.0, 0.0
+    for t, grad in enumerate(np.asarray(grads, np.float64), start=1):
+        b2, square = 1 - t**-decay, grad**2 + eps
+        rows = b2 * rows + (1 - b2) * square.sum(1)
+        columns = b2 * columns + (1 - b2) * square.sum(0)
+        update = grad / np.sqrt(np.outer(rows, columns) / rows.sum())
+    update = update / max(1.0, np.sqrt((update**2).mean()) / clip)
+    return max(1e-3, np.sqrt((np.asarray(param, np.float64) ** 2).mean())) * update
+
+
+def share_of_lr(name, count, num, *, warmup=0.0, hold=0.0, final=None, decay=None, fall=None):
+    """The rate over lr before update `count` of `num`, by the schedules' names."""
+    rise = round(warmup * num)
+    if count < rise:
+        return count / rise
+    if name == "constant":
+        return 1.0
+    start = dict(linear=round(hold * num), cosine=rise).get(name, num - round((decay or 0.0) * num))
+    s = min(max((count - start) / max(num - start, 1), 0.0), 1.0)
+    if name == "cosine":
+        return final + (1 - final) * (1 + math.cos(math.pi * s)) / 2
+    if fall == "exponential":
+        return final**s
+    return 1 - (1 - final) * (math.sqrt(s) if fall == "sqrt" else s)

@@ -11,12 +11,12 @@ import pytest
 from reft_jax import models
 from reft_jax.config import settings
 from reft_jax.run import checkpoint
-from reft_jax.training import optim, scoring
+from reft_jax.training import scoring
 from reft_jax.training.state import init_state
 from tests import runs, tiny
 
 LORA = settings.Lora(rank=3, alpha=6.0, targets=r"attention\.[qvo]|mlp\.down")
-TX = optim.make_optimizer(tiny.optim(), 10)
+TX = tiny.optim()(10)
 TOKENS = np.random.default_rng(0).integers(0, tiny.VOCAB, (8, 9)).astype(np.int32)
 
 

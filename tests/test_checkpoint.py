@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from reft_jax import models
+from reft_jax.config import choices
 from reft_jax.errors import InputError, RunError
 from reft_jax.run import checkpoint
 from reft_jax.run.checkpoint import Checkpoints
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import init_state
 from tests import runs, tiny
 
-TX = make_optimizer(tiny.optim(weight_decay=0.1), 10)
+TX = tiny.optim(weight_decay=0.1)(10)
 
 
 def state_on(where, seed=0, step=3):
@@ -73,6 +73,19 @@ def test_bfloat16_parameters_survive(open_checkpoints):
     checkpoints.save(1, state, progress())
     tiny.assert_trees_equal(checkpoints.restore(1, state)[0], state)
     tiny.assert_trees_equal(checkpoint.read_params(checkpoints.folder / "1"), params)
+
+
+@pytest.mark.parametrize("use", choices.names("optim"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_state_of_every_optimizer_survives(open_checkpoints, use, dtype):
+    model = tiny.model("mixed", param_dtype=dtype)
+    params = jax.tree.map(lambda x: x.astype(dtype), tiny.params(model))
+    tx = tiny.optim(use=use, rounding="stochastic" if dtype == "bfloat16" else "nearest")(10)
+    state = init_state(model, tx, params)
+    state = state.replace(opt_state=jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state.opt_state))
+    open_checkpoints().save(1, state, progress())
+    empty = init_state(model, tx, params)
+    tiny.assert_trees_equal(open_checkpoints().restore(1, empty)[0], state)
 
 
 def test_nothing_saved_is_no_step(open_checkpoints):

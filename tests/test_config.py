@@ -430,7 +430,7 @@ def test_a_model_is_either_read_or_new():
         ("stages.evaluate.sampling.min_new", 300, ["sampling.min_new: got 300", "256"]),
         ("stages.evaluate.sampling.stop", ("",), ["sampling.stop", "empty string"]),
         ("stages.evaluate.sampling.stop", (3,), ["sampling.stop", "type str"]),
-        ("stages.reft.optim.warmup", 0.5, ["optim.hold", "warmup = 0.5"]),
+        ("stages.reft.optim.schedule.warmup", 0.5, ["optim.schedule.hold", "warmup = 0.5"]),
         ("stages.sft.optim.schedule_epochs", 1.0, ["schedule_epochs", "it must cover epochs = "]),
         ("data.dev_size", 0, ["select_on", "dev_size"]),
         ("data.source", "generated", ["config.data.source: got 'generated'; legal for svamp are files, tfds"]),
@@ -1034,6 +1034,8 @@ def older(tree):
             (stage[group[0]] if group else stage)[leaf] = node["use"] if isinstance(node, dict) else node
         for key in ("advantage", "losses", *(("rewards", "reduce") if stage["kind"] == "reft" else ())):
             stage.pop(key, None)
+        if "optim" in stage:
+            del stage["optim"]["schedule"], stage["optim"]["use"]
     return tree
 
 
@@ -1049,6 +1051,19 @@ def test_the_config_of_an_older_run_is_read_with_todays_keys(method):
         asked = copy.deepcopy(before)
         now = renamed.modern(before)
         assert recipe.fill(now) == tree and before == asked and renamed.modern(now) == now
+
+
+@pytest.mark.parametrize("make", TREES)
+def test_the_config_of_a_run_from_when_rates_had_one_shape_is_read(make):
+    tree = make()
+    before = copy.deepcopy(tree)
+    for stage in before["stages"].values():
+        if "optim" in stage:
+            shape, _ = stage["optim"].pop("schedule"), stage["optim"].pop("use")
+            stage["optim"] |= {key: shape[key] for key in renamed.SHAPE}
+    assert renamed.is_old(before) and "it is now config.stages." in refused(before)
+    now = renamed.modern(before)
+    assert recipe.fill(now) == tree and renamed.modern(now) == now and not renamed.is_old(now)
 
 
 # ------------------------------------------------------------------ what a started run may change

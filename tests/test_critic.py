@@ -15,13 +15,13 @@ from reft_jax.data import packing
 from reft_jax.losses import ppo
 from reft_jax.losses.value import Critic
 from reft_jax.run import checkpoint
-from reft_jax.training import optim, scoring
+from reft_jax.training import scoring
 from reft_jax.training.state import init_state
 from reft_jax.training.update import accumulated_grads
 from reft_jax.types import Prompts, Rollout
 from tests import tiny
 
-TX = optim.make_optimizer(tiny.optim(0.01), 100)
+TX = tiny.optim(0.01)(100)
 DESCENT = optax.sgd(1.0)  # the change of the parameters is then the gradient
 ROWS = np.arange(8, dtype=np.int32)
 PROMPT_LENGTHS, RESPONSE_LENGTHS = [3, 6, 1, 5, 4, 2, 1, 1], [7, 2, 5, 1, 2, 2, 3, 6]  # some share rows of 13
@@ -236,7 +236,7 @@ def test_every_method_raises_the_chance_of_the_rewarded_token(name):
     stage = tiny.ppo(**dict(kl_coef=0.01, minibatch_size=16, value_coef=1.0) | BANDITS[name])
     model, params = make("none" if stage.critic is None else stage.critic.trunk)
     assert ("critic" in params) == (name == "separate") and "value_head" not in params
-    tx = optim.make_optimizer(tiny.optim(0.02), 100)
+    tx = tiny.optim(0.02)(100)
     state = init_state(model, tx, params)
     whole = settings_lib.Sampling(1.0, 0, 1.0)
     sampler = tiny.sampler(model, whole, max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD, num_samples=4)

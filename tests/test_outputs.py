@@ -10,7 +10,7 @@ import pytest
 from reft_jax import models
 from reft_jax.config.records import setting
 from reft_jax.data import packing
-from reft_jax.training import optim, scoring
+from reft_jax.training import scoring
 from reft_jax.training.state import init_state
 from reft_jax.training.update import make_update
 from reft_jax.types import COLUMNS, Batch, Outputs
@@ -175,7 +175,7 @@ class Distil:
 
 
 def test_a_driven_coefficient_is_an_array_and_compiles_nothing_anew():
-    model, tx = tiny.model(), optim.make_optimizer(tiny.optim(), 10)
+    model, tx = tiny.model(), tiny.optim()(10)
     params, other = tiny.params(model), tiny.params(model, seed=1)
     losses = (*tiny.NLL, Distil(coef=0.5))
     update = make_update(model, tx, params, losses, name="sft", reduce="token", reference=(model, other))

@@ -21,7 +21,6 @@ from reft_jax.config import choices, records
 from reft_jax.configs import common, paper
 from reft_jax.errors import InputError
 from reft_jax.models import init_classifier
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import eval_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -79,7 +78,7 @@ def test_every_row_of_a_model_is_built(model):
             if (critic, stage.optim) in built:
                 continue
             params = jax.eval_shape(functools.partial(trained, whole, kind, stage), models.shapes(whole), key)
-            state = eval_state(make_optimizer(stage.optim, 1000), params)
+            state = eval_state(stage.optim(1000), params)
             built[critic, stage.optim] = sum(x.size for x in jax.tree.leaves(state.opt_state))
             assert built[critic, stage.optim] >= 2 * sum(x.size for x in jax.tree.leaves(params)), (job, name)
     assert len(built) >= 2  # SFT's and ReFT's
@@ -121,8 +120,9 @@ def test_reft_has_the_papers_settings():
     warmup, reft = named["warmup"], named["reft"]
     assert (warmup.epochs, warmup.batch_size, warmup.dropout) == (2, 48, 0.0)
     optim = warmup.optim
-    assert (optim.lr, optim.warmup, optim.final, optim.schedule_epochs, optim.weight_decay) == (1e-5, 0.1, 0.0, 40, 0)
-    assert (reft.epochs, reft.batch_size, reft.optim.lr, reft.optim.final) == (300, 32, 3e-7, 1.0)
+    assert (optim.lr, optim.schedule_epochs, optim.weight_decay) == (1e-5, 40, 0)
+    assert (optim.schedule.warmup, optim.schedule.final) == (0.1, 0.0)
+    assert (reft.epochs, reft.batch_size, reft.optim.lr, reft.optim.schedule.final) == (300, 32, 3e-7, 1.0)
     ppo, gae, policy = reft.ppo, reft.advantage, dict(reft.losses)["policy"]
     assert (gae.kl.where, gae.kl.coef, gae.kl.estimator) == ("reward", 0.01, "auto")  # which is k1 there
     assert (gae.critic.coef, gae.critic.clip, policy.clip, policy.clip_high) == (5.0, 0.2, 0.2, 0.0)
@@ -148,7 +148,7 @@ def test_offline_and_online_self_training_and_the_re_ranker():
         ranker = named["reranker"]
         assert list(named) == ["warmup", method, "reranker", "evaluate"]
         assert (ranker.init_from, ranker.sample_from, ranker.epochs, ranker.num_samples) == (method, "warmup", 3, 100)
-        assert (ranker.optim.lr, ranker.optim.warmup, ranker.optim.final) == (1e-6, 0.1, 0.0)
+        assert (ranker.optim.lr, ranker.optim.schedule.warmup, ranker.optim.schedule.final) == (1e-6, 0.1, 0.0)
         assert named["evaluate"].rerankers == ((method, "reranker"),)
 
 

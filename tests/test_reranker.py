@@ -12,7 +12,6 @@ from reft_jax.rewards.score import Grade
 from reft_jax.rollouts import figures
 from reft_jax.run import begin, checkpoint
 from reft_jax.stages import reranker
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import init_state
 from reft_jax.training.update import make_update
 from reft_jax.types import Batch, Outputs
@@ -67,7 +66,7 @@ def test_the_head_reads_the_state_of_the_last_token_alone():
 
 
 def test_an_update_is_the_same_for_any_split_and_device_count():
-    rng, tx = np.random.default_rng(0), make_optimizer(tiny.optim(), 10)
+    rng, tx = np.random.default_rng(0), tiny.optim()(10)
     tokens, mask = sequences(rng, [9, 1, 4, 6, 2, 2, 7, 8])
     right, results = np.array([1, 0, 0, 1, 1, 1, 0, 0], bool), []
     for where, parts in (("one", 1), ("mixed", 2)):
@@ -91,7 +90,7 @@ def test_it_learns_what_a_vote_cannot_know():
     """Responses with token 7 are right, and every question has one among three that agree on a wrong answer: the vote is always wrong.
     The re-ranker is taught on other sequences, its loss falls, and its choice is right."""
     rng, model = np.random.default_rng(0), tiny.model()
-    tx = make_optimizer(tiny.optim(0.01), 100)
+    tx = tiny.optim(0.01)(100)
     state = init_state(model, tx, with_classifier(model))
     step = make_update(model, tx, state.params, LOSSES, name="reranker", reduce="sequence")
 

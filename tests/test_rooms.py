@@ -19,7 +19,7 @@ from reft_jax.rewards.matchers.base import KINDS, Matcher
 from reft_jax.rewards.score import Grade
 from reft_jax.rewards.total import Responses, total
 from reft_jax.types import Outputs, Prompts, Rollout, Sample
-from tests import tiny
+from tests import reference, tiny
 
 FILES = [(room, name) for room in choices.ROOMS for name in choices.names(room)]
 IDS = [f"{room}/{name}" for room, name in FILES]
@@ -27,7 +27,8 @@ B, R, LENGTHS = 8, 6, [6, 3, 4, 5, 2, 6, 1, 4]
 MASK = tiny.lengths_mask(LENGTHS, R, left=False)
 NO_JAX = ("rewards/terms", "rewards/matchers", "tasks")
 NEEDED = dict(stages=dict(init_from="random", epochs=1, batch_size=8, optim=dict(lr=1.0), checkpoints=dict(a="random"),
-                          mode="online", sample_from="warmup", ppo=dict(minibatch_size=8)))  # fmt: skip
+                          mode="online", sample_from="warmup", ppo=dict(minibatch_size=8)),
+              optim=dict(lr=1e-3))  # fmt: skip
 
 
 def of(room: str) -> list[str]:
@@ -51,7 +52,7 @@ def test_a_file_says_what_it_is_and_stands_on_what_is_below_it(room, name):
     path = choices.PACKAGE / room / f"{name}.py"
     tree = ast.parse(path.read_text())
     assert len(choices.doc(room, name)) >= 12
-    if room in ("losses", "advantages"):
+    if room in ("losses", "advantages", "optim", "optim/schedules"):
         assert "arXiv" in ast.get_docstring(tree), "the docstring names no paper"
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -62,9 +63,7 @@ def test_a_file_says_what_it_is_and_stands_on_what_is_below_it(room, name):
         assert not {one for one in imported if one.split(".")[0] in ("jax", "flax")}
 
 
-@pytest.mark.parametrize(
-    ("room", "name"), [(r, n) for r, n in FILES if r in ("stages", "losses", "advantages", "rewards/terms")]
-)
+@pytest.mark.parametrize(("room", "name"), [(r, n) for r, n in FILES if r in choices.RECORDS])
 def test_a_record_builds_from_its_defaults_says_its_ranges_and_is_a_key(room, name):
     record = record_of(room, name)
     assert hash(record) == hash(record_of(room, name)) and record == record_of(room, name)
@@ -188,6 +187,61 @@ def test_an_advantage_that_compares_gives_equal_answers_nothing(name):
     cls = choices.load("advantages", name)
     off = records.build(cls, dict(kl={"in": "off"}) if "kl" in records.keys(cls) else {}, name)
     np.testing.assert_array_equal(off(same)[0], 0.0)
+
+
+# ------------------------------------------------------------------ optimizers and their schedules
+
+
+@pytest.mark.parametrize("name", of("optim"))
+def test_an_optimizer_moves_every_parameter_down_and_decays_matrices_only(name):
+    model, rng = tiny.model(None), np.random.default_rng(0)
+    params = tiny.params(model, value_head=True)
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape).astype(np.float32)), params)
+    traces, found = [], []
+    for decay in (0.0, 0.5):
+        tx = dataclasses.replace(record_of("optim", name), weight_decay=decay)(10)
+
+        @jax.jit
+        def update(grads, state, params, tx=tx):
+            traces.append(1)
+            with jax.numpy_dtype_promotion("standard"):
+                return tx.update(grads, state, params)
+
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = update(grads, state, params)
+        found.append(updates)
+    assert len(traces) == 2 and jax.tree.structure(updates) == jax.tree.structure(params)
+    for (path, free), pulled, grad, p in zip(
+        jax.tree_util.tree_leaves_with_path(found[0]), *map(jax.tree.leaves, (found[1], grads, params)), strict=True
+    ):
+        assert np.isfinite(free).all() and free.dtype == p.dtype and (free * grad).sum() < 0, path
+        decayed = 0.0 if path[-1].key in ("scale", "bias") or path[0].key == "value_head" else 1e-3 * 0.5 * p
+        np.testing.assert_allclose(pulled, free - decayed, rtol=1e-5, atol=1e-9)
+
+
+def schedules():
+    """Every schedule with its defaults, and with each of its fractions and names moved off them."""
+    for name in of("optim/schedules"):
+        fields = records.fields(choices.load("optim/schedules", name))
+        yield name, {}
+        moved = {field.key: dict(warmup=0.25, hold=0.5, final=0.4, decay=0.3).get(field.key) for field in fields}
+        yield name, {key: value for key, value in moved.items() if value is not None}
+        for field in fields:
+            for choice in field.about.get("one_of") or ():
+                yield name, {field.key: choice, **{key: value for key, value in moved.items() if value is not None}}
+
+
+@pytest.mark.parametrize(("name", "settings"), list(schedules()))
+@pytest.mark.parametrize("num", [1, 10, 1000])
+def test_a_schedule_is_its_oracle_s(name, settings, num):
+    record = records.build(choices.load("optim/schedules", name), settings, name)
+    counts = np.unique(np.linspace(0, 1.2 * num, 60).astype(int))
+    with jax.numpy_dtype_promotion("standard"):
+        rates = jax.jit(jax.vmap(record(0.02, num)))(jnp.asarray(counts, jnp.int32))
+    expected = [reference.share_of_lr(name, count, num, **dataclasses.asdict(record)) for count in counts.tolist()]
+    assert rates.dtype == jnp.float32
+    np.testing.assert_allclose(rates, 0.02 * np.asarray(expected), rtol=2e-5, atol=1e-9)
 
 
 # ------------------------------------------------------------------ reward terms

@@ -17,7 +17,6 @@ from reft_jax.losses import own_gold
 from reft_jax.run import workdirs
 from reft_jax.stages import self_train
 from reft_jax.training import scoring
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import init_state
 from reft_jax.training.update import make_update
 from reft_jax.types import Batch, Outputs
@@ -143,7 +142,7 @@ def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce, nll
     """Also with a loss beside its own, which is of all sequences alike."""
     losses = dict(own_gold={}) | ({} if nll is None else dict(nll=nll))
     batch = tiny.sft_batch(np.random.default_rng(1), PROMPTS, [*OWN_LENGTHS, *GOLD_LENGTHS])
-    tx = make_optimizer(tiny.optim(), 10)
+    tx = tiny.optim()(10)
     results = []
     for where, parts in (("one", 1), ("mixed", 2)):
         model = tiny.model(where)
@@ -161,7 +160,7 @@ def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce, nll
 
 def test_own_and_gold_weights_decide_what_is_learnt():
     """With a weight of 0 the gold rows' tokens do not matter, and the own rows' chance rises."""
-    model, tx = tiny.model(), make_optimizer(tiny.optim(), 10)
+    model, tx = tiny.model(), tiny.optim()(10)
     batch = tiny.sft_batch(np.random.default_rng(1), PROMPTS, [*OWN_LENGTHS, *GOLD_LENGTHS])
     step = make_step(model, tx, tiny.params(model), losses=dict(own_gold=dict(gold=0.0)))
     other = batch.replace(tokens=np.where(OWN[:, None], batch.tokens, 2))

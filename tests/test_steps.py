@@ -12,8 +12,9 @@ import pytest
 from reft_jax import models
 from reft_jax.config import settings as settings_lib
 from reft_jax.losses import classifier, own_gold
+from reft_jax.optim.schedules import linear
 from reft_jax.run import jax_settings
-from reft_jax.training import optim, scoring
+from reft_jax.training import scoring
 from reft_jax.training.state import init_state
 from reft_jax.training.update import accumulated_grads, make_update, passes
 from reft_jax.types import Batch, Prompts, Rollout, Sample
@@ -22,7 +23,7 @@ from tests.processes import together
 
 PROMPT_LENGTHS = [3, 6, 1, 5, 4, 2, 6, 3]
 RESPONSE_LENGTHS = [7, 2, 5, 1, 4, 7, 3, 6]
-TX = optim.make_optimizer(tiny.optim(0.01, max_grad_norm=1.0), 100)
+TX = tiny.optim(0.01, max_grad_norm=1.0)(100)
 DESCENT = optax.sgd(1.0)  # the change of the parameters is then the gradient
 KEY = jax.random.key(11)
 
@@ -430,7 +431,7 @@ def test_moments_in_the_host_s_memory_change_no_number(where):
 def test_the_first_moment_has_the_dtype_asked_for():
     changed = dataclasses.replace(tiny.optim(), mu_dtype="bfloat16")
     model, params, _ = make()
-    state = init_state(model, optim.make_optimizer(changed, 10), params)
+    state = init_state(model, changed(10), params)
     by_name = jax.tree_util.tree_leaves_with_path(state.opt_state)
     kinds = {
         name: {leaf.dtype.name for path, leaf in by_name if f".{name}" in jax.tree_util.keystr(path)}
@@ -461,7 +462,7 @@ def test_moments_lie_where_their_parameters_do(where):
     ],
 )
 def test_the_schedule_has_the_stated_shape(settings, table):
-    rate = optim.schedule(tiny.optim(0.02, **settings), 10)
+    rate = linear.Schedule(**settings)(0.02, 10)
     with jax.numpy_dtype_promotion("standard"):
         np.testing.assert_allclose(
             [rate(step) for step in table], [0.02 * share for share in table.values()], rtol=1e-5, atol=1e-9
@@ -469,7 +470,7 @@ def test_the_schedule_has_the_stated_shape(settings, table):
 
 
 def one_update(settings, grads, params):
-    tx = optim.make_optimizer(settings, 10)
+    tx = settings(10)
     with jax.numpy_dtype_promotion("standard"):
         return tx.update(grads, tx.init(params), params)[0]
 
@@ -493,12 +494,10 @@ def test_the_first_update_is_adamws_and_decay_pulls_on_matrices_only():
 def test_gradients_are_clipped_to_their_global_norm():
     params = {"a": {"kernel": jnp.zeros(2)}, "b": {"kernel": jnp.zeros(1)}}
     grads = {"a": {"kernel": jnp.array([3.0, 0.0])}, "b": {"kernel": jnp.array([4.0])}}
-    tx = optim.make_optimizer(tiny.optim(1.0, max_grad_norm=1.0), 10)
+    tx = tiny.optim(1.0, max_grad_norm=1.0)(10)
     with jax.numpy_dtype_promotion("standard"):
         _, state = tx.update(grads, tx.init(params), params)
-        _, free = (other := optim.make_optimizer(tiny.optim(1.0, max_grad_norm=0.0), 10)).update(
-            grads, other.init(params), params
-        )
+        _, free = (other := tiny.optim(1.0, max_grad_norm=0.0)(10)).update(grads, other.init(params), params)
     moments = [np.asarray(leaf) for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
     np.testing.assert_allclose(moments[0], 0.1 * np.array([0.6, 0.0]), rtol=1e-5)  # (1 - b1) g / 5
     moments = [np.asarray(leaf) for leaf in jax.tree.leaves(free) if leaf.shape == (2,)]
@@ -511,8 +510,8 @@ def test_the_reported_gradient_norm_is_the_unclipped_one():
     descended, _ = sft_step(model, DESCENT, params)(init_state(model, DESCENT, params), batch, key=KEY)
     gradient = jax.tree.map(lambda before, after: np.asarray(before - after, np.float64), params, descended.params)
     norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
-    _, metrics = sft_step(model, optim.make_optimizer(tiny.optim(max_grad_norm=1e-3), 10), params)(
-        init_state(model, optim.make_optimizer(tiny.optim(max_grad_norm=1e-3), 10), params), batch, key=KEY
+    _, metrics = sft_step(model, tiny.optim(max_grad_norm=1e-3)(10), params)(
+        init_state(model, tiny.optim(max_grad_norm=1e-3)(10), params), batch, key=KEY
     )
     np.testing.assert_allclose(metrics["grad/norm"], norm, rtol=1e-4)
 
@@ -524,7 +523,7 @@ def test_reft_without_text_raises_the_chance_of_the_rewarded_token():
     """A bandit: two tokens a response; paid 1 if token 7 is among them, 0.1 if token 8 is. Sampler, GAE, PPO, KL to the start."""
     model = tiny.model("one")
     stage = tiny.ppo(kl_coef=0.01, minibatch_size=16, value_coef=1.0)
-    tx = optim.make_optimizer(tiny.optim(0.02), 100)
+    tx = tiny.optim(0.02)(100)
     params = tiny.params(model, value_head=True)
     state = init_state(model, tx, params)
     sampler = tiny.sampler(model, settings_lib.Sampling(1.0, 0, 1.0), max_new=2, eos_ids=(tiny.EOS,), pad_id=tiny.PAD)
@@ -556,7 +555,7 @@ def test_one_ppo_step_raises_the_rewarded_token_and_lowers_the_others():
     logp, _, values, _ = scoring.make_score(model)(params, params, batch.prompts, batch.tokens, batch.mask)
     signs = np.where(np.arange(8) % 2, -1.0, 1.0)[:, None] * np.ones((1, 7))
     batch = batch.put(old_logp=logp, old_values=values, returns=values, adv=signs.astype(np.float32))
-    small = optim.make_optimizer(tiny.optim(1e-3), 10)
+    small = tiny.optim(1e-3)(10)
     state, _ = tiny.ppo_step(model, small, params, tiny.ppo(value_coef=0.0))(
         init_state(model, small, params), batch, ROWS
     )

@@ -145,21 +145,9 @@ def word_tokenizer(words=("one", "two", "three", "four", "five")):
     return tokenizers.build_word(r" \w+", [f" {word}" for word in words])
 
 
-def optim(
-    lr=0.01, *, warmup=0.0, hold=0.0, final=1.0, weight_decay=0.0, max_grad_norm=1.0, b2=0.999
-) -> settings_lib.Optim:
-    return settings_lib.Optim(
-        lr=lr,
-        warmup=warmup,
-        hold=hold,
-        final=final,
-        schedule_epochs=0.0,
-        b1=0.9,
-        b2=b2,
-        eps=1e-8,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-    )
+def optim(lr=0.01, use="adamw", **changes):
+    """An optimizer of the room, AdamW at a constant rate unless said otherwise."""
+    return records.build(choices.load("optim", use), dict(lr=lr) | changes, "optim")
 
 
 # The paper's settings with a minibatch of 8 rows, by short names.

@@ -13,7 +13,6 @@ from reft_jax.errors import InputError
 from reft_jax.losses import reads_reference, traced
 from reft_jax.sampling.engine import Engine
 from reft_jax.training import state as states
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.update import make_update
 from reft_jax.types import COLUMNS, Batch, Prompts
 
@@ -98,7 +97,7 @@ class Lowering:
 
     def state(self, stage, params):
         """A TrainState around parameters, with the stage's optimizer."""
-        tx = make_optimizer(stage.optim, 1000)
+        tx = stage.optim(1000)
         return self.placed(states.eval_state(tx, params), states.state_shardings(self.tuned, tx, params))
 
     def with_critic(self, critic) -> dict:
@@ -164,7 +163,7 @@ class Lowering:
         self, name: str, stage, of: str, state, batch, flops, resident, *, key=None, num: int = 0, length: int = 0
     ):
         """`training.update` on `num` (0 = all) of the batch's rows; resident: what lies there beside the arguments."""
-        losses, tx = stage.objective, make_optimizer(stage.optim, 1000)
+        losses, tx = stage.objective, stage.optim(1000)
         reference = (self.ref_model, self.reference) if reads_reference(losses) else None
         how = dict(name=of, length=length, reference=reference) | stage.how
         step = make_update(self.tuned, tx, state.params, losses, **how)

@@ -23,13 +23,16 @@ ROOMS = {
     "stages": "Stage",
     "losses": "Loss",
     "advantages": "Advantage",
+    "optim": "Optimizer",
+    "optim/schedules": "Schedule",
     "rewards/terms": "Term",
     "rewards/matchers": "MATCHER",
     "tasks": "Task",
     "models/families": "read",
 }
 
-RECORDS = ("stages", "losses", "advantages", "rewards/terms")  # rooms whose word is a record's class
+# rooms whose word is a record's class
+RECORDS = ("stages", "losses", "advantages", "optim", "optim/schedules", "rewards/terms")
 
 
 def is_path(name: str) -> bool:

@@ -27,9 +27,11 @@ NUMBER = {"losses": "coef", "rewards/terms": "weight"}
 # ------------------------------------------------------------------ fields
 
 
-def choice(room: str, *, default=MISSING):
-    """The record of one file of a room: in configs a name or {use: name, ...settings}, `use` being the default unless it is given."""
-    return _chosen("choice", room, default)
+def choice(room: str, *, default=MISSING, use: str = ""):
+    """The record of one file of a room: in configs a name or {use: name, ...settings}, `use` being the default unless it is given. Where
+    the file's settings have not all defaults, so that the choice has none, `use` alone says it."""
+    field = _chosen("choice", room, default)
+    return dataclasses.field(metadata=field.metadata | {"use": use}) if use else field
 
 
 def choices_of(room: str, *, default=MISSING):
@@ -133,7 +135,8 @@ def _filled(field: Field, beside: dict, path: str):
     if field.kind == "optional":
         return None if value is None else fill(field.record, value if given else _tree(value), path)
     if field.kind == "choice":
-        return _fill_choice(field.about["room"], value, path, field.default if isinstance(field.default, str) else "")
+        use = field.default if isinstance(field.default, str) else field.about.get("use", "")
+        return _fill_choice(field.about["room"], value, path, use)
     if field.kind == "choices":
         return _fill_choices(field.about["room"], value(beside) if not given and callable(value) else value, path)
     if field.kind == "labelled":
@@ -202,8 +205,9 @@ def _unknown(path: str, key: str, known):
 
 
 def override(cls, tree: dict, path: str, text: str, prefix: str = "config"):
-    """Sets one value of a filled tree, `path` dotted, from a flag's text. A choice that is set begins with its file's defaults; a label that
-    is not there and names a file of its room, or is given a `use`, is added; None takes a label away."""
+    """Sets one value of a filled tree, `path` dotted, from a flag's text. A choice that is set begins with its file's defaults, but for settings
+    that it has from the same record as the one before; a label that is not there and names a file of its room, or is given a `use`, is
+    added; None takes a label away."""
     head, _, rest = path.partition(".")
     here = f"{prefix}.{head}"
     field = next((field for field in fields(cls) if field.key == head), None)
@@ -213,7 +217,8 @@ def override(cls, tree: dict, path: str, text: str, prefix: str = "config"):
     if field.kind == "choices":
         return _override_label(field.about["room"], node, rest, text, here)
     if field.kind == "choice" and rest in ("", "use"):
-        tree[head] = _fill_choice(field.about["room"], text, here)
+        kept = _shared(field.about["room"], node, text, here)
+        tree[head] = _fill_choice(field.about["room"], {"use": text} | kept, here)
     elif field.kind == "choice":
         override(chosen(field.about["room"], node["use"], here), node, rest, text, here)
     elif field.kind in ("record", "optional") and isinstance(node, dict) and rest:
@@ -230,6 +235,13 @@ def override(cls, tree: dict, path: str, text: str, prefix: str = "config"):
         raise InputError(f"{here}: it is a group; set one of {listed(node)}")
     else:
         tree[head] = parse_value(text, node, here, field.hint)
+
+
+def _shared(room: str, node: dict, use: str, path: str) -> dict:
+    """Of a choice's settings those that both its record and that of `use` inherit from the same record."""
+    before, now = chosen(room, node["use"], path).__mro__[1:], chosen(room, use, path).__mro__[1:]
+    common = [base for base in before if base in now and dataclasses.is_dataclass(base)]
+    return {key: node[key] for base in common for key in keys(base)}
 
 
 def _override_label(room: str, node: dict, rest: str, text: str, path: str):

@@ -3,6 +3,7 @@
 import copy
 import re
 
+SHAPE = ("warmup", "hold", "final")  # of a learning rate
 # (old key, new key) after "config."; * is a stage's name
 KEYS = (
     ("data.name", "data.task"),
@@ -26,6 +27,7 @@ KEYS = (
     ("stages.*.partial_on", "stages.*.rewards.partial.on"),
     ("stages.*.own_weight", "stages.*.losses.own_gold.own"),
     ("stages.*.gold_weight", "stages.*.losses.own_gold.gold"),
+    *((f"stages.*.optim.{key}", f"stages.*.optim.schedule.{key}") for key in SHAPE),
 )
 # Old settings of GAE that did nothing with another advantage, and of one mode of self-training in the other.
 OF_GAE = ("gamma", "lam", "whiten", "critic", "value_init", "value_bias", "value_coef", "value_clip")
@@ -51,8 +53,23 @@ def value_told(path: str, value) -> str:
 
 
 def is_old(tree: dict) -> bool:
-    """Whether a config's tree has the keys from before."""
+    """Whether a config's tree has keys from before."""
+    return _of_rewards(tree) or any(_of_one_shape(stage) for stage in _stages(tree))
+
+
+def _of_rewards(tree) -> bool:
     return isinstance(tree, dict) and "rewards" in tree and "verifier" not in tree
+
+
+def _stages(tree) -> list:
+    stages = tree.get("stages") if isinstance(tree, dict) else None
+    return list(stages.values()) if isinstance(stages, dict) else []
+
+
+def _of_one_shape(stage) -> bool:
+    """Whether the stage's learning rate is from when schedules had one shape."""
+    optim = stage.get("optim") if isinstance(stage, dict) else None
+    return isinstance(optim, dict) and any(key in optim for key in SHAPE)
 
 
 def modern(tree: dict) -> dict:
@@ -60,6 +77,16 @@ def modern(tree: dict) -> dict:
     if not is_old(tree):
         return tree
     out = copy.deepcopy(tree)
+    if _of_rewards(out):
+        _modern_rewards(out)
+    for stage in _stages(out):
+        if _of_one_shape(stage):
+            shape = {key: stage["optim"].pop(key) for key in SHAPE if key in stage["optim"]}
+            stage["optim"]["schedule"] = {"use": "linear"} | shape
+    return out
+
+
+def _modern_rewards(out: dict):
     out["verifier"] = out.pop("rewards")
     if "name" in out["data"]:
         out["data"]["task"] = out["data"].pop("name")
@@ -74,7 +101,6 @@ def modern(tree: dict) -> dict:
             weights = {"own": stage.pop("own_weight"), "gold": stage.pop("gold_weight")}
             if stage["mode"] == "online":
                 stage["losses"] = {"own_gold": weights}
-    return out
 
 
 def _modern_reft(stage: dict):

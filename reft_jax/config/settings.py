@@ -8,7 +8,7 @@ import pathlib
 import re
 
 from reft_jax.config import choices
-from reft_jax.config.records import setting
+from reft_jax.config.records import choice, setting
 from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
 
@@ -225,7 +225,7 @@ class Mesh:
     decode: str = setting(one_of=("replicated", "tensor", "as_trained"), default="replicated", free=True)
     moments: str = setting(
         one_of=("device", "host"), default="device", free=True
-    )  # the memory of AdamW's moments between updates
+    )  # the memory of the optimizer's moments between updates
 
     def check(self):
         sizes = [self.data, self.fsdp, self.tensor]
@@ -268,28 +268,6 @@ class Logging:
             yield "profile_steps", "it must be (first, last), the steps to trace, or () for none"
         if self.wandb != "off" and not self.wandb_project:
             yield "wandb_project", "a run of W&B belongs to a project: name one"
-
-
-@dataclasses.dataclass(frozen=True)
-class Optim:
-    """AdamW with global-norm clipping (0 = none). The rate rises linearly over the fraction `warmup` of the run, holds until the
-    fraction `hold`, then falls linearly to `final` times lr at the end. The run is `schedule_epochs` long (0 = the stage's)."""
-
-    lr: float = setting(above=0)
-    warmup: float = setting(0, 1, default=0.0)
-    hold: float = setting(0, 1, default=0.0)
-    final: float = setting(0, default=1.0)
-    schedule_epochs: float = setting(0, default=0.0)
-    b1: float = setting(0, 1, default=0.9)
-    b2: float = setting(0, 1, default=0.999)
-    eps: float = setting(above=0, default=1e-8)
-    weight_decay: float = setting(0, default=0.0)
-    max_grad_norm: float = setting(0, default=1.0)
-    mu_dtype: str = setting(one_of=("", "float32", "bfloat16"), default="")  # of the first moment; "" = the parameters'
-
-    def check(self):
-        if self.warmup > self.hold:
-            yield "hold", f"the rate cannot fall before warmup = {self.warmup} ends"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,7 +319,7 @@ class Training:
     )  # a stage, a Hugging Face directory, a checkpoint's folder, a shipped model's name, or random
     epochs: float = setting(above=0)
     batch_size: int = setting(1)
-    optim: Optim = setting()
+    optim: object = choice("optim", use="adamw")
     log_every: int = setting(1, default=10, free=True)
     save_every: int = setting(1, default=200, free=True)
 
@@ -407,6 +385,23 @@ def sampled(stage):
     """(key, what is legal) about the sampling of a stage that learns from several responses to a question."""
     if stage.sampling.temperature == 0.0:
         yield "sampling.temperature", "all responses to a question would be the same: it must be > 0"
+
+
+def rounded(optim, model: Model):
+    """(key, what is legal) about how `optim` rounds the parameters that are trained: adapters, which are float32, or the whole model."""
+    rounding = getattr(optim, "rounding", "nearest")
+    if model.lora is None and model.param_dtype == "bfloat16" and rounding != "stochastic":
+        yield (
+            "rounding",
+            (
+                "with config.model.param_dtype 'bfloat16', whose parameters lose most updates when sums are rounded to the nearest (at lr "
+                "3e-7 AdamW moves them by 0.4 % of what it moves float32's): legal is 'stochastic'; or train float32 "
+                "(config.model.param_dtype) or adapters (config.model.lora)"
+            ),
+        )
+    elif (model.lora is not None or model.param_dtype == "float32") and rounding == "stochastic":
+        trained = "adapters are float32" if model.lora is not None else "config.model.param_dtype is 'float32'"
+        yield "rounding", f"{trained}, which is not rounded: legal is 'nearest'"
 
 
 def source_answers(stage, earlier: dict):

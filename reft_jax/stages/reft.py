@@ -28,7 +28,6 @@ from reft_jax.rollouts.questions import ask, make_prompts, pack
 from reft_jax.run import begin
 from reft_jax.run.run import INIT, PERMUTE, SAMPLE, Run, key_of
 from reft_jax.training import loop
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.reinforce import PPO, make_advantages, make_learner
 from reft_jax.training.scoring import make_score
 from reft_jax.training.state import init_state
@@ -178,7 +177,7 @@ def run(name: str, stage: Stage, run: Run):
     seed, size, ppo, k = run.config.seed, stage.batch_size, stage.ppo, stage.num_samples
     questions = ask(run, run.splits.train, "rollout")
     num, num_rows = len(questions.records), size * k
-    tx = make_optimizer(stage.optim, loop.num_scheduled(stage, num) * ppo.epochs * (num_rows // ppo.minibatch_size))
+    tx = stage.optim(loop.num_scheduled(stage, num) * ppo.epochs * (num_rows // ppo.minibatch_size))
     frozen, params = begin.frozen_and_trained(run, name)
     ref_model, ref_params = begin.reference(run, frozen, params)  # never donated: the state is a copy
     params = models.with_critic(run.model, params, key_of(seed, name, 0, INIT), stage.critic)

@@ -23,7 +23,6 @@ from reft_jax.rollouts import rank, stored
 from reft_jax.run import begin
 from reft_jax.run.run import INIT, Run, key_of
 from reft_jax.training import loop, supervised
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import init_state
 from reft_jax.training.update import make_update
 from reft_jax.types import Batch
@@ -88,7 +87,7 @@ def run(name: str, stage: Stage, run: Run):
         )
     rows = rank.sequences(run, [record for record, _ in used], [line["response"] for _, line in used], purpose)
 
-    tx = make_optimizer(stage.optim, loop.num_scheduled(stage, len(rows)))
+    tx = stage.optim(loop.num_scheduled(stage, len(rows)))
     frozen, params = begin.frozen_and_trained(run, name)
     head = init_classifier(run.model, key_of(run.config.seed, name, 0, INIT))
     params = {key: node for key, node in params.items() if key != "value_head"} | {"classifier": head}

@@ -35,7 +35,6 @@ from reft_jax.rollouts.questions import ask
 from reft_jax.run import begin
 from reft_jax.run.run import DROPOUT, SAMPLE, Run, key_of
 from reft_jax.training import loop, supervised
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import init_state
 from reft_jax.training.update import host, make_update
 
@@ -215,7 +214,7 @@ def learn_online(name: str, stage: Stage, run: Run):
     questions = ask(run, taught, "rollout")
     gold = prompts.encode_all(run.tokenizer, questions.records, data, purpose="teach")
     num = len(questions.records)
-    tx = make_optimizer(stage.optim, loop.num_scheduled(stage, num))
+    tx = stage.optim(loop.num_scheduled(stage, num))
     frozen, params = begin.frozen_and_trained(run, name)
     check = loop.make_check(run, stage, "rollout", frozen)
     state = init_state(run.tuned, tx, params)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from reft_jax import models
 from reft_jax.types import TrainState
@@ -10,17 +9,28 @@ from reft_jax.types import TrainState
 
 def state_shardings(model, tx, params) -> TrainState:
     """Shardings of a TrainState: the optimizer's moments lie where their parameters do (or beside, in the host's memory), scalars
-    everywhere."""
-    places, host = models.param_shardings(model, params), model.layout.moments == "host"
-    opt_state = jax.eval_shape(tx.init, params)
-    opt_places = optax.tree_utils.tree_map_params(
-        tx,
-        lambda _, place: place.with_memory_kind("pinned_host") if host else place,
-        opt_state,
-        places,
-        transform_non_params=lambda _: model.layout.replicated,
-    )
-    return TrainState(model.layout.replicated, places, opt_places)
+    and what else is of no parameter's shape everywhere."""
+    places, everywhere = models.param_shardings(model, params), model.layout.replicated
+    host = model.layout.moments == "host"
+    beside = jax.tree.map(lambda place: place.with_memory_kind("pinned_host"), places) if host else places
+    opt_places = moment_places(jax.eval_shape(tx.init, params), params, beside, everywhere)
+    return TrainState(everywhere, places, opt_places)
+
+
+def moment_places(opt_state, params, places, other):
+    """Where an optimizer's state lies, a tree like `opt_state`: a leaf that has a parameter's path (at its end) and shape lies where
+    `places` has the parameter; what has another shape (Adafactor's rows and columns, counts) is `other`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    known = {path: (leaf.shape, place) for (path, leaf), place in zip(leaves, jax.tree.leaves(places), strict=True)}
+
+    def place(path, leaf):
+        for i in range(len(path)):
+            if path[i:] in known:
+                shape, there = known[path[i:]]
+                return there if shape == leaf.shape else other
+        return other
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
 
 
 def eval_state(tx, params) -> TrainState:

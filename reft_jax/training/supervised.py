@@ -9,7 +9,6 @@ from reft_jax.rollouts.questions import pack
 from reft_jax.run import begin
 from reft_jax.run.run import DROPOUT, Run, key_of
 from reft_jax.training import loop
-from reft_jax.training.optim import make_optimizer
 from reft_jax.training.state import init_state
 from reft_jax.training.update import make_update
 from reft_jax.types import Batch, Prompts, TrainState
@@ -31,7 +30,7 @@ def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[Batch, Packing 
 def learn(name: str, stage, run: Run, encoded, *, goes_on_with: str = "", **facts):
     """Learns `encoded`, with what `stage` says; `facts` go into DONE. `goes_on_with`: a stage whose state and step it begins with."""
     num = len(encoded)
-    tx = make_optimizer(stage.optim, loop.num_scheduled(stage, num))
+    tx = stage.optim(loop.num_scheduled(stage, num))
     frozen, params = begin.frozen_and_trained(run, name)
     reference = begin.reference(run, frozen, params) if reads_reference(stage.objective) else None
     how = dict(name="sft", frozen=frozen, reference=reference) | stage.how
