@@ -146,6 +146,29 @@ def run(name, stage, run):
     run.finish(name, counts=dict(counts.most_common(stage.most)))
 ''',
 }
+ORACLES = {
+    "losses/likely": """import numpy as np
+
+from tests import reference
+
+
+def loss(record, batch, out, reduce):
+    logp = np.where(batch.mask, out["logp"], 0).astype(np.float64)
+    return reference.reduce(-np.exp(record.power * logp) * logp, batch.mask, reduce)
+""",
+    "advantages/signs": """import numpy as np
+
+from tests.oracles import advantages
+
+
+def advantage(record, rollout):
+    def of(scores):
+        return [record.scale * np.sign(s - np.float32(np.mean(np.float32(scores)))) for s in scores]
+
+    return advantages.of_responses(rollout, of, kl_coef=0.0), None
+""",
+}
+
 CONFIG = """from reft_jax.configs import common
 
 
@@ -186,6 +209,8 @@ def copied(tmp_path_factory):
     shutil.copytree(runs.ROOT / "tests", root / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in FILES.items():
         (root / "reft_jax" / f"{name}.py").write_text(text)
+    for name, text in ORACLES.items():
+        (root / "tests" / "oracles" / f"{name}.py").write_text(text)
     (root / "adds.py").write_text(CONFIG)
     python(root, "-m", "reft_jax.main", "--config=adds.py", f"--workdir={root / 'w'}")
     return root, root / "w"

@@ -2,8 +2,8 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
-import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from reft_jax.losses import objective
 from reft_jax.rewards.matchers.base import KINDS, Matcher
 from reft_jax.rewards.score import Grade
 from reft_jax.rewards.total import Responses, total
-from reft_jax.types import Outputs, Prompts, Rollout, Sample
+from reft_jax.types import COLUMNS, Batch, Outputs, Prompts, Rollout, Sample
 from tests import reference, tiny
 
 FILES = [(room, name) for room in choices.ROOMS for name in choices.names(room)]
@@ -77,22 +77,74 @@ def test_a_record_builds_from_its_defaults_says_its_ranges_and_is_a_key(room, na
 # ------------------------------------------------------------------ losses
 
 
+SIZES = dict(B=B, P=2, R=R, T=2 + R, S=2 + R)
+
+
 def batch_and_outputs(fill, seed=0):
+    """A random Batch with every column, and random Outputs by name; `fill` where the mask is False."""
     rng = np.random.default_rng(seed)
 
     def numbers(mean=0.0, std=1.0):
         return jnp.asarray(np.where(MASK, rng.normal(mean, std, MASK.shape), fill).astype(np.float32))
 
-    columns = dict(old_logp=numbers(-2.0, 0.3), ref_logp=numbers(-2.0, 0.3), adv=numbers(), old_values=numbers())
-    columns |= dict(returns=numbers(), weights=jnp.abs(numbers()))
+    columns = {}
+    for name, column in COLUMNS.items():
+        shape = tuple(SIZES[axis] for axis in column.axes)
+        if column.axes == "BR" and column.dtype == "float32":
+            columns[name] = (
+                jnp.abs(numbers()) if name == "weights" else numbers(*((-2.0, 0.3) if "logp" in name else ()))
+            )
+        else:
+            columns[name] = jnp.asarray(rng.integers(0, 2, shape)).astype(column.dtype)
     columns |= dict(own=jnp.arange(B) % 2 == 0, right=jnp.arange(B) % 3 == 0)
-    outputs = dict(logp=numbers(-2.0, 0.3), entropy=jnp.abs(numbers()), values=numbers())
+    outputs = dict(logp=numbers(-2.0, 0.3), entropy=jnp.abs(numbers()), values=numbers(), ref_logp=numbers(-2.0, 0.3))
+    outputs |= dict(ref_kl=jnp.abs(numbers()), attention_row=jnp.abs(numbers()))
     outputs |= dict(right_logits=jnp.asarray(rng.normal(size=B).astype(np.float32)))
-    return types.SimpleNamespace(mask=jnp.asarray(MASK), tokens=jnp.zeros(MASK.shape, jnp.int32), **columns), outputs
+    outputs |= dict(hidden=jnp.where(MASK[..., None], jnp.asarray(rng.normal(size=(B, R, 5)).astype(np.float32)), fill))
+    assert outputs.keys() == {field.name for field in dataclasses.fields(Outputs)}
+    return Batch(None, jnp.zeros(MASK.shape, jnp.int32), jnp.asarray(MASK), columns), outputs
 
 
-def loss_of(record, outputs, batch):
-    return objective([record], Outputs(**outputs), batch, masked.Mean(batch.mask, "token"))
+def whole(record, batch, how="token"):
+    return record.whole(batch, how) if hasattr(record, "whole") else batch
+
+
+def loss_of(record, outputs, batch, how="token"):
+    return objective([record], Outputs(**outputs), whole(record, batch, how), masked.Mean(batch.mask, how))
+
+
+def variants(room: str):
+    """(name, record) of a room's files: with their defaults, and each choice and each number moved by itself."""
+    for name in of(room):
+        record = record_of(room, name)
+        yield name, record
+        for field in records.fields(type(record)):
+            value = getattr(record, field.name)
+            if field.about.get("one_of"):
+                moved = [one for one in field.about["one_of"] if one != value]
+            elif field.hint in (int, float) and field.name not in ("coef", "weight"):
+                moved = [value * 0.5 if value else 0.3]
+            else:
+                moved = []
+            yield from ((name, dataclasses.replace(record, **{field.name: one})) for one in moved)
+
+
+def oracle_of(room: str, name: str):
+    try:
+        return importlib.import_module(f"tests.oracles.{room}.{name}")
+    except ModuleNotFoundError as error:
+        pytest.fail(
+            f"{room}/{name} has no oracle, tests/oracles/{room}/{name}.py (tests/oracles/__init__.py says what it is): {error}"
+        )
+
+
+@pytest.mark.parametrize("how", ["token", "sequence"])
+@pytest.mark.parametrize(("name", "record"), list(variants("losses")))
+def test_a_loss_is_its_oracle_s(name, record, how):
+    batch, outputs = batch_and_outputs(np.nan)
+    got, _ = loss_of(dataclasses.replace(record, coef=1.0), outputs, batch, how)
+    host = jax.device_get((batch, outputs))
+    np.testing.assert_allclose(got, oracle_of("losses", name).loss(record, *host, how), rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", of("losses"))
@@ -116,7 +168,7 @@ def test_a_loss_does_not_see_what_the_mask_excludes_and_has_finite_gradients(nam
 @pytest.mark.parametrize("name", of("losses"))
 def test_a_loss_reads_the_columns_that_it_names_and_is_traced_once(name):
     record, (batch, outputs) = record_of("losses", name), batch_and_outputs(0.0)
-    allowed, traces = {"mask", "tokens", "weights", *record.reads}, []
+    allowed, traces, batch = {"mask", "tokens", "weights", *record.reads}, [], whole(record, batch)
 
     class Watched:
         def __getattr__(self, key):
@@ -138,16 +190,20 @@ def test_a_loss_reads_the_columns_that_it_names_and_is_traced_once(name):
 )
 def test_a_loss_is_the_same_for_every_split_of_the_batch(name):
     record, (batch, outputs) = record_of("losses", name), batch_and_outputs(0.0)
-    rows = record.together == "row"
-    whole = float(loss_of(record, outputs, batch)[0])
+    rows, batch = record.together == "row", whole(record, batch)
+
+    def part_of(some, outputs):
+        return float(objective([record], Outputs(**outputs), some, masked.Mean(some.mask, "token"))[0])
+
+    expected = part_of(batch, outputs)
     for part in (2, 4):
         found, sizes = [], []
         for first in range(part):
             chosen = slice(first, None, part)
-            some = types.SimpleNamespace(**{key: value[chosen] for key, value in vars(batch).items()})
-            found.append(float(loss_of(record, {key: value[chosen] for key, value in outputs.items()}, some)[0]))
+            some, seen = jax.tree.map(lambda x, chosen=chosen: x[chosen], (batch, outputs))
+            found.append(part_of(some, seen))
             sizes.append(len(MASK[chosen]) if rows else MASK[chosen].sum())
-        np.testing.assert_allclose(np.dot(found, sizes) / np.sum(sizes), whole, rtol=1e-5)
+        np.testing.assert_allclose(np.dot(found, sizes) / np.sum(sizes), expected, rtol=1e-5)
 
 
 # ------------------------------------------------------------------ advantages
@@ -177,6 +233,17 @@ def test_an_advantage_does_not_see_what_the_mask_excludes(name):
         assert all(value.shape == () and np.isfinite(value) for value in metrics.values())
     jax.tree.map(np.testing.assert_array_equal, *found)
     assert np.abs(found[0][0]).sum() > 0
+
+
+@pytest.mark.parametrize(("name", "record"), list(variants("advantages")))
+def test_an_advantage_is_its_oracle_s(name, record):
+    given = rollout(np.nan, values=getattr(record, "critic", None) is not None)
+    adv, returns, _ = jax.jit(record)(given)
+    expected = oracle_of("advantages", name).advantage(record, jax.device_get(given))
+    np.testing.assert_allclose(adv, expected[0], rtol=1e-4, atol=2e-5)
+    assert (returns is None) == (expected[1] is None)
+    if returns is not None:
+        np.testing.assert_allclose(returns, expected[1], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_what_the_vocabulary_cannot_spell_is_not_learnt(monkeypatch):
          for k, text in enumerate(responses)]
         for record in records
     ]  # fmt: skip
-    asked = types.SimpleNamespace(fitted=types.SimpleNamespace(records=records), purpose="ask")
-    monkeypatch.setattr(self_train.collect, "collect", lambda *_: (asked, drawn))
+    asked = types.SimpleNamespace(records=records, purpose="ask")
+    monkeypatch.setattr(self_train.stored, "collect", lambda *_: (asked, drawn))
     lines = self_train.choose_all(run, "offline", dict(config.stages)["offline"])
     assert [line["why"] for line in lines] == ["", "unknown_token"] * 2
 
