@@ -68,12 +68,13 @@ def sft_of(config):
 
 def test_another_optimizer_keeps_what_all_have_and_begins_with_its_own_defaults():
     before = sft_of(loaded()[0])
-    changed = sft_of(loaded("stages.sft.optim.b1=0.5", "stages.sft.optim=muon", "stages.sft.optim.newton_schulz=3")[0])
+    flags = ("stages.sft.optim.b1=0.5", "stages.sft.optim=muon", "stages.sft.optim.newton_schulz=3")
+    changed = sft_of(loaded(*flags, "stages.warmup.optim=muon")[0])
     assert type(changed) is choices.load("optim", "muon") and (changed.b1, changed.newton_schulz) == (0.9, 3)
     for key in ("lr", "schedule", "schedule_epochs", "weight_decay", "max_grad_norm", "rounding"):
         assert getattr(changed, key) == getattr(before, key), key
     assert before.weight_decay == 0.1 and before.schedule.final == 0.0
-    assert sft_of(loaded("stages.sft.optim.use=adafactor")[0]).lr == before.lr
+    assert sft_of(loaded("stages.sft.optim.use=adafactor", "stages.sft.continue_run=False")[0]).lr == before.lr
     # its record shares nothing with that of linear
     cosine = sft_of(loaded("stages.sft.optim.schedule=cosine", "stages.sft.optim.schedule.warmup=0.2")[0]).schedule
     assert cosine == choices.load("optim/schedules", "cosine")(warmup=0.2)
@@ -85,6 +86,7 @@ def test_another_optimizer_keeps_what_all_have_and_begins_with_its_own_defaults(
         (["optim=adam"], "config.stages.sft.optim: got 'adam'; did you mean 'adamw'? legal are adafactor, adamw, muon"),
         (["optim.warmup=0.1"], "config.stages.sft.optim.warmup: it is now config.stages.sft.optim.schedule.warmup"),
         (["optim=adafactor", "optim.b1=0.9"], "config.stages.sft.optim.b1: unknown key"),
+        (["optim=muon"], "config.stages.sft.optim.use: got 'muon'; with continue_run it goes on with the optimizer's state of 'warmup'"),
         (["optim.schedule=wsd", "optim.schedule.decay=1.0"], "config.stages.sft.optim.schedule.decay: got 1.0; warmup ="),
         (["optim.schedule=wsd", "optim.schedule.final=0.0"], "an exponential never arrives at 0"),
         (["optim.schedule=wds"], "did you mean 'wsd'? legal are constant, cosine, linear, wsd"),
@@ -115,7 +117,7 @@ def test_an_optimizer_of_one_s_own(tmp_path):
         "    def direction(self):\n"
         "        return optax.stateless(lambda g, _: jax.tree.map(lambda x: self.size * jnp.sign(x), g))\n"
     )
-    config, tree = loaded(f"stages.sft.optim={path}", "stages.sft.optim.size=2.0")
+    config, tree = loaded(*(f"stages.{name}.optim={path}" for name in ("warmup", "sft")), "stages.sft.optim.size=2.0")
     optim = sft_of(config)
     assert (optim.lr, optim.size) == (sft_of(loaded()[0]).lr, 2.0) and recipe.own_files(tree).keys() == {str(path)}
     grads = {"a": {"scale": jnp.array([3.0, -0.1])}}

@@ -33,6 +33,11 @@ class Stage(Checked):
         yield from super().check_in(recipe, earlier)
         if self.continue_run and not hasattr(earlier.get(self.init_from), "continue_run"):
             yield "continue_run", f"init_from must name an earlier sft stage to go on with; got {self.init_from!r}"
+        elif self.continue_run and type(self.optim) is not type(earlier[self.init_from].optim):
+            yield (
+                "optim.use",
+                f"with continue_run it goes on with the optimizer's state of {self.init_from!r}: set the same in both",
+            )
 
     def rows(self) -> dict:
         return {"batch_size": self.batch_size // self.accumulate, "eval_batch_size": self.eval_batch_size}
