@@ -272,4 +272,6 @@ def wanted(terms, scored) -> dict:
 def numbers_of(rollout: Rollout, batch, kl, count: int) -> dict:
     """What samples.jsonl has of the first `count` responses: the KL of each, and of its tokens what is known of them."""
     numbers = dict(kl=kl, logp=rollout.logp, ref_logp=rollout.ref_logp, value=rollout.values, adv=batch.adv)
-    return distributed.fetch({name: x[:count] for name, x in numbers.items() if x is not None})
+    there = {name: x[:count] for name, x in numbers.items() if x is not None}
+    fetched = distributed.fetch(there)
+    return {name: fetched[name] for name in there}  # in that order
