@@ -1,6 +1,8 @@
 """Every test sees 8 CPU devices, strict dtype promotion and no silent rank promotion; warnings are errors (pyproject.toml)."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -15,6 +17,11 @@ jax.config.update("jax_disable_most_optimizations", True)  # of the machine code
 
 
 def pytest_configure(config):
+    if (
+        "REFT_TESTS_SCRATCH" not in os.environ
+    ):  # of the whole session: the processes beside this one are started with it
+        os.environ["REFT_TESTS_SCRATCH"] = folder = tempfile.mkdtemp(prefix="reft_jax_tests_")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     # Compiled once is compiled for the tests that follow, here and in processes beside this one.
     if config.pluginmanager.hasplugin("cacheprovider"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))

@@ -4,6 +4,7 @@ All runs share a compilation cache (REFT_TESTS_COMPILED, or one of this session)
 """
 
 import atexit
+import fcntl
 import functools
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 import numpy as np
 
@@ -27,9 +29,24 @@ TIMEOUT = 900  # seconds; a hang should fail, a slow machine should not
 
 @functools.cache
 def scratch() -> pathlib.Path:
-    """A folder for this test session, removed at its end."""
+    """A folder of this test session, of all its processes (tests/conftest.py); one of this process's own where no session has made any."""
+    if "REFT_TESTS_SCRATCH" in os.environ:
+        return pathlib.Path(os.environ["REFT_TESTS_SCRATCH"])
     folder = pathlib.Path(tempfile.mkdtemp(prefix="reft_jax_tests_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def once(name: str, make) -> pathlib.Path:
+    """The folder of that name which make(folder) has filled, once a session; its other processes wait for it. Only to be read."""
+    folder = scratch() / f"{name}-{zlib.crc32(str(ROOT).encode())}"
+    done = folder.with_suffix(".done")
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
     return folder
 
 
@@ -54,7 +71,7 @@ def start(workdir, *overrides: str, spec: str = SMOKE, devices: int = 1) -> subp
 
 def _log_path(workdir) -> pathlib.Path:
     folder = scratch() / "logs"  # not beside the workdir, whose disk may be full
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)  # other processes may make it too
     return folder / str(workdir).replace("/", "_")
 
 
@@ -89,10 +106,9 @@ def wait_until(process: subprocess.Popen, condition, workdir):
         time.sleep(0.001)
 
 
-@functools.cache
 def unbroken() -> pathlib.Path:
     """The workdir of the smoke run on one device, made once a session; only to be read."""
-    return run(scratch() / "unbroken")
+    return once("unbroken", run)
 
 
 # ------------------------------------------------------------------ what a run wrote

@@ -234,10 +234,9 @@ def test_a_directory_to_sample_from_must_be_there_and_is_part_of_the_run(tmp_pat
 # ------------------------------------------------------------------ whole runs
 
 
-@functools.cache
 def unbroken():
     """The workdir of the config's run, made once a session; only to be read."""
-    return runs.run(runs.scratch() / "stages", spec=SPEC)
+    return runs.once("stages", functools.partial(runs.run, spec=SPEC))
 
 
 @pytest.fixture(scope="module")
