@@ -62,8 +62,9 @@ def _without_kind(stage: dict) -> dict:
     return {key: value for key, value in stage.items() if key != "kind"}
 
 
-def build(tree: dict) -> Recipe:
-    """The checked record of a nested dict; InputError for the first thing wrong."""
+def build(tree: dict, *, finished: bool = False) -> Recipe:
+    """The checked record of a nested dict; InputError for the first thing wrong. finished: of a run that has been, whose bfloat16 parameters
+    may have been rounded to the nearest."""
     tree = fill(tree)
     seed = records.leaf(tree["seed"], int, "config.seed", SEED)
     groups = {key: records.made(cls, tree[key], f"config.{key}") for key, cls in GROUPS.items()}
@@ -82,7 +83,7 @@ def build(tree: dict) -> Recipe:
         _check_place(name, stage, recipe, earlier, path)
         if hasattr(stage, "sampling"):
             records.refuse(stage.sampling.check_in(recipe.data), tree["stages"][name]["sampling"], f"{path}.sampling")
-        if hasattr(stage, "optim"):
+        if hasattr(stage, "optim") and not finished:
             records.refuse(rounded(stage.optim, recipe.model), tree["stages"][name]["optim"], f"{path}.optim")
         if hasattr(stage, "check_in"):
             records.refuse(stage.check_in(recipe, earlier), tree["stages"][name], path)

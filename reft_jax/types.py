@@ -62,7 +62,8 @@ class Column(typing.NamedTuple):
     meaning: str
 
 
-# What a batch may hold beside its sequences. Slicing, sharding, packing, `compile` and the tests' random batches follow from it.
+# What a batch may hold beside its sequences. Slicing, sharding, `compile` and the tests' random batches follow from it; sequences with inputs,
+# positions or attention of their own do not share rows.
 COLUMNS = {
     "old_logp": Column("BR", "float32", "log-probability by the policy that answered, of the training forward"),
     "old_values": Column("BR", "float32", "the critic's values before the step's updates"),

@@ -165,7 +165,7 @@ def advantage(record, rollout):
     def of(scores):
         return [record.scale * np.sign(s - np.float32(np.mean(np.float32(scores)))) for s in scores]
 
-    return advantages.of_responses(rollout, of, kl_coef=0.0), None
+    return advantages.of_responses(rollout, of), None
 """,
 }
 

@@ -327,6 +327,30 @@ def test_a_failing_verifier_stops_the_reft_stage_before_an_update_is_logged_or_s
     assert not run.done("reft")
 
 
+def test_a_loss_that_is_no_number_ends_a_stage_that_samples_at_its_step(tmp_path, monkeypatch):
+    """Also where that step is neither logged nor saved: no further responses are drawn from what it has made."""
+    run = make_run(small_config(log_every=10, save_every=10), tmp_path)
+    run.folder("reft").mkdir()
+    make_update = reinforce.make_update
+
+    def broken(*args, **how):
+        update = make_update(*args, **how)
+
+        def call(*given, **more):
+            state, metrics = update(*given, **more)
+            return state, metrics | {"ppo/loss": metrics["ppo/loss"] * np.float32("nan")}
+
+        return call
+
+    monkeypatch.setattr(reinforce, "make_update", broken)
+    opened = keep_opened(monkeypatch)
+    with pytest.raises(RunError, match="reft: ppo/loss is nan at step 1; the last checkpoint is from before"):
+        reft.run("reft", dict(run.config.stages)["reft"], run)
+    for file in opened:
+        file.close()
+    assert [path.name for path in (run.folder("reft") / "checkpoints").iterdir() if path.name.isdigit()] == ["0"]
+
+
 def test_the_programs_that_the_verifier_failed_on_are_written_down(tmp_path, monkeypatch):
     run = make_run(small_config(), tmp_path)
     run.folder("reft").mkdir()

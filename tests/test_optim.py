@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from reft_jax import models, recipe
-from reft_jax.config import choices
+from reft_jax import models, recipe, tables
+from reft_jax.config import choices, renamed
 from reft_jax.config.settings import Arch, Lora
 from reft_jax.configs.models import PRESETS
 from reft_jax.errors import InputError
@@ -86,7 +86,9 @@ def test_another_optimizer_keeps_what_all_have_and_begins_with_its_own_defaults(
         (["optim=adam"], "config.stages.sft.optim: got 'adam'; did you mean 'adamw'? legal are adafactor, adamw, muon"),
         (["optim.warmup=0.1"], "config.stages.sft.optim.warmup: it is now config.stages.sft.optim.schedule.warmup"),
         (["optim=adafactor", "optim.b1=0.9"], "config.stages.sft.optim.b1: unknown key"),
-        (["optim=muon"], "config.stages.sft.optim.use: got 'muon'; with continue_run it goes on with the optimizer's state of 'warmup'"),
+        (["optim=muon"], "with continue_run it goes on with the optimizer's state of 'warmup': all but lr, schedule"),
+        (["optim.max_grad_norm=0"], "with continue_run it goes on with the optimizer's state of 'warmup': all but lr, schedule"),
+        (["optim.mu_dtype=bfloat16"], "with continue_run it goes on with the optimizer's state of 'warmup': all but lr, schedule"),
         (["optim.schedule=wsd", "optim.schedule.decay=1.0"], "config.stages.sft.optim.schedule.decay: got 1.0; warmup ="),
         (["optim.schedule=wsd", "optim.schedule.final=0.0"], "an exponential never arrives at 0"),
         (["optim.schedule=wds"], "did you mean 'wsd'? legal are constant, cosine, linear, wsd"),
@@ -384,3 +386,20 @@ def test_every_layout_rounds_alike():
     tiny.assert_trees_equal(results[0], results[1])
     tiny.assert_trees_equal(results[0], results[2])
     assert not results[1]["embed"]["kernel"].sharding.is_fully_replicated
+
+
+# ------------------------------------------------------------------ runs from before
+
+
+def test_finished_runs_with_bfloat16_parameters_rounded_to_the_nearest_are_read():
+    _, tree = loaded()
+    tree["model"]["param_dtype"] = "bfloat16"
+    with pytest.raises(InputError, match="optim.rounding: got 'nearest'; with config.model.param_dtype 'bfloat16'"):
+        recipe.build(tree)
+    assert tables.as_dict(tree)["model"]["param_dtype"] == "bfloat16"
+
+
+def test_an_optimizer_of_ones_own_may_have_a_setting_of_an_older_name():
+    optim = dict(use="my.py", lr=1e-3, schedule=dict(use="linear"), warmup=3)
+    assert not renamed.is_old(dict(verifier={}, stages=dict(sft=dict(optim=optim))))
+    assert renamed.is_old(dict(verifier={}, stages=dict(sft=dict(optim=dict(lr=1e-3, warmup=0.1)))))

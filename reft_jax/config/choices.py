@@ -105,12 +105,6 @@ def legal(room: str) -> str:
     return f"legal are {listed(names(room))}, or the path of a file of your own (my.py)"
 
 
-def doc(room: str, name: str) -> str:
-    """The first line of a file's docstring."""
-    text = ast.get_docstring(ast.parse((PACKAGE / room / f"{name}.py").read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
-
-
 @functools.cache
 def _imported(path: str, digest: str):
     """A user's file as a module: once for each content."""

@@ -69,7 +69,7 @@ def _stages(tree) -> list:
 def _of_one_shape(stage) -> bool:
     """Whether the stage's learning rate is from when schedules had one shape."""
     optim = stage.get("optim") if isinstance(stage, dict) else None
-    return isinstance(optim, dict) and any(key in optim for key in SHAPE)
+    return isinstance(optim, dict) and "schedule" not in optim and any(key in optim for key in SHAPE)
 
 
 def modern(tree: dict) -> dict:

@@ -27,7 +27,7 @@ class Optimizer(base.Settings):
     b1: float = setting(0, 1, default=0.9)  # AdamW's, for what is no matrix
     b2: float = setting(0, 1, default=0.999)
     eps: float = setting(above=0, default=1e-8)
-    mu_dtype: str = setting(one_of=("", "float32", "bfloat16"), default="")  # of first moments; "" = the parameters'
+    mu_dtype: str = setting(one_of=("", "float32", "bfloat16"), default="")  # of first moments; "" = as `adamw.py`
 
     def direction(self) -> optax.GradientTransformation:
         def scaled(path, leaf):

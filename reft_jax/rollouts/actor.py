@@ -42,18 +42,13 @@ class Actor:
             order.sort(key=lambda i: len(questions.encoded[rows[i]].prompt))
         num = self.num_samples
         records = [questions.records[row] for row in rows for _ in range(num)]
-        texts, tokens, logp, ended = (
-            [""] * len(records),
-            [()] * len(records),
-            [()] * len(records),
-            [False] * len(records),
-        )
+        texts, tokens, logp, ended = ([None] * len(records) for _ in range(4))
         before = self.sampler.counts["slot_steps"]
         asked = make_prompts(self.run, questions.encoded, [rows[i] for i in order]) if records else None
         for count, done in enumerate(self.sampler.stream(params, asked, key) if records else (), start=1):
             place, k = divmod(done.row, num)
             at = order[place] * num + k
-            texts[at], tokens[at], logp[at] = self.sampler.response(done.tokens), done.tokens, done.logp
+            texts[at], tokens[at], logp[at] = self.sampler.response(done.tokens), done.tokens.tolist(), done.logp
             # shorter than could be without an end: a stop string ended it
             ended[at] = len(done.tokens) < self.sampler.max_new or int(done.tokens[-1]) in self.run.eos_ids
             if self.ahead is not None and distributed.mine(at):  # by the process that will grade it
@@ -126,6 +121,6 @@ class Actor:
                 "status": grade.status,
                 "score": scores[i],
                 **{name: value[i] for name, value in told.items() if np.ndim(value[i]) == 0},
-                "tokens": self.run.tokenizer.convert_ids_to_tokens(list(map(int, drawn.tokens[i]))),
+                "tokens": self.run.tokenizer.convert_ids_to_tokens(drawn.tokens[i]),
                 **{name: value[i][:length] for name, value in told.items() if np.ndim(value[i]) == 1},
             }

@@ -236,7 +236,7 @@ def learn_online(name: str, stage: Stage, run: Run):
         clock.append(time.monotonic())
 
         own = [
-            prompts.Encoded(questions.encoded[rows[i // k]].prompt, list(tokens) if grade.correct else [])
+            prompts.Encoded(questions.encoded[rows[i // k]].prompt, tokens if grade.correct else [])
             for i, (tokens, grade) in enumerate(zip(drawn.tokens, drawn.grades, strict=True))
         ]
         batch, packing = mixed_batch(run, own, [gold[row] for row in rows], stage.accumulate)

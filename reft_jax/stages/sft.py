@@ -33,10 +33,11 @@ class Stage(Checked):
         yield from super().check_in(recipe, earlier)
         if self.continue_run and not hasattr(earlier.get(self.init_from), "continue_run"):
             yield "continue_run", f"init_from must name an earlier sft stage to go on with; got {self.init_from!r}"
-        elif self.continue_run and type(self.optim) is not type(earlier[self.init_from].optim):
+        elif self.continue_run and _kept(self.optim) != _kept(earlier[self.init_from].optim):
             yield (
-                "optim.use",
-                f"with continue_run it goes on with the optimizer's state of {self.init_from!r}: set the same in both",
+                "optim",
+                f"with continue_run it goes on with the optimizer's state of {self.init_from!r}: all but lr, schedule, schedule_epochs and "
+                "weight_decay must be the same in both",
             )
 
     def rows(self) -> dict:
@@ -47,6 +48,11 @@ class Stage(Checked):
 
     def programs(self, name: str, at):
         at.learns_texts(name, self)
+
+
+def _kept(optim):
+    """An optimizer but for what leaves its state as it is."""
+    return dataclasses.replace(optim, lr=1.0, schedule=None, schedule_epochs=0.0, weight_decay=0.0)
 
 
 def run(name: str, stage: Stage, run: Run):

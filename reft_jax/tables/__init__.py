@@ -56,7 +56,7 @@ class Finished:
 def as_dict(tree: dict) -> dict:
     """The checked config with every default filled in, as nested dicts."""
     filled = recipe.fill(renamed.modern(tree))
-    recipe.build(filled)
+    recipe.build(filled, finished=True)
     return json.loads(json.dumps(filled))
 
 

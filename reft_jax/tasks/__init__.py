@@ -23,7 +23,7 @@ def load(data) -> Splits:
     """
     task = choices.load("tasks", data.task)()
     found = task.splits(data)
-    gold = getattr(task, "gold", reader.GOLD[task.kind])
+    gold = getattr(task, "gold", None) or reader.GOLD[task.kind]
     train, dev, test = (
         reader.checked(getattr(found, name), gold, f"{data.task}/{name}") for name in ("train", "dev", "test")
     )

@@ -92,7 +92,8 @@ class Loop:
         self.sample_lines = Lines(folder / "samples.jsonl", after_step=after) if self.samples else None
         self.bar = Progress(self.name, self.num_steps, start or 0, waiting="compiling")
         if start is None and self.samples:  # saved, so that a resumed run does not measure it twice
-            self.metric_lines.write({"step": 0, "epoch": 0.0, "time": time.time(), **self.check(self.state, self.bar)})
+            checked = {} if self.check is None else self.check(self.state, self.bar)
+            self.metric_lines.write({"step": 0, "epoch": 0.0, "time": time.time(), **checked})
             self.checkpoints.save(0, self.state, self.progress)
         self.logged = time.monotonic()
         for step in profiler.traced(self.run, self.name, range((start or 0) + 1, self.num_steps + 1)):
@@ -109,13 +110,13 @@ class Loop:
     def end(self, step: int, state: TrainState, metrics: dict, *, tokens: int = 0, samples=None):
         """Checks the policy, writes, saves and stops, each where it is due; metrics on the device are fetched only then. tokens: that the step
         has learnt. samples(n): lines for the step's first n responses."""
-        stage, size, stops = self.stage, self.stage.batch_size, self.run.stop.requested
+        stage, size = self.stage, self.stage.batch_size
         self.tokens += tokens
         last = step == self.num_steps
         checked = last or self.check is not None and crossed(step, stage.eval_every, size, self.num)
         logged = checked or step % stage.log_every == 0
         saved = checked or step % stage.save_every == 0
-        if logged or saved or stops:
+        if logged or saved or self.samples:  # what was sampled with is on the host in any case
             metrics = host(metrics)
             metrics.setdefault("time/update_s", time.monotonic() - self.began)
             check_finite(self.name, step, metrics)
@@ -137,9 +138,10 @@ class Loop:
             for line in samples(stage.log_samples) if samples is not None else ():
                 self.sample_lines.write({"step": step, **line})
             self.tokens, self.logged = 0, time.monotonic()
-        if saved and not stops:
+        if saved:
             self.checkpoints.save(step, state, self.progress, wait=False)
-        if stops:
+        if self.run.stop.requested:
+            check_finite(self.name, step, host(metrics))
             self.checkpoints.save(step, state, self.progress)
             self.run.stop_if_asked()
 

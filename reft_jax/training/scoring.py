@@ -56,6 +56,8 @@ def outputs(
         def emit(hidden):
             return hidden[:, before - 1 : before - 1 + tokens.shape[1]]
 
+        if prompts is None and needs - ALONE:
+            raise ValueError(f"{', '.join(sorted(needs - ALONE))}: of responses to prompts, which the batch has not")
         hidden, out = whole(model, params, **noise), {}
         if needs - ALONE:
             out = read(emit(hidden), lambda *of, **noise: emit(whole(*of, **noise)), tokens)

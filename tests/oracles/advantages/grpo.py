@@ -11,4 +11,4 @@ def advantage(record, rollout):
         std = math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores))
         return [(s - mean) / std if std else 0.0 for s in scores]
 
-    return advantages.of_responses(rollout, of, kl_coef=0.0), None
+    return advantages.of_responses(rollout, of), None

@@ -7,4 +7,4 @@ def advantage(record, rollout):
     def of(scores):
         return [s - (sum(scores) - s) / (len(scores) - 1) for s in scores]
 
-    return advantages.of_responses(rollout, of, kl_coef=record.kl.coef), None
+    return advantages.of_responses(rollout, of, record.kl), None
