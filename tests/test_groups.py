@@ -101,7 +101,7 @@ def loss_inputs(seed, fill=np.nan):
     """(logp, values, batch with ref_logp): ratios at both sides of both ends of the clip."""
     rng = np.random.default_rng(seed)
     batch = tiny.ppo_batch(rng, [3] * len(LENGTHS), LENGTHS, response_size=6, fill=fill)
-    batch = batch.replace(ref_logp=numbers(rng, -3, 1, fill))
+    batch = batch.put(ref_logp=numbers(rng, -3, 1, fill))
     logp = np.where(MASK, batch.old_logp + rng.normal(0, 0.4, MASK.shape), fill).astype(np.float32)
     values = np.where(MASK, batch.old_values + rng.normal(0, 0.4, MASK.shape), fill).astype(np.float32)
     return logp, values, batch
@@ -148,7 +148,7 @@ LOSSES = [
 def test_loss_and_gradient_match_the_oracle(settings, fill, critic):
     logp, values, batch = loss_inputs(1, fill)
     if not critic:
-        values, batch = None, batch.replace(old_values=None, returns=None)
+        values, batch = None, batch.put(old_values=None, returns=None)
     function = functools.partial(ppo.ppo_loss, **SETTINGS, **settings)
     (loss, metrics), grad = jax.jit(jax.value_and_grad(function, has_aux=True))(logp, values, batch)
     total, policy, value, outside, k3 = loss_oracle(logp, values, batch, **settings)
@@ -166,7 +166,7 @@ def test_loss_and_gradient_match_the_oracle(settings, fill, critic):
 def test_importance_weights_multiply_the_kl_in_the_loss_too():
     logp, values, batch = loss_inputs(2)
     weights = np.where(MASK, np.random.default_rng(3).uniform(0.2, 2, MASK.shape), np.nan).astype(np.float32)
-    settings, batch = dict(reduce="token", kl_coef=0.3), batch.replace(weights=weights)
+    settings, batch = dict(reduce="token", kl_coef=0.3), batch.put(weights=weights)
     loss, _ = ppo.ppo_loss(logp, values, batch, **SETTINGS, **settings)
     np.testing.assert_allclose(loss, loss_oracle(logp, values, batch, **settings)[0], rtol=1e-5)
 
@@ -176,7 +176,7 @@ def test_importance_weights_multiply_the_kl_in_the_loss_too():
 )
 def test_a_high_clip_lets_rewarded_tokens_go_further_and_punished_ones_not(adv, ratio, moves):
     one = jnp.ones((1, 1))
-    batch = tiny.ppo_batch(np.random.default_rng(0), [3], [1], response_size=1).replace(old_logp=-one, adv=adv * one)
+    batch = tiny.ppo_batch(np.random.default_rng(0), [3], [1], response_size=1).put(old_logp=-one, adv=adv * one)
     loss = functools.partial(ppo.ppo_loss, values=None, batch=batch, clip_high=0.5, **SETTINGS)
     grad = jax.grad(lambda logp: loss(logp)[0])(-one + math.log(ratio))
     np.testing.assert_allclose(grad, [[-adv * ratio if moves else 0.0]], rtol=1e-5)
@@ -185,7 +185,7 @@ def test_a_high_clip_lets_rewarded_tokens_go_further_and_punished_ones_not(adv, 
 def test_k3_is_zero_without_a_gap_and_positive_with_one():
     logp, _, batch = loss_inputs(4)
     k3 = [
-        ppo.ppo_loss(logp, None, batch.replace(ref_logp=other), **SETTINGS, kl_coef=1.0)[1]["ppo/kl_loss"]
+        ppo.ppo_loss(logp, None, batch.put(ref_logp=other), **SETTINGS, kl_coef=1.0)[1]["ppo/kl_loss"]
         for other in (logp, logp - 0.5, logp + 0.5)
     ]
     np.testing.assert_allclose(k3, [0.0, math.exp(-0.5) - 0.5, math.exp(0.5) - 1.5], rtol=1e-5)
