@@ -257,15 +257,12 @@ def grade(terms, tokens, mask):
 
     texts = [f"def solution():\n    total = {row[real].sum()}\n    return total % 10\n"
              for row, real in zip(tokens, mask, strict=True)]  # fmt: skip
-    num, golds = len(texts), ["7"] * len(texts)
+    num = len(texts)
     responses = Responses(
         records=[Record("made_up", "", "", "7", "program")] * num,
         texts=texts,
         tokens=[row[real].tolist() for row, real in zip(tokens, mask, strict=True)],
-        grades=score.grade("gsm8k", "program", texts, golds),
-        golds=golds,
-        lengths=mask.sum(1),
-        group=np.arange(num),
+        grades=score.grade("gsm8k", "program", texts, ["7"] * num),
         step=1,
         task_kind=score.answer_kind("gsm8k"),
     )
