@@ -384,7 +384,8 @@ def test_the_golden_files_hold_every_setting():
 def test_common_is_what_the_rows_are_made_of():
     """The files hold the fragments' settings, so that a change in configs/common.py is seen here."""
     rows = json.loads(stored()["advantages/gae"])["stages.reft.advantage"]
-    kl, critic = (json.loads(stored()[name])[f"stages.reft.advantage.{name}"] for name in ("kl", "critic"))
+    owned = dict(kl="losses/kl_kl", critic="losses/value_critic")
+    kl, critic = (json.loads(stored()[file])[f"stages.reft.advantage.{name}"] for name, file in owned.items())
     ours = f"{REFT} (paper)"
     fragment = common.reft(
         "warmup", 1, common.optim(1.0), batch_size=32, minibatch_size=32, **common.method(kl_coef=0.01)
@@ -392,7 +393,7 @@ def test_common_is_what_the_rows_are_made_of():
     filled = records.fill(choices.load("stages", "reft"), {k: v for k, v in fragment.items() if k != "kind"}, "stage")
     together = dict(use="gae", kl=kl["base"] | kl.get(ours, {}), critic=critic["base"] | critic.get(ours, {}))
     assert filled["advantage"] == together | rows["base"] | rows.get(ours, {})
-    ppo = json.loads(stored()["stages/reft_ppo"])["stages.reft.ppo"]
+    ppo = json.loads(stored()["training/reinforce_ppo"])["stages.reft.ppo"]
     assert filled["ppo"] == ppo["base"] | ppo.get(ours, {})
 
 

@@ -6,6 +6,9 @@ baseline that continues it are one run: the paper's warm-up is an early checkpoi
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+
 from reft_jax.config.records import choices_of, setting
 from reft_jax.config.settings import OUTPUTS, Checked, divides, unmet, whole
 from reft_jax.data import batching
@@ -36,8 +39,8 @@ class Stage(Checked):
         elif self.continue_run and _kept(self.optim) != _kept(earlier[self.init_from].optim):
             yield (
                 "optim",
-                f"with continue_run it goes on with the optimizer's state of {self.init_from!r}: all but lr, schedule, schedule_epochs and "
-                "weight_decay must be the same in both",
+                f"with continue_run it goes on with the optimizer's state of {self.init_from!r}, and this one's has another form: use, mu_dtype, "
+                "rounding, whether gradients are clipped, and what else shapes it must be the same in both",
             )
 
     def rows(self) -> dict:
@@ -51,8 +54,13 @@ class Stage(Checked):
 
 
 def _kept(optim):
-    """An optimizer but for what leaves its state as it is."""
-    return dataclasses.replace(optim, lr=1.0, schedule=None, schedule_epochs=0.0, weight_decay=0.0)
+    """The form of an optimizer's state: its structure, and the shapes and types of its arrays, over matrices of several sizes."""
+    sizes = (8, 32, 64, 128, 256)
+    blocks = {f"of_{size}": {"kernel": jax.ShapeDtypeStruct((2, size, size), jnp.float32)} for size in sizes}
+    state = jax.eval_shape(
+        optim(1).init, {"blocks": blocks, "norm": {"scale": jax.ShapeDtypeStruct((8,), jnp.float32)}}
+    )
+    return jax.tree.structure(state), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
 
 
 def run(name: str, stage: Stage, run: Run):
