@@ -30,7 +30,7 @@ def last(mask: jax.Array) -> jax.Array:
 
 
 def reach(mask):
-    """bool[B, R]: True through the last True of each row, over holes. NumPy or JAX."""
+    """bool[B, R]: True through the last True of each row, over holes."""
     return mask[:, ::-1].cumsum(1)[:, ::-1] > 0
 
 

@@ -50,9 +50,8 @@ class Outputs(flax.struct.PyTreeNode):
     hidden: jax.Array | None = None  # [B, R, D] the states that emit the response tokens
     ref_logp: jax.Array | None = None  # f32[B, R] of the frozen reference, computed in the update
     ref_kl: jax.Array | None = None  # f32[B, R] KL(policy || reference) over the whole vocabulary
-    attention_row: jax.Array | None = (
-        None  # f32[B, R] last layer's weights, mean over heads, of the last response token's query
-    )
+    # f32[B, R] with which the last response token looks at the response's: the last layer's weights, mean over heads
+    attention_row: jax.Array | None = None
     right_logits: jax.Array | None = None  # f32[B] of "the answer is right"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from reft_jax import masked
 from reft_jax.config import choices, records
-from reft_jax.config.settings import Data
+from reft_jax.config.settings import OUTPUTS, Data
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
 from reft_jax.losses import objective
@@ -102,7 +102,9 @@ def batch_and_outputs(fill, seed=0):
     outputs |= dict(ref_kl=jnp.abs(numbers()), attention_row=jnp.abs(numbers()))
     outputs |= dict(right_logits=jnp.asarray(rng.normal(size=B).astype(np.float32)))
     outputs |= dict(hidden=jnp.where(MASK[..., None], jnp.asarray(rng.normal(size=(B, R, 5)).astype(np.float32)), fill))
-    assert outputs.keys() == {field.name for field in dataclasses.fields(Outputs)}
+    assert (
+        outputs.keys() == {field.name for field in dataclasses.fields(Outputs)} == {*OUTPUTS, "values", "right_logits"}
+    )
     return Batch(None, jnp.zeros(MASK.shape, jnp.int32), jnp.asarray(MASK), columns), outputs
 
 

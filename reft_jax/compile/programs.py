@@ -171,10 +171,9 @@ class Lowering:
         packing = None if batch.prompts is None else self.together(num or len(batch.tokens))
         coefs = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), traced(losses))
         given = self.frozen or None, reference and reference[1], coefs if any(coefs) else None
-        beside = {
-            key: node for key, node in resident.items() if key != "reference" or reference is None
-        }  # it is there once
-        self.add(name, getattr(step, "func", step), (state, batch, rows, key, packing, *given), flops, beside)
+        if reference is not None:  # an argument, and there once
+            resident = {key: node for key, node in resident.items() if key != "reference"}
+        self.add(name, getattr(step, "func", step), (state, batch, rows, key, packing, *given), flops, resident)
 
 
 def without_adapters(tree: dict) -> dict:

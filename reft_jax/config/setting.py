@@ -1,4 +1,4 @@
-"""One field of a record of settings; what fills, overrides, builds and checks records is `records.py`."""
+"""One field of a record of settings, and what several records ask of theirs; what fills, overrides, builds and checks records is `records.py`."""
 
 import dataclasses
 
@@ -34,3 +34,9 @@ def traced(record) -> dict:
     """The fields that are marked so, by name."""
     names = [field.name for field in dataclasses.fields(record) if field.metadata.get("traced")]
     return {name: getattr(record, name) for name in names}
+
+
+def divides(accumulate: int, rows: int, what: str = "batch_size"):
+    """(key, what is legal) where a batch cannot be split into equal parts."""
+    if rows % accumulate:
+        yield "accumulate", f"it must divide {what} = {rows}"

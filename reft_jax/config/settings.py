@@ -368,12 +368,6 @@ class Checked(Training):
 OUTPUTS = ("logp", "entropy", "hidden", "ref_logp", "ref_kl", "attention_row")
 
 
-def divides(accumulate: int, rows: int, what: str = "batch_size"):
-    """(key, what is legal) where a batch cannot be split into equal parts."""
-    if rows % accumulate:
-        yield "accumulate", f"it must divide {what} = {rows}"
-
-
 def whole(losses, accumulate: int, key: str = "accumulate"):
     """(key, what is legal) where a batch is split whose rows a loss needs together."""
     for label, loss in losses:

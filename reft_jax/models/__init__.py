@@ -17,19 +17,16 @@ from reft_jax.models.decoder import (
     forward,
     init,
     layer_for_decoding,
-    logits,
     positions_of,
     rest_for_decoding,
     shapes,
-    token_logp,
-    token_outputs,
-    unembed,
 )
 from reft_jax.models.heads import critic_params, init_value_head, value_axes, values, with_critic
 from reft_jax.models.hf import SHIPPED, check_hf, load_hf, read_config, resolve, save_config, save_hf
 from reft_jax.models.placement import param_axes, param_shardings
 from reft_jax.models.quantize import quantize as quantize_base
 from reft_jax.models.quantize import restore as restore_base
+from reft_jax.models.vocabulary import logits, token_logp, token_outputs, unembed
 
 __all__ = [
     "SHIPPED",

@@ -69,11 +69,8 @@ def by_tag(records, rows: Sequence[Sequence[Grade]], tags=("num_ops", "phrasing"
         for tag in tags:
             if tag in record.tags:
                 slices.setdefault(tag, {}).setdefault(str(record.tags[tag]), []).append([row[0]])
-    of = {
-        tag: {value: greedy(part, len(part)) for value, part in sorted(values.items())}
+    told = ("accuracy", "num_questions", "ci95")
+    return {
+        tag: {value: {key: greedy(part, len(part))[key] for key in told} for value, part in sorted(values.items())}
         for tag, values in slices.items()
     }
-    for values in of.values():
-        for told in values.values():
-            del told["num_correct"]
-    return of

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from reft_jax.config.settings import Sampling
-from reft_jax.models.decoder import MASKED
+from reft_jax.models.attention import MASKED
 
 
 def adjusted(logits, sampling: Sampling, *, ends: tuple[int, ...] = (), t=None, seen=None) -> jax.Array:

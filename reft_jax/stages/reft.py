@@ -147,7 +147,7 @@ class Stage(Checked):
         beside = held | own | dict(opt_state=state.opt_state)
         at.sampling(name, at.tuned, at.everything, self.sampling, num, self.num_samples, beside)
         at.check(name, self, beside)
-        score = make_score(at.tuned, at.ref_model, most=ppo.part_size)
+        score = make_score(at.tuned, at.ref_model, temperature=self.temperature, most=ppo.part_size)
         tokens, mask = at.answers(num, jnp.int32, bool)
 
         def forwards(num, num_policies):

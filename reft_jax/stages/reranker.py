@@ -15,7 +15,8 @@ import numpy as np
 
 from reft_jax import models
 from reft_jax.config.records import choices_of, setting
-from reft_jax.config.settings import Sampling, Training, divides, sampled, source_answers, unmet, whole
+from reft_jax.config.setting import divides
+from reft_jax.config.settings import Sampling, Training, sampled, source_answers, unmet, whole
 from reft_jax.data import batching
 from reft_jax.errors import RunError
 from reft_jax.models import init_classifier
@@ -24,7 +25,6 @@ from reft_jax.run import begin
 from reft_jax.run.run import INIT, Run, key_of
 from reft_jax.training import loop, supervised
 from reft_jax.training.state import init_state
-from reft_jax.training.update import make_update
 from reft_jax.types import Batch
 
 
@@ -91,7 +91,7 @@ def run(name: str, stage: Stage, run: Run):
     frozen, params = begin.frozen_and_trained(run, name)
     head = init_classifier(run.model, key_of(run.config.seed, name, 0, INIT))
     params = {key: node for key, node in params.items() if key != "value_head"} | {"classifier": head}
-    update = make_update(run.tuned, tx, params, stage.objective, name="reranker", frozen=frozen, **stage.how)
+    update = supervised.update_of(run, stage, "reranker", tx, frozen, params)
 
     def learnt(state, step, chosen):
         tokens, mask = rank.pad(run, [rows[i] for i in chosen])

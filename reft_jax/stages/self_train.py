@@ -26,9 +26,9 @@ import numpy as np
 
 from reft_jax import models
 from reft_jax.config.records import choices_of, setting
-from reft_jax.config.settings import OUTPUTS, Checked, Sampling, divides, sampled, source_answers, unmet, whole
+from reft_jax.config.setting import divides
+from reft_jax.config.settings import OUTPUTS, Checked, Sampling, sampled, source_answers, unmet, whole
 from reft_jax.data import batching, prompts
-from reft_jax.losses import reads_reference
 from reft_jax.rollouts import stored
 from reft_jax.rollouts.actor import Actor
 from reft_jax.rollouts.questions import ask
@@ -36,7 +36,7 @@ from reft_jax.run import begin
 from reft_jax.run.run import DROPOUT, SAMPLE, Run, key_of
 from reft_jax.training import loop, supervised
 from reft_jax.training.state import init_state
-from reft_jax.training.update import host, make_update
+from reft_jax.training.update import host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,9 +220,7 @@ def learn_online(name: str, stage: Stage, run: Run):
     state = init_state(run.tuned, tx, params)
     steps = loop.Loop(name, stage, run, num, state, check, shown=loop.ROLLOUTS, samples=True)
     state, actor = steps.state, Actor(run, run.tuned, stage.sampling, stage.sample_batch_size, k)
-    reference = begin.reference(run, frozen, params) if reads_reference(stage.objective) else None
-    how = dict(name="self_train", frozen=frozen, reference=reference) | stage.how
-    update = make_update(run.tuned, tx, state.params, stage.objective, **how)
+    update = supervised.update_of(run, stage, "self_train", tx, frozen, params)
 
     for step in steps.steps():
         clock = [time.monotonic()]

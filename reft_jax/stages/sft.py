@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from reft_jax.config.records import choices_of, setting
-from reft_jax.config.settings import OUTPUTS, Checked, divides, unmet, whole
+from reft_jax.config.setting import divides
+from reft_jax.config.settings import OUTPUTS, Checked, unmet, whole
 from reft_jax.data import batching
 from reft_jax.run.run import Run
 from reft_jax.training import supervised

@@ -133,8 +133,7 @@ class Loop:
                 metrics["monitor/train_dev_gap"] = monitors.train_dev_gap(metrics["reward/accuracy"], accuracy)
             select(self.progress, step, metrics, stage)
         if logged:
-            line = {"step": step, "epoch": step * size / self.num, "time": time.time(), **metrics}
-            self.metric_lines.write(line)
+            self.metric_lines.write({"step": step, "epoch": step * size / self.num, "time": time.time(), **metrics})
             for line in samples(stage.log_samples) if samples is not None else ():
                 self.sample_lines.write({"step": step, **line})
             self.tokens, self.logged = 0, time.monotonic()

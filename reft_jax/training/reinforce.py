@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reft_jax import masked
-from reft_jax.config.setting import setting
+from reft_jax.config.setting import divides, setting
 from reft_jax.losses import reads_reference
 from reft_jax.losses.policy import importance
 from reft_jax.training.scoring import make_score
@@ -33,8 +33,7 @@ class PPO:
     importance_cap: float = setting(above=0, default=2.0)
 
     def check(self):
-        if self.minibatch_size % self.accumulate:
-            yield "accumulate", f"it must divide minibatch_size = {self.minibatch_size}"
+        yield from divides(self.accumulate, self.minibatch_size, "minibatch_size")
 
     @property
     def part_size(self) -> int:

@@ -3,8 +3,6 @@
 Scoring before an update and the update itself go through `outputs`; it computes what is asked for and nothing else.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -79,7 +77,7 @@ def outputs(
     prompts, tokens, mask = batch.prompts, batch.tokens, batch.mask
     if packing is None or needs & ALONE or given:
         return Outputs(**in_slices(alone, (prompts, tokens, mask, given), most, multiple))
-    constrain = functools.partial(model.layout.constrain)
+    constrain = model.layout.constrain
     everything = jnp.concatenate([prompts.tokens, tokens], axis=1).reshape(-1)
     packed = constrain(everything[packing.source], "batch", None)
     out = in_slices(sharing, (packed, packing.position, packing.segment), most, multiple)

@@ -32,9 +32,7 @@ def learn(name: str, stage, run: Run, encoded, *, goes_on_with: str = "", **fact
     num = len(encoded)
     tx = stage.optim(loop.num_scheduled(stage, num))
     frozen, params = begin.frozen_and_trained(run, name)
-    reference = begin.reference(run, frozen, params) if reads_reference(stage.objective) else None
-    how = dict(name="sft", frozen=frozen, reference=reference) | stage.how
-    update = make_update(run.tuned, tx, params, stage.objective, **how)
+    update = update_of(run, stage, "sft", tx, frozen, params)
 
     def learnt(state, step, rows):
         batch, packing = make_batch(run, encoded, rows, stage.accumulate)
@@ -44,6 +42,14 @@ def learn(name: str, stage, run: Run, encoded, *, goes_on_with: str = "", **fact
     check = loop.make_check(run, stage, "ask", frozen)
     state = init_state(run.tuned, tx, params)
     go(name, stage, run, sizes, state, learnt, check, loss="sft/loss", goes_on_with=goes_on_with, facts=facts)
+
+
+def update_of(run: Run, stage, of: str, tx, frozen: dict, params: dict):
+    """`update.make_update` as the stage's settings say, its metric "<of>/loss". Where a loss reads a reference, that is what the stage begins
+    with."""
+    reference = begin.reference(run, frozen, params) if reads_reference(stage.objective) else None
+    how = dict(name=of, frozen=frozen, reference=reference) | stage.how
+    return make_update(run.tuned, tx, params, stage.objective, **how)
 
 
 def go(name: str, stage, run: Run, sizes, state: TrainState, learnt, check=None, *, loss: str, **how):
