@@ -71,21 +71,27 @@ def execute(run, about: dict):
 
     jax_settings.multiply_in(run.model.compute_dtype)
     workdir = run.workdir
-    write_json(workdir / "config.json", about)  # first: it says whose folder this is
+    for name in run.longer:  # before config.json says so, or a kill between the two would leave them done
+        run.resume(name)
+    write_json(workdir / "config.json", about)  # first of what a new run writes: it says whose folder this is
     if distributed.is_primary():
         tokenizers.save(run.tokenizer, workdir / "tokenizer")
     # with these two, a checkpoint can become a Hugging Face directory
     models.save_config(workdir / "tokenizer", run.model, run.tokenizer)
     generation = export.generation_config(run.tokenizer, run.eos_ids)
     write_json(workdir / "tokenizer" / "generation_config.json", generation)
+    modules = {name: choices.module("stages", kind) for name, kind in run.config.kinds}
+    for name, stage in run.config.stages:
+        if hasattr(modules[name], "refresh"):
+            modules[name].refresh(name, stage, run)
     print(overview.first_lines(run, about), flush=True)
     for name, stage in run.config.stages:
         if run.done(name):
             continue
         run.stop_if_asked()
-        run.folder(name).mkdir(exist_ok=True)
+        run.begin(name)
         began = time.monotonic()
-        run_stage(choices.module("stages", dict(run.config.kinds)[name]).run, name, stage, run)
+        run_stage(modules[name].run, name, stage, run)
         distributed.rest()
         print(f"{name}: finished in {progress.clock(time.monotonic() - began)}{overview.chosen(run, name)}", flush=True)
     if (workdir / "results.json").exists():

@@ -10,7 +10,7 @@ from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed, sharding
 from reft_jax.rewards import program, score
-from reft_jax.run import begin, checkpoint, trackers, workdirs
+from reft_jax.run import begin, checkpoint, lineage, sources, trackers, workdirs
 from reft_jax.run.run import Run
 
 # ------------------------------------------------------------------ model, tokenizer, data
@@ -59,8 +59,9 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
     check_files(config)
     trackers.check(config.logging)
     workdir = pathlib.Path(workdir).absolute()
-    workdirs.check(workdir, tree, recipe.binding)
-    workdirs.check_own_files(workdir, own_files := recipe.own_files(tree))
+    longer = workdirs.check(workdir, tree, recipe.binding)
+    again = {name for name, kind in config.kinds if hasattr(choices.module("stages", kind), "refresh")}
+    lineage.check(workdir, config.stages, again, longer)
     distributed.initialize(processes)
     if distributed.several():
         stop.agree = distributed.asked_to_stop
@@ -72,15 +73,17 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
         )
     check_sources(config)
     splits = tasks.load(config.data)
-    workdirs.check_fingerprint(workdir, data_sha256 := workdirs.fingerprint(splits))
     tokenizer = build_tokenizer(config, splits, directory)
+    more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
+    reads = sources.reads(config, recipe.used(tree), splits, tokenizer, (tokenizer.eos_token_id, *more))
+    sources.check(workdir, reads)
     arch = resolve_arch(config, tokenizer, directory)
     notes = check_data(config, tokenizer, splits)
 
     layout = sharding.make_layout(config.mesh)
     check_batches(config, layout)
     check_sizes(config, arch)
-    workdirs.check_identities(workdir, sources := workdirs.identities(config))
+    check_longer(config, workdir, longer)
     model = build_model(config, arch, layout)
     check_adapters(config, model)
     ways = dict(training=models.attention_path(model), decoding=models.attention_path(model, slots=True))
@@ -88,16 +91,15 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
         notes += [
             f"config.model.attention=kernel, but {what} takes xla: {why}" for what, (_, why) in ways.items() if why
         ]
-    more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
     about = workdirs.describe(tree, layout) | {
         "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": more},
         "attention": {what: f"{way}: {why}" if why else way for what, (way, why) in ways.items()},
-        "data_sha256": data_sha256,
-        "sources": sources,
-        "own_files": own_files,
+        "data_sha256": sources.of_records(splits),
+        "own_files": recipe.own_files(tree),
+        "reads": reads,
         "notes": notes,
     }
-    return Run(config, workdir, model, tokenizer, splits, stop, more), about
+    return Run(config, workdir, model, tokenizer, splits, stop, more, tuple(longer)), about
 
 
 def check_files(config: settings.Recipe):
@@ -209,6 +211,19 @@ def check_adapters(config: settings.Recipe, model):
         )
     if config.model.base != "full":
         models.quantize.library()
+
+
+def check_longer(config: settings.Recipe, workdir: pathlib.Path, longer: dict[str, float]):
+    """The steps that a stage has made must have had the rates that they would have in one of more epochs (longer: {stage: its epochs so far})."""
+    for name, before in longer.items():
+        stage = dict(config.stages)[name]
+        num, optim = 1000, stage.optim  # schedules are of fractions of a run
+        rates = [optim.schedule(optim.lr, round(num * epochs / before)) for epochs in (before, stage.epochs)]
+        if not optim.schedule_epochs and any(rates[0](i) != rates[1](i) for i in range(0, num, 20)):
+            raise InputError(
+                f"config.stages.{name}.epochs: there {before}, now {stage.epochs}; its learning rate was planned over {before} epochs, so that the "
+                f"steps that were made would have had other rates: go on in a new folder, with --config.stages.{name}.init_from={workdir / name}"
+            )
 
 
 def check_batches(config: settings.Recipe, layout):

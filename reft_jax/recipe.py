@@ -121,12 +121,18 @@ def binding(tree: dict) -> dict:
     return out
 
 
+def used(tree: dict) -> dict[str, list[tuple[str, str]]]:
+    """{"run" or a stage: [(room, name)]} of every choice of a filled tree."""
+    out = {"run": [one for key, cls in GROUPS.items() for one in records.used(cls, tree[key])]}
+    for name, stage in tree["stages"].items():
+        found = records.used(choices.load("stages", stage["kind"]), _without_kind(stage))
+        out[name] = list(dict.fromkeys([("stages", stage["kind"]), *found]))
+    return out
+
+
 def own_files(tree: dict) -> dict:
     """{name: SHA-256} of every file of the user's own that a filled tree chooses."""
-    names = [name for key, cls in GROUPS.items() for name in records.own_files(cls, tree[key])]
-    for stage in tree["stages"].values():
-        names += [stage["kind"]] * choices.is_path(stage["kind"])
-        names += records.own_files(choices.load("stages", stage["kind"]), _without_kind(stage))
+    names = [name for part in used(tree).values() for _, name in part if choices.is_path(name)]
     return {name: choices.sha256(name) for name in dict.fromkeys(names)}
 
 

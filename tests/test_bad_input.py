@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from reft_jax import main as main_lib
-from reft_jax import models, recipe
+from reft_jax import models
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import Stop
 from reft_jax.run import metrics, workdirs
@@ -405,13 +405,6 @@ def test_a_second_process_is_kept_out(refused, begun):
         assert "another process is running" in refused(DEMO, workdir=begun)
 
 
-def test_records_that_changed_under_a_run_are_refused(refused, begun):
-    path = begun / "config.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"data_sha256": "0" * 64}))
-    assert "other records" in refused(DEMO, workdir=begun)
-
-
 # ------------------------------------------------------------------ a full disk
 
 
@@ -518,19 +511,6 @@ def test_more_tokens_than_learned_positions(refused):
         "--config.model.arch.max_positions=80",
     )
     assert "got 86; the model has 80 positions" in said
-
-
-def test_weights_that_changed_under_a_run(refused, model_directory, tmp_path):
-    spec, workdir = on(model_directory), tmp_path / "run"
-    config, tree = recipe.load(spec.removeprefix("--config="))
-    workdir.mkdir()
-    before = workdirs.identities(config)
-    write(workdir / "config.json", dict(config=json.loads(json.dumps(tree)), sources=before))
-    workdirs.check_identities(workdir, before)
-    file = model_directory / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
-    said = refused(spec)
-    assert "begun with other weights" in said and str(model_directory) in said
 
 
 @pytest.mark.parametrize("targets, gated", [("mlp.gat", True), ("embed", True), ("mlp.gate", False)])

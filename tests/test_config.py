@@ -901,7 +901,7 @@ def test_the_hash_of_a_file_of_ones_own_is_kept_and_compared_when_a_run_goes_on(
 
     about = begin(use)
     assert about["own_files"] == {"my.py": own} and begin()["own_files"] == {}
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run/reft").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text(json.dumps(about))
     assert begin(use) == about  # the same goes on
     my.write_text(OWN + "# changed\n")
@@ -911,7 +911,7 @@ def test_the_hash_of_a_file_of_ones_own_is_kept_and_compared_when_a_run_goes_on(
     assert message.startswith(
         f"--workdir={tmp_path / 'run'}: its run was begun with another my.py (it has changed since: "
     )
-    assert f"SHA-256 {own[:16]}... then, {choices.sha256('my.py')[:16]}... now); restore it" in message
+    assert f"SHA-256 {own[:16]}... then, SHA-256 {choices.sha256('my.py')[:16]}... now); restore it" in message
     my.write_text(OWN)
     assert begin(use) == about
 

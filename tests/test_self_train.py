@@ -14,7 +14,7 @@ from reft_jax import masked, models, prepare, recipe, tasks
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
 from reft_jax.losses import own_gold
-from reft_jax.run import workdirs
+from reft_jax.run import sources
 from reft_jax.stages import self_train
 from reft_jax.training import scoring
 from reft_jax.training.state import init_state
@@ -226,7 +226,9 @@ def test_a_directory_to_sample_from_must_be_there_and_is_part_of_the_run(tmp_pat
     config = recipe.build(tree)
     prepare.check_sources(config)
     # which checkpoint it was is kept, so that a run that goes on samples from no other
-    assert workdirs.identities(config)[str(tmp_path / "warmup")] == str(folder)
+    (folder / "params" / "data").write_text("bits")
+    files = sources.of_directory(str(tmp_path / "warmup"))
+    assert list(files) == [str(folder / "params" / "data")]
     tree["stages"]["offline"]["sample_from"] = "arithmetic_base"  # a shipped model
     prepare.check_sources(recipe.build(tree))
 

@@ -10,7 +10,7 @@ from reft_jax import recipe, tasks
 from reft_jax.data import splits
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
-from reft_jax.run import workdirs
+from reft_jax.run import sources
 from tests import runs
 from tests.test_data_files import Data
 from tests.tiny import read, shared_data
@@ -97,7 +97,7 @@ def test_generated_records_are_what_they_were():
     """The demo's records, before there was any other source than files: its data must never change."""
     config, _ = recipe.load(str(runs.ROOT / "configs" / "demo.py") + ":smoke")
     found = tasks.load(config.data)
-    assert workdirs.fingerprint(found) == "4b0251178904275397e3cde0c7a5a5f5bed0c7fbddbf577f21df9350bfd10ced"
+    assert sources.of_records(found) == "4b0251178904275397e3cde0c7a5a5f5bed0c7fbddbf577f21df9350bfd10ced"
     assert found.notes == () and {r.place for part in (found.train, found.dev, found.test) for r in part} == {""}
 
 

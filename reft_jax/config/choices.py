@@ -11,8 +11,10 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import pathlib
 import sys
+import sysconfig
 
 from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
@@ -98,6 +100,46 @@ def sha256(name: str) -> str:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); a name that ends in .py is a file of your own"
         ) from error
+
+
+def files(room: str, name: str) -> dict[str, pathlib.Path]:
+    """{name: path} of the code of a choice: its file, and what that imports of its own room; of a user's own file, what it imports of
+    the user's."""
+    first = pathlib.Path(module(room, name).__file__)
+    if is_path(name):
+        own = name.partition(".py:")[0].removesuffix(".py") + ".py"
+        return {
+            own if path == first else os.path.relpath(path, first.parent): path for path in _closure(first, _of_users)
+        }
+    inside = functools.partial(_of_folder, first.parent)
+    return {f"reft_jax/{path.relative_to(PACKAGE)}": path for path in _closure(first, inside)}
+
+
+def _closure(first: pathlib.Path, belongs) -> list[pathlib.Path]:
+    """A file of Python, and the files that it imports, and they, of those that belong."""
+    found = [first]
+    for path in found:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in getattr(node, "names", ())] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+            found += [
+                other
+                for file in dict.fromkeys(files)
+                if file and (other := pathlib.Path(file)) not in found and belongs(other)
+            ]
+    return found
+
+
+def _of_folder(folder: pathlib.Path, path: pathlib.Path) -> bool:
+    return path.parent == folder
+
+
+def _of_users(path: pathlib.Path) -> bool:
+    """Whether a module's file is neither of Python, nor of an installed package, nor of this one."""
+    others = (PACKAGE, *(sysconfig.get_path(one) for one in ("stdlib", "platstdlib", "purelib", "platlib")))
+    return path.suffix == ".py" and not any(path.is_relative_to(one) for one in others)
 
 
 def legal(room: str) -> str:

@@ -413,17 +413,17 @@ def _binding_choice(room: str, tree: dict, prefix: str) -> dict:
     return {f"{prefix}.use": tree["use"]} | binding(chosen(room, tree["use"], prefix), settings, prefix)
 
 
-def own_files(cls, tree: dict) -> list[str]:
-    """The names in a record's filled tree that are files of the user's own."""
+def used(cls, tree: dict) -> list[tuple[str, str]]:
+    """(room, name) of every choice in a record's filled tree."""
     out = []
     for field in fields(cls):
         node, room = tree[field.key], field.about.get("room")
         if field.kind in ("record", "optional") and isinstance(node, dict):
-            out += own_files(field.record, node)
+            out += used(field.record, node)
         elif field.kind in ("choice", "choices"):
             for one in [node] if field.kind == "choice" else node.values():
-                out += [one["use"]] * choices.is_path(one["use"])
-                out += own_files(choices.load(room, one["use"]), {key: v for key, v in one.items() if key != "use"})
-        elif room and choices.is_path(node):
-            out.append(node)
+                out.append((room, one["use"]))
+                out += used(choices.load(room, one["use"]), {key: v for key, v in one.items() if key != "use"})
+        elif room and node:
+            out.append((room, node))
     return out

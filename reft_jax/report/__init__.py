@@ -13,7 +13,7 @@ from reft_jax.config import records, renamed
 from reft_jax.config.settings import Data
 from reft_jax.errors import InputError
 from reft_jax.report import choose, curves, page, plots, read
-from reft_jax.run import workdirs
+from reft_jax.run import sources
 
 BUDGET = 2_600_000  # bytes of samples and predictions in a page, about; charts and tables come to at most 2 MB more
 
@@ -113,7 +113,7 @@ def questions(run: read.Workdir) -> dict[str, tuple[str, str]]:
     except (KeyError, TypeError, AttributeError) as error:
         run.notes.append(f"predictions are shown without their questions: config.json is not a run's ({error!r})")
         return {}
-    if not generated and workdirs.fingerprint(splits) != run.about.get("data_sha256"):
+    if not generated and sources.of_records(splits) != run.about.get("data_sha256"):
         run.notes.append(
             "predictions are shown without their questions: the data files are not those of the run any more"
         )

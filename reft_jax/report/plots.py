@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from reft_jax.errors import InputError
 from reft_jax.report import read
+from reft_jax.run import lineage
 
 STAGE_COLORS = {"base": "#999999", "warmup": "#56B4E9", "sft": "#E69F00", "reft": "#0072B2", "self_train": "#009E73"}
 OTHER_COLORS = (
@@ -126,14 +127,15 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 def read_results(path: pathlib.Path) -> dict[str, dict]:
-    """Label -> its results (accuracies as fractions), in the file's order; none if the file is missing."""
+    """Label -> its results (accuracies as fractions), in the file's order, without those of checkpoints that are no longer there; none if the
+    file is missing."""
     if not path.exists():
         return {}
     try:
         stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
         if not all(isinstance(row, dict) for row in stages.values()):
             raise TypeError
-        return stages
+        return {label: row for label, row in stages.items() if not lineage.outdated(path.parent, row)}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: expected JSON with an object 'stages'; run the evaluate stage again") from error
 

@@ -13,6 +13,8 @@ import re
 
 import numpy as np
 
+from reft_jax.run import lineage
+
 SAMPLE = re.compile(rb'\{"step": (\d{1,15}), "item_id": "((?:[^"\\]|\\.)*)"')
 PREDICTION = re.compile(rb'\{"item_id": "((?:[^"\\]|\\.)*)", "k": (\d{1,9}),')
 LEFT = (ValueError, RecursionError)  # what json.loads raises for text that is no JSON
@@ -68,6 +70,9 @@ def run(workdir: pathlib.Path) -> Workdir:
     about = json_object(workdir / "config.json", notes)
     results = as_dict(json_object(workdir / "results.json", notes).get("stages"))
     results = {label: row for label, row in results.items() if isinstance(row, dict)}
+    for label in [label for label, row in results.items() if lineage.outdated(workdir, row)]:
+        notes.append(f"results.json: {label} was left out: its figures are of a checkpoint that is no longer there")
+        del results[label]
     stages = []
     for name, settings in stage_settings(workdir, about).items():
         columns = metrics(workdir / name / "metrics.jsonl", notes)

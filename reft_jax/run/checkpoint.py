@@ -16,6 +16,7 @@ import jax
 
 from reft_jax.errors import InputError, RunError
 from reft_jax.mesh import distributed
+from reft_jax.run import lineage
 from reft_jax.types import TrainState
 
 
@@ -93,7 +94,7 @@ class Checkpoints:
         items = _orbax().args.Composite(
             params=_orbax().args.StandardSave(params),
             opt=_orbax().args.StandardSave(opt),
-            progress=_orbax().args.JsonSave(dict(progress)),
+            progress=_orbax().args.JsonSave(progress | {"fingerprint": lineage.fingerprint(params)}),
         )
         with self._full_disk_said():
             self._manager.save(step, args=items)
@@ -157,9 +158,10 @@ class Checkpoints:
             progress=_orbax().args.JsonRestore(),
         )
         restored = self._manager.restore(step, args=items)
-        self._policy.best_step = restored.progress["best_step"]
+        progress = {key: value for key, value in restored.progress.items() if key != "fingerprint"}
+        self._policy.best_step = progress["best_step"]
         critic = {"critic": restored.opt["critic"]} if "critic" in restored.opt else {}
-        return TrainState(restored.opt["step"], restored.params | critic, restored.opt["opt_state"]), restored.progress
+        return TrainState(restored.opt["step"], restored.params | critic, restored.opt["opt_state"]), progress
 
     def close(self):
         self.wait()
@@ -200,6 +202,11 @@ def write_params(path: pathlib.Path, params: dict):
     with _orbax().StandardCheckpointer() as writer:
         writer.save(making / "params", params, force=True)
     making.rename(path)
+
+
+def fingerprint(path: pathlib.Path) -> str | None:
+    """`lineage.fingerprint` of the parameters in a stage's checkpoint; None of one that an older version wrote."""
+    return json.loads((path / "progress" / "metadata").read_text()).get("fingerprint")
 
 
 def shapes(path: pathlib.Path) -> dict:

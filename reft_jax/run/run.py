@@ -1,7 +1,6 @@
 """One run: its config, folder, model, tokenizer and data in one record, and the keys of everything random."""
 
 import dataclasses
-import json
 import pathlib
 import zlib
 
@@ -13,6 +12,7 @@ from reft_jax.data.records import Splits
 from reft_jax.errors import Preempted, Stop
 from reft_jax.mesh import distributed
 from reft_jax.mesh.sharding import Layout
+from reft_jax.run import lineage
 from reft_jax.run.metrics import write_json
 
 SAMPLE, PERMUTE, DROPOUT, INIT = range(4)  # streams of random numbers
@@ -29,6 +29,7 @@ class Run:
     splits: Splits
     stop: Stop
     more_eos_ids: tuple[int, ...] = ()  # further tokens that end a response: an instruction-tuned model's end of a turn
+    longer: tuple[str, ...] = ()  # stages that have begun with fewer epochs
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -49,13 +50,28 @@ class Run:
     def done(self, stage: str) -> bool:
         return (self.folder(stage) / "DONE").exists()
 
+    def begin(self, stage: str):
+        """Makes a stage's folder, and writes once what the stage begins with."""
+        folder, record = self.folder(stage), dict(self.config.stages)[stage]
+        folder.mkdir(exist_ok=True)
+        if not (folder / "BEGUN").exists():
+            needed = lineage.needed(record, dict(self.config.stages))
+            write_json(folder / "BEGUN", {source: lineage.given(self.workdir, source) for source in needed})
+        distributed.barrier(f"{stage} is begun")
+
     def finish(self, stage: str, **facts):
         """Marks a stage as finished; `facts` say what it chose."""
         write_json(self.folder(stage) / "DONE", facts)
         distributed.barrier(f"{stage} is done")
 
+    def resume(self, stage: str):
+        """A finished stage is so no longer."""
+        if distributed.is_primary():
+            (self.folder(stage) / "DONE").unlink(missing_ok=True)
+        distributed.barrier(f"{stage} goes on")
+
     def facts(self, stage: str) -> dict:
-        return json.loads((self.folder(stage) / "DONE").read_text())
+        return lineage.facts(self.folder(stage))
 
     def heard(self, bar, before: int = 0):
         """What long work calls with the number of parts done: the bar, on which `before` were done already, moves, and a stop that was asked

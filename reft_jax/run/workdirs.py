@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -10,66 +9,10 @@ import pathlib
 import platform
 import subprocess
 
-from reft_jax import models
 from reft_jax.config.records import flatten
 from reft_jax.config.renamed import is_old
-from reft_jax.config.settings import Recipe
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed
-from reft_jax.run import checkpoint
-
-
-def fingerprint(splits) -> str:
-    """SHA-256 of the records: a data file that changed under a run would change its data order without a word."""
-    digest = hashlib.sha256()
-    for records in (splits.train, splits.dev, splits.test):
-        digest.update(repr([(r.item_id, r.question, r.cot, r.answer, r.kind) for r in records]).encode())
-    return digest.hexdigest()
-
-
-def check_fingerprint(workdir: pathlib.Path, data_sha256: str):
-    """Refuses to go on with a run whose data is no longer what it was."""
-    path = workdir / "config.json"
-    before = json.loads(path.read_text()).get("data_sha256") if os.path.exists(path) else None
-    if before not in (None, data_sha256):
-        raise InputError(
-            f"--workdir={workdir}: its run was begun with other records (the data files have changed); restore them, or choose another folder"
-        )
-
-
-def identities(config: Recipe) -> dict:
-    """{source: what it is now} of every directory that a stage reads from outside the workdir: a Hugging Face directory's files
-    (names, sizes, the first and last megabyte of each), a checkpoint's folder with its step."""
-    names, out = {"random", *(name for name, _ in config.stages)}, {}
-    for _, stage in config.stages:
-        for _, source in stage.sources():
-            if source in names:
-                continue
-            if (folder := models.resolve(source)) is None:
-                out[source] = str(checkpoint.locate(source).resolve())
-                continue
-            digest = hashlib.sha256()
-            for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-                size = path.stat().st_size
-                digest.update(f"{path.name} {size}\n".encode())
-                with open(path, "rb") as file:
-                    digest.update(file.read(2**20))
-                    file.seek(max(size - 2**20, 0))
-                    digest.update(file.read())
-            out[source] = digest.hexdigest()
-    return out
-
-
-def check_identities(workdir: pathlib.Path, now: dict):
-    """Refuses to go on with a run whose starting weights are no longer what they were: a resumed stage reads them again."""
-    path = workdir / "config.json"
-    before = json.loads(path.read_text()).get("sources", {}) if os.path.exists(path) else {}
-    for source, identity in before.items():
-        if now.get(source, identity) != identity:
-            raise InputError(
-                f"--workdir={workdir}: its run was begun with other weights in {source} (they have changed since: {identity} then, "
-                f"{now[source]} now); restore them, name a checkpoint by its step, or choose another folder"
-            )
 
 
 @contextlib.contextmanager
@@ -95,21 +38,9 @@ def opened(workdir: pathlib.Path):
         os.close(handle)
 
 
-def check_own_files(workdir: pathlib.Path, now: dict):
-    """Refuses to go on with a run whose choices in files of the user's own are no longer what they were."""
-    path = workdir / "config.json"
-    before = json.loads(path.read_text()).get("own_files", {}) if os.path.exists(path) else {}
-    for name, sha256 in before.items():
-        if now.get(name, sha256) != sha256:
-            raise InputError(
-                f"--workdir={workdir}: its run was begun with another {name} (it has changed since: SHA-256 {sha256[:16]}... then, "
-                f"{now[name][:16]}... now); restore it, or choose another folder"
-            )
-
-
 def check(workdir: pathlib.Path, tree: dict, binding):
     """Refuses a folder that cannot be written, or that holds a run of another config; writes nothing. binding(tree) -> {dotted path: value}
-    of what a started run may not change."""
+    of what a started run may not change. Gives {stage: its epochs so far} of begun stages whose epochs have grown."""
     parent = workdir
     while not os.path.exists(parent):  # unlike Path.exists, False also where one may not look
         parent = parent.parent
@@ -123,7 +54,7 @@ def check(workdir: pathlib.Path, tree: dict, binding):
             raise InputError(
                 f"--workdir={workdir}: holds other files and no config.json; choose an empty or a new folder"
             )
-        return
+        return {}
     try:
         about = json.loads(path.read_text())
         flatten(before := dict(about["config"]))
@@ -137,7 +68,7 @@ def check(workdir: pathlib.Path, tree: dict, binding):
             f"{commit or 'COMMIT'}; or choose another folder"
         )
     before, now = flatten(before), flatten(json.loads(json.dumps(tree)))
-    bound, changed = binding(tree), []
+    bound, changed, longer = binding(tree), [], {}
     for key in sorted(before.keys() | now.keys()):
         # what is free may be new; of how a run is watched, gone too
         free = key not in bound and (key in now or key.startswith("config.logging."))
@@ -146,12 +77,16 @@ def check(workdir: pathlib.Path, tree: dict, binding):
         parts = key.split(".")
         if parts[1] == "stages" and not (workdir / parts[2]).exists():
             continue  # that stage has not begun
+        if key == f"config.stages.{parts[2]}.epochs" and 0 < before.get(key, 0) < now.get(key, 0):
+            longer[parts[2]] = before[key]
+            continue
         changed.append(f"{key}: there {before.get(key, '(absent)')!r}, now {now.get(key, '(absent)')!r}")
     if changed:
         shown = "\n  ".join(changed[:20])
         raise InputError(
             f"--workdir={workdir}: holds a run of another config:\n  {shown}\nchoose another folder, or give the config that it was begun with"
         )
+    return longer
 
 
 def describe(tree: dict, layout) -> dict:

@@ -19,7 +19,7 @@ from reft_jax.rollouts import figures
 from reft_jax.rollouts.actor import Actor
 from reft_jax.rollouts.questions import ask
 from reft_jax.rollouts.rank import make_scorer
-from reft_jax.run import begin
+from reft_jax.run import begin, lineage
 from reft_jax.run.metrics import table, write_json, write_text
 from reft_jax.run.progress import Progress
 from reft_jax.run.run import SAMPLE, Run, key_of
@@ -89,6 +89,24 @@ class Stage:
             at.sampling(f"{name}/samples", at.model, params, self.sampling, self.batch_size, self.num_samples, {})
 
 
+def refresh(name: str, stage: Stage, run: Run):
+    """Takes figures and predictions away whose checkpoint is no longer the one that they were measured on, and all of a stage whose folder was
+    removed; a stage that lacks any is no longer done."""
+    results, names, there = read_results(run), dict(run.config.stages), run.folder(name).exists()
+    known = results["stages"]
+    for label, source in stage.checkpoints:
+        now = lineage.measured(run.workdir, stage, names, label, source)
+        if label in known and (not there or known[label].get("measured", {}) != now):
+            what = "its checkpoint" if there else str(run.folder(name))
+            print(f"{name}: {label} is measured again: {what} is no longer there", flush=True)
+            del known[label]
+            write_json(run.workdir / "results.json", results)
+            if distributed.is_primary():
+                (run.folder(label) / "predictions.jsonl").unlink(missing_ok=True)
+    if any(label not in known for label, _ in stage.checkpoints):
+        run.resume(name)
+
+
 def run(name: str, stage: Stage, run: Run):
     for label, source in stage.checkpoints:
         results = read_results(run)
@@ -139,6 +157,7 @@ def evaluate(run: Run, stage: Stage, label: str, source: str) -> dict:
         "step": facts.get("selected_step"),
         "epoch": facts.get("selected_epoch"),
         "matcher": data.matcher,
+        "measured": lineage.measured(run.workdir, stage, dict(run.config.stages), label, source),
     }
 
 

@@ -15,6 +15,7 @@ import statistics
 
 from reft_jax import recipe
 from reft_jax.config import renamed
+from reft_jax.run.lineage import outdated
 
 CONFIG = "configs/paper.py"
 # The tables of every method, small: what makes their runs.
@@ -76,7 +77,8 @@ def read_run(folder: pathlib.Path) -> Finished:
                     raise ValueError(f"{label}: {name} has {number!r}, which is no fraction")
         if not isinstance(result["num_questions"], int) or not isinstance(result["source"], str):
             raise TypeError(f"{label}: num_questions and source are not those of an evaluation")
-    return Finished(folder, as_dict(about["config"]), results["stages"], about.get("git_commit"))
+    labels = {label: row for label, row in results["stages"].items() if not outdated(folder, row)}
+    return Finished(folder, as_dict(about["config"]), labels, about.get("git_commit"))
 
 
 def figures(result: dict) -> dict:

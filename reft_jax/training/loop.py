@@ -189,5 +189,6 @@ def finish(run, name, stage, progress, step, epochs, **facts):
         selected_epoch=epochs * chosen / step,
         selected_on=stage.select_on if best else None,
         best_accuracy=progress["best_accuracy"] if best else None,
+        fingerprint=checkpoint.fingerprint(run.folder(name) / "checkpoints" / str(chosen)),
         **facts,
     )

@@ -1,0 +1,100 @@
+"""What a run reads from outside its folder, and whether it is still what it was: records, tokenizer, model directories, checkpoints, code.
+
+config.json keeps a SHA-256 of each under `reads`: of the whole run ("run": the data, the tokenizer, the model's directory, the task and the
+matcher), and of each stage (the directories that it begins with, the files of its choices). A run that goes on is refused where one has changed;
+what a stage that has not begun will read may change.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+from reft_jax import models
+from reft_jax.config import choices
+from reft_jax.config.settings import Recipe
+from reft_jax.errors import InputError
+from reft_jax.run import checkpoint
+
+WEIGHTS = ".safetensors"
+# of a Hugging Face directory: the tokenizer's files, its templates and all settings
+READ = (WEIGHTS, ".json", ".txt", ".model", ".jinja")
+MB = 2**20
+
+
+def of_records(splits) -> str:
+    """SHA-256 of the records: a data file that changed under a run would change its data order without a word."""
+    digest = hashlib.sha256()
+    for records in (splits.train, splits.dev, splits.test):
+        digest.update(repr([(r.item_id, r.question, r.cot, r.answer, r.kind) for r in records]).encode())
+    return digest.hexdigest()
+
+
+def of_tokenizer(tokenizer, eos_ids: tuple[int, ...]) -> str:
+    """SHA-256 of a tokenizer's vocabulary, and of what ends and pads."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(repr((vocabulary, eos_ids, tokenizer.pad_token_id)).encode()).hexdigest()
+
+
+def of_file(path: pathlib.Path, *, weights: bool = False) -> str:
+    """SHA-256 of a file; of one of weights with over 16 MB, of its size and of a megabyte at each end and at 14 places between."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        if not weights or size <= 16 * MB:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{size}\n".encode())
+        for i in range(16):
+            file.seek(i * (size - MB) // 15)
+            digest.update(file.read(MB))
+    return digest.hexdigest()
+
+
+def of_directory(source: str) -> dict[str, str]:
+    """{file: SHA-256} of a Hugging Face directory, or of the checkpoint that `source` means."""
+    if (folder := models.resolve(source)) is not None:
+        paths = [path for path in folder.iterdir() if path.suffix in READ and path.is_file()]
+        return {str(path): of_file(path, weights=path.suffix == WEIGHTS) for path in sorted(paths)}
+    paths = [path for path in (checkpoint.locate(source).resolve() / "params").rglob("*") if path.is_file()]
+    return {str(path): of_file(path, weights=True) for path in sorted(paths)}
+
+
+def reads(config: Recipe, used: dict[str, list], splits, tokenizer, eos_ids: tuple[int, ...]) -> dict:
+    """{"run" or a stage: {source: {file: SHA-256}}}. used: {"run" or a stage: [(room, name)]} of the choices (`recipe.used`)."""
+    inside, seen = {"random", *(name for name, _ in config.stages)}, {}
+    sources = {"run": [config.model.directory] if config.model.directory else []}
+    sources |= {name: [source for _, source in stage.sources()] for name, stage in config.stages}
+    out = {}
+    for part, names in sources.items():
+        for source in (one for one in names if one not in inside and one not in seen):
+            seen[source] = of_directory(source)
+        code = {
+            name if choices.is_path(name) else f"{room}/{name}": {
+                file: of_file(path) for file, path in choices.files(room, name).items()
+            }
+            for room, name in used[part]
+        }
+        out[part] = {source: seen[source] for source in names if source not in inside} | code
+    out["run"] |= {
+        "data": {"set of records (of the data files)": of_records(splits)},
+        "tokenizer": {"tokenizer": of_tokenizer(tokenizer, eos_ids)},
+    }
+    return out
+
+
+def check(workdir: pathlib.Path, now: dict):
+    """Refuses to go on with a run where what it reads is no longer what it was: of the whole run once a stage has begun, of a stage that has
+    begun itself."""
+    path = workdir / "config.json"
+    before = json.loads(path.read_text()).get("reads", {}) if os.path.exists(path) else {}
+    begun = {part for part in before if part != "run" and (workdir / part).exists()}
+    for part in (part for part in before if part in begun or part == "run" and begun):
+        for source, files in before[part].items():
+            files_now = now.get(part, {}).get(source, files)
+            for file in sorted(files.keys() | files_now.keys()):
+                then, this = (f"SHA-256 {x[file][:16]}..." if file in x else "none" for x in (files, files_now))
+                if then != this:
+                    again = "" if part == "run" else f"remove {workdir / part}, so that the stage is done again, "
+                    raise InputError(
+                        f"--workdir={workdir}: its run was begun with another {file} (it has changed since: {then} then, {this} now); "
+                        f"restore it, {again}or choose another folder"
+                    )

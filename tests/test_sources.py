@@ -1,0 +1,210 @@
+"""What a run reads from outside its folder may not change under it: every file of a model's directory, records, tokenizer, code of choices."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from reft_jax import main as main_lib
+from reft_jax import models
+from reft_jax.config import choices
+from reft_jax.errors import InputError, Stop
+from reft_jax.run import sources
+from tests import runs
+
+OWN = """import dataclasses
+import {helper}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Term:
+    weight: float = 1.0
+
+    def __call__(self, responses, scored):
+        return [{helper}.BONUS for _ in responses.texts]
+"""
+
+
+def prepare(workdir, spec, *flags) -> dict:
+    """What config.json is to say."""
+    return main_lib.prepare([f"--config={runs.ROOT / 'configs' / spec}", f"--workdir={workdir}", *flags], Stop())[1]
+
+
+def begin(workdir: pathlib.Path, about: dict, *stages: str) -> pathlib.Path:
+    """The folder of a run in which these stages have begun."""
+    workdir.mkdir()
+    for stage in stages:
+        (workdir / stage).mkdir()
+    (workdir / "config.json").write_text(json.dumps(about))
+    return workdir
+
+
+# ------------------------------------------------------------------ a model's directory
+
+
+@pytest.fixture(scope="module")
+def on_a_directory(tmp_path_factory):
+    """(directory, config, workdir) of a run that has begun with the shipped base's files and more."""
+    folder = tmp_path_factory.mktemp("sources")
+    directory = pathlib.Path(shutil.copytree(models.SHIPPED / "arithmetic_base", folder / "model"))
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    spec = f"reft.py:smoke,data=arithmetic,model={directory}"
+    about = prepare(folder / "run", spec)
+    assert set(about["reads"]["run"][str(directory)]) == {
+        str(path) for path in directory.iterdir() if path.suffix != ".md"
+    }
+    return directory, spec, begin(folder / "run", about, "warmup")
+
+
+def lowered(text: str) -> str:
+    """tokenizer.json with the ids of two words exchanged."""
+    tree = json.loads(text)
+    vocabulary = tree["model"]["vocab"]
+    a, b = sorted(vocabulary)[-2:]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    return json.dumps(tree)
+
+
+def edited(name: str):
+    def edit(directory):
+        path = directory / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"a_note": 1}))
+
+    return edit
+
+
+EDITS = {
+    "tokenizer.json": lambda folder: (folder / "tokenizer.json").write_text(
+        lowered((folder / "tokenizer.json").read_text())
+    ),
+    "tokenizer_config.json": edited("tokenizer_config.json"),
+    "config.json": edited("config.json"),
+    "generation_config.json": lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": [0, 3]}'),
+    "chat_template.jinja": lambda folder: (folder / "chat_template.jinja").unlink(),
+    "model.safetensors": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:-4] + b"\0\0\0\1"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_any_file_of_the_model_that_changes_under_a_run_is_named(on_a_directory, name):
+    directory, spec, workdir = on_a_directory
+    there = (directory / name).exists()
+    before = (directory / name).read_bytes() if there else None
+    EDITS[name](directory)
+    try:
+        with pytest.raises(InputError) as caught:
+            prepare(workdir, spec)
+    finally:
+        (directory / name).write_bytes(before) if there else (directory / name).unlink()
+    said = str(caught.value)
+    assert said.startswith(
+        f"--workdir={workdir}: its run was begun with another {directory / name} (it has changed since: "
+    )
+    assert said.endswith("restore it, or choose another folder")
+    assert prepare(workdir, spec)  # as it was, it goes on
+
+
+def test_large_weights_are_looked_at_in_many_places(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(20 * sources.MB))
+    before = sources.of_file(path, weights=True)
+    for place in (0, 9 * sources.MB + 5, 20 * sources.MB - 1):
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(b"\1")
+            file.flush()
+            assert sources.of_file(path, weights=True) != before
+            file.seek(place)
+            file.write(b"\0")
+    assert sources.of_file(path, weights=True) == before != sources.of_file(path)
+
+
+# ------------------------------------------------------------------ data, tokenizer, code
+
+
+def reads(run=None, **stages) -> dict:
+    return {"run": run or {}} | stages
+
+
+@pytest.mark.parametrize("what", ["data", "tokenizer"])
+def test_records_and_tokenizers_may_not_change(tmp_path, what):
+    about = prepare(tmp_path / "run", "demo.py:smoke")
+    [(name, digest)] = about["reads"]["run"][what].items()
+    about["reads"]["run"][what][name] = "0" * 64
+    begin(tmp_path / "run", about)
+    assert prepare(tmp_path / "run", "demo.py:smoke")  # nothing has begun with it
+    (tmp_path / "run" / "warmup").mkdir()
+    with pytest.raises(InputError) as caught:
+        prepare(tmp_path / "run", "demo.py:smoke")
+    then, now = f"SHA-256 {'0' * 16}... then", f"SHA-256 {digest[:16]}... now"
+    assert f"its run was begun with another {name} (it has changed since: {then}, {now}); restore it" in str(
+        caught.value
+    )
+
+
+def test_the_code_of_every_choice_is_part_of_a_run(tmp_path):
+    about = prepare(tmp_path / "run", "demo.py:smoke")
+    code = {part: {name for name in groups if "/" in name} for part, groups in about["reads"].items()}
+    assert {"tasks/arithmetic", "rewards/matchers/reft"} <= code["run"]
+    assert {"stages/reft", "advantages/gae", "losses/policy", "rewards/terms/right", "optim/adamw"} <= code["reft"]
+    assert {"stages/sft", "losses/nll"} <= code["sft"] and not {"advantages/gae", "losses/policy"} & code["sft"]
+    files = about["reads"]["reft"]["advantages/gae"]
+    assert {"reft_jax/advantages/gae.py", "reft_jax/advantages/rewards.py"} <= files.keys()  # what it is made of
+
+
+def test_code_may_change_only_under_what_has_not_begun(tmp_path):
+    workdir = tmp_path / "run"
+    about = prepare(workdir, "demo.py:smoke")
+    about["reads"]["reft"]["losses/policy"]["reft_jax/losses/policy.py"] = "0" * 64
+    begin(workdir, about, "warmup", "sft")
+    assert prepare(workdir, "demo.py:smoke")
+    (workdir / "reft").mkdir()
+    with pytest.raises(InputError) as caught:
+        prepare(workdir, "demo.py:smoke")
+    said = str(caught.value)
+    assert (
+        "begun with another reft_jax/losses/policy.py" in said
+        and f"remove {workdir / 'reft'}, so that the stage" in said
+    )
+
+
+def test_what_ones_own_file_imports_is_part_of_it(tmp_path, monkeypatch):
+    helper = "helper_of_a_term"
+    (tmp_path / "my.py").write_text(OWN.format(helper=helper))
+    (tmp_path / f"{helper}.py").write_text("BONUS = 0.5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flags = ["--config.stages.reft.rewards.mine.use=my.py"]
+    about = prepare(tmp_path / "run", "demo.py:smoke", *flags)
+    assert set(about["reads"]["reft"]["my.py"]) == {"my.py", f"{helper}.py"}
+    assert about["own_files"] == {"my.py": choices.sha256("my.py")}
+    begin(tmp_path / "run", about, "warmup", "reft")
+    assert prepare(tmp_path / "run", "demo.py:smoke", *flags)
+    (tmp_path / f"{helper}.py").write_text("BONUS = 0.25\n")
+    with pytest.raises(InputError, match=f"begun with another {helper}.py"):
+        prepare(tmp_path / "run", "demo.py:smoke", *flags)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (reads(dict(d={"d/a": "1", "d/b": "2"})), None),
+        (reads(dict(d={"d/a": "1"})), "another d/b (it has changed since: SHA-256 2... then, none now)"),
+        (
+            reads(dict(d={"d/a": "1", "d/b": "2", "d/c": "3"})),
+            "another d/c (it has changed since: none then, SHA-256 3... now)",
+        ),
+        (reads(dict(e={"e/a": "1"})), None),  # the config binds which is read
+    ],
+)
+def test_files_that_come_and_go(tmp_path, now, said):
+    before = reads(dict(d={"d/a": "1", "d/b": "2"}), sft={})
+    begin(tmp_path / "run", dict(reads=before), "sft")
+    if said is None:
+        return sources.check(tmp_path / "run", now)
+    with pytest.raises(InputError) as caught:
+        sources.check(tmp_path / "run", now)
+    assert said in str(caught.value)
