@@ -6,42 +6,26 @@ from reft_jax.errors import InputError
 from reft_jax.models.families import translate, weights
 
 PREFIX, IGNORED = "model.", ""
+table = weights.gemma_like
 
 
 def read(config, where: str) -> Arch:
     """The Arch of a transformers Gemma3TextConfig."""
     translate.require(where, config, attention_bias=False, use_bidirectional_attention=False)
     rope, local = (dict(config.rope_parameters[kind]) for kind in ("full_attention", "sliding_attention"))
-    if local.get("rope_type", "default") != "default":
-        raise InputError(
-            f"{where}: rope_type of sliding_attention is {local['rope_type']!r}; only 'default' is supported"
-        )
-    return Arch(
-        **translate.base(config, "gemma3_text"),
-        **translate.gemma_base(config, where),
-        rope_theta=float(rope["rope_theta"]),
-        rope_scaling=translate.rope_scaling(where, rope, config.max_position_embeddings),
-        local_rope_theta=float(local["rope_theta"]),
-        qk_norm=True,
-    )
+    if (kind := local.get("rope_type", "default")) != "default":
+        raise InputError(f"{where}: rope_type of sliding_attention is {kind!r}; only 'default' is supported")
+    own = dict(local_rope_theta=float(local["rope_theta"]), qk_norm=True)
+    return Arch(**translate.gemma_base(config, where, rope), **own)
 
 
 def write(arch: Arch, dtype: str) -> dict:
     """The config.json of an Arch."""
-    return (
-        translate.base_written(arch, "Gemma3ForCausalLM", dtype)
-        | translate.gemma_base_written(arch)
-        | translate.rope_written(arch.rope_theta, arch.rope_scaling)
-        | {
-            "rope_local_base_freq": arch.local_rope_theta,
-            "rope_parameters": {
-                "full_attention": translate.rope_parameters(arch.rope_theta, arch.rope_scaling),
-                "sliding_attention": {"rope_theta": arch.local_rope_theta, "rope_type": "default"},
-            },
-            "use_bidirectional_attention": False,
-        }
-    )
-
-
-def table(arch: Arch) -> dict:
-    return weights.gemma_like(arch)
+    return translate.gemma_base_written(arch, "Gemma3ForCausalLM", dtype) | {
+        "rope_local_base_freq": arch.local_rope_theta,
+        "rope_parameters": {
+            "full_attention": translate.rope_parameters(arch.rope_theta, arch.rope_scaling),
+            "sliding_attention": {"rope_theta": arch.local_rope_theta, "rope_type": "default"},
+        },
+        "use_bidirectional_attention": False,
+    }

@@ -71,11 +71,8 @@ def rope_written(theta: float, scaling: RopeScaling) -> dict:
     """config.json keys of rotary positions, in transformers 5's words and in those that programs before it read."""
     parameters = rope_parameters(theta, scaling)
     old = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    return {
-        "rope_theta": theta,
-        "rope_scaling": None if scaling.kind == "none" else old,
-        "rope_parameters": parameters,
-    }
+    scaled = None if scaling.kind == "none" else old
+    return {"rope_theta": theta, "rope_scaling": scaled, "rope_parameters": parameters}
 
 
 def rope_parameters(theta: float, scaling: RopeScaling) -> dict:
@@ -115,11 +112,7 @@ def layer_types(arch: Arch) -> list[str]:
 def windows_written(arch: Arch) -> dict:
     """config.json keys of Qwen's windows."""
     window = one_window(arch)
-    return {
-        "use_sliding_window": window is not None,
-        "sliding_window": window,
-        "layer_types": layer_types(arch),
-    }
+    return {"use_sliding_window": window is not None, "sliding_window": window, "layer_types": layer_types(arch)}
 
 
 def one_window(arch: Arch) -> int | None:
@@ -130,105 +123,99 @@ def one_window(arch: Arch) -> int | None:
     return max(sizes, default=None)
 
 
-def require_whole_heads(arch: Arch):
-    """InputError where a config.json that has no key for them could not tell the heads' number and size."""
+# The sizes of Arch by their names in config.json: of the families that speak as Llama does, and of GPT-2's.
+LLAMA = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "ffn_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "init_std": "initializer_range",
+    "max_positions": "max_position_embeddings",
+}
+GPT = {
+    "vocab_size": "vocab_size",
+    "dim": "n_embd",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "norm_eps": "layer_norm_epsilon",
+    "tie_embeddings": "tie_word_embeddings",
+    "init_std": "initializer_range",
+    "max_positions": "n_positions",
+}
+
+
+def sizes(config, names: dict[str, str]) -> dict:
+    """The family and the sizes of a transformers config, as keywords of Arch."""
+    found = {ours: getattr(config, theirs) for ours, theirs in names.items()}
+    return {"family": config.model_type} | found | {"tie_embeddings": bool(config.tie_word_embeddings)}
+
+
+def sizes_written(arch: Arch, names: dict[str, str], architecture: str, dtype: str) -> dict:
+    """The config.json keys of `sizes`; torch_dtype is dtype's name before transformers 5."""
+    written = {theirs: getattr(arch, ours) for ours, theirs in names.items()}
+    about = {"architectures": [architecture], "model_type": arch.family}
+    return about | written | {"dtype": dtype, "torch_dtype": dtype}
+
+
+def base(config, where: str, rope=None, *, act: str = "hidden_act") -> dict:
+    """What Llama-like configs say alike, as keywords of Arch. rope: where `rope_parameters` has more than one; act: the activation's key."""
+    rope = dict(config.rope_parameters if rope is None else rope)
+    return sizes(config, LLAMA) | dict(
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling=rope_scaling(where, rope, config.max_position_embeddings),
+        activation=activation(where, getattr(config, act)),
+    )
+
+
+def base_written(arch: Arch, architecture: str, dtype: str, *, act: str = "hidden_act") -> dict:
+    """The config.json keys of `base`."""
+    own = {"head_dim": arch.head_dim, act: WRITTEN[arch.activation]}
+    return sizes_written(arch, LLAMA, architecture, dtype) | own | rope_written(arch.rope_theta, arch.rope_scaling)
+
+
+def old_base(config, where: str, names: dict[str, str]) -> dict:
+    """What GPT-2, CodeGen and OPT have in common, sizes and form, as keywords of Arch."""
+    found = sizes(config, names)
+    return found | dict(
+        num_kv_heads=found["num_heads"],
+        head_dim=found["dim"] // found["num_heads"],
+        rope_theta=10000.0,
+        norm="layer",
+        activation=activation(where, config.activation_function),
+        gated=False,
+    )
+
+
+def old_base_written(arch: Arch, names: dict[str, str], architecture: str, dtype: str) -> dict:
+    """The config.json keys of `old_base`. InputError where it, having no key for them, could not tell the heads' number and size."""
     if arch.num_heads * arch.head_dim != arch.dim or arch.num_kv_heads != arch.num_heads:
         raise InputError(
             f"config.model.arch: a Hugging Face config of family {arch.family!r} needs num_heads x head_dim = dim and as many "
             f"num_kv_heads; got {arch.num_heads} x {arch.head_dim}, dim {arch.dim}, num_kv_heads {arch.num_kv_heads}"
         )
+    return sizes_written(arch, names, architecture, dtype) | {"activation_function": WRITTEN[arch.activation]}
 
 
-def gpt_base(config, where: str, family: str) -> dict:
-    """What GPT-2 and CodeGen have in common, sizes and form, as keywords of Arch."""
-    return dict(
-        family=family,
-        vocab_size=config.vocab_size,
-        dim=config.n_embd,
-        num_layers=config.n_layer,
-        num_heads=config.n_head,
-        num_kv_heads=config.n_head,
-        head_dim=config.n_embd // config.n_head,
-        ffn_dim=config.n_inner or 4 * config.n_embd,
-        rope_theta=10000.0,
-        norm_eps=config.layer_norm_epsilon,
-        tie_embeddings=bool(config.tie_word_embeddings),
-        init_std=config.initializer_range,
-        max_positions=config.n_positions,
-        norm="layer",
-        activation=activation(where, config.activation_function),
-        gated=False,
-        mlp_bias=True,
-    )
+def gpt_base(config, where: str) -> dict:
+    """What GPT-2 and CodeGen have in common, as keywords of Arch."""
+    return old_base(config, where, GPT) | dict(ffn_dim=config.n_inner or 4 * config.n_embd, mlp_bias=True)
 
 
 def gpt_base_written(arch: Arch, architecture: str, dtype: str) -> dict:
     """The config.json keys of `gpt_base`."""
-    require_whole_heads(arch)
-    return {
-        "architectures": [architecture],
-        "model_type": arch.family,
-        "vocab_size": arch.vocab_size,
-        "n_embd": arch.dim,
-        "n_layer": arch.num_layers,
-        "n_head": arch.num_heads,
-        "n_inner": arch.ffn_dim,
-        "n_positions": arch.max_positions,
-        "layer_norm_epsilon": arch.norm_eps,
-        "tie_word_embeddings": arch.tie_embeddings,
-        "initializer_range": arch.init_std,
-        "activation_function": WRITTEN[arch.activation],
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }
+    return old_base_written(arch, GPT, architecture, dtype) | {"n_inner": arch.ffn_dim}
 
 
-def base(config, family: str) -> dict:
-    """The sizes that Llama-like configs name alike, as keywords of Arch."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return dict(
-        family=family,
-        vocab_size=config.vocab_size,
-        dim=config.hidden_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=head_dim,
-        ffn_dim=config.intermediate_size,
-        norm_eps=config.rms_norm_eps,
-        tie_embeddings=bool(config.tie_word_embeddings),
-        init_std=config.initializer_range,
-        max_positions=config.max_position_embeddings,
-    )
-
-
-def base_written(arch: Arch, architecture: str, dtype: str) -> dict:
-    """The config.json keys of `base`."""
-    return {
-        "architectures": [architecture],
-        "model_type": arch.family,
-        "vocab_size": arch.vocab_size,
-        "hidden_size": arch.dim,
-        "num_hidden_layers": arch.num_layers,
-        "num_attention_heads": arch.num_heads,
-        "num_key_value_heads": arch.num_kv_heads,
-        "head_dim": arch.head_dim,
-        "intermediate_size": arch.ffn_dim,
-        "rms_norm_eps": arch.norm_eps,
-        "tie_word_embeddings": arch.tie_embeddings,
-        "initializer_range": arch.init_std,
-        "max_position_embeddings": arch.max_positions,
-        "dtype": dtype,
-        "torch_dtype": dtype,  # its name before transformers 5
-    }
-
-
-def gemma_base(config, where: str) -> dict:
+def gemma_base(config, where: str, rope=None) -> dict:
     """What Gemma 2 and 3 have in common, as keywords of Arch."""
-    return dict(
+    return base(config, where, rope, act="hidden_activation") | dict(
         norm="rms_plus_one",
         post_norms=True,
-        activation=activation(where, config.hidden_activation),
         windows=windows(where, config.layer_types, config.sliding_window),
         attention_scale=float(config.query_pre_attn_scalar) ** -0.5,
         attention_softcap=float(config.attn_logit_softcapping or 0.0),
@@ -237,11 +224,10 @@ def gemma_base(config, where: str) -> dict:
     )
 
 
-def gemma_base_written(arch: Arch) -> dict:
+def gemma_base_written(arch: Arch, architecture: str, dtype: str) -> dict:
     """The config.json keys of `gemma_base`."""
     scalar = round(arch.attention_scale**-2, 6)
-    return {
-        "hidden_activation": WRITTEN[arch.activation],
+    return base_written(arch, architecture, dtype, act="hidden_activation") | {
         "sliding_window": one_window(arch),
         "layer_types": layer_types(arch),
         "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,

@@ -21,61 +21,77 @@ def same(name: str, *shape: int) -> Weight:
 
 def matrix(name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Weight:
     """A torch.nn.Linear's [outputs, inputs]; ours is [*inputs, *outputs]."""
-    return Weight(
-        name, (math.prod(outputs), math.prod(inputs)), lambda t: _swap(t.reshape(*outputs, *inputs), len(outputs))
-    )
+
+    def take(tensor):
+        num = len(outputs)
+        return tensor.reshape(*outputs, *inputs).transpose(*range(num, num + len(inputs)), *range(num))
+
+    return Weight(name, (math.prod(outputs), math.prod(inputs)), take)
 
 
-def _swap(tensor, num):
-    """The first `num` axes moved behind the others."""
-    return tensor.transpose(*range(num, tensor.ndim), *range(num))
+def conv(name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Weight:
+    """The [inputs, outputs] of GPT-2's Conv1D."""
+    return Weight(name, (math.prod(inputs), math.prod(outputs)), lambda t: t.reshape(*inputs, *outputs))
 
 
 def bias(name: str, *outputs: int) -> Weight:
     return Weight(name, (math.prod(outputs),), lambda t: t.reshape(outputs))
 
 
-def llama_like(arch, *, mlp_norm="post_attention_layernorm", attention_post_norm=None, mlp_post_norm=None) -> dict:
-    """The table of the families that name their weights as Llama does."""
-    d, n, k, h, f = arch.dim, arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.ffn_dim
-    layer = "model.layers.{}."
-    table = {
-        ("embed", "kernel"): same("model.embed_tokens.weight", arch.vocab_size, d),
-        ("norm", "scale"): same("model.norm.weight", d),
-        ("blocks", "attention_norm", "scale"): same(layer + "input_layernorm.weight", d),
-        ("blocks", "mlp_norm", "scale"): same(f"{layer}{mlp_norm}.weight", d),
-        ("blocks", "attention", "q", "kernel"): matrix(layer + "self_attn.q_proj.weight", (d,), (n, h)),
-        ("blocks", "attention", "k", "kernel"): matrix(layer + "self_attn.k_proj.weight", (d,), (k, h)),
-        ("blocks", "attention", "v", "kernel"): matrix(layer + "self_attn.v_proj.weight", (d,), (k, h)),
-        ("blocks", "attention", "o", "kernel"): matrix(layer + "self_attn.o_proj.weight", (n, h), (d,)),
-        ("blocks", "mlp", "gate", "kernel"): matrix(layer + "mlp.gate_proj.weight", (d,), (f,)),
-        ("blocks", "mlp", "up", "kernel"): matrix(layer + "mlp.up_proj.weight", (d,), (f,)),
-        ("blocks", "mlp", "down", "kernel"): matrix(layer + "mlp.down_proj.weight", (f,), (d,)),
-    }
-    if arch.post_norms:
-        table["blocks", "attention_post_norm", "scale"] = same(f"{layer}{attention_post_norm}.weight", d)
-        table["blocks", "mlp_post_norm", "scale"] = same(f"{layer}{mlp_post_norm}.weight", d)
-    if arch.qk_norm:
-        table["blocks", "attention", "q_norm", "scale"] = same(layer + "self_attn.q_norm.weight", h)
-        table["blocks", "attention", "k_norm", "scale"] = same(layer + "self_attn.k_norm.weight", h)
-    if arch.qkv_bias:
-        for name, heads in (("q", n), ("k", k), ("v", k)):
-            table["blocks", "attention", name, "bias"] = bias(f"{layer}self_attn.{name}_proj.bias", heads, h)
-    if arch.out_bias:
-        table["blocks", "attention", "o", "bias"] = bias(layer + "self_attn.o_proj.bias", d)
-    if arch.mlp_bias:
-        for name, size in (("gate", f), ("up", f), ("down", d)):
-            table["blocks", "mlp", name, "bias"] = bias(f"{layer}mlp.{name}_proj.bias", size)
+def table(arch, names: dict[str, str], kernel=matrix) -> dict:
+    """Our path -> Weight of every parameter of an Arch. names: ours, dotted -> the file's, which has {} for the layer of what is in the blocks.
+    kernel: how the blocks' matrices are stored. A family whose queries, keys and values are one matrix adds them itself."""
+    d, n, k, h, f, v = arch.dim, arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.ffn_dim, arch.vocab_size
+    norms = {"norm": d, "attention_norm": d} | ({} if arch.parallel else {"mlp_norm": d})
+    norms |= {"attention_post_norm": d, "mlp_post_norm": d} if arch.post_norms else {}
+    norms |= {"attention.q_norm": h, "attention.k_norm": h} if arch.qk_norm else {}
+    heads = {"q": n, "k": k, "v": k} if "attention.q" in names else {}
+    matrices = {f"attention.{name}": ((d,), (num, h), arch.qkv_bias) for name, num in heads.items()}
+    matrices["attention.o"] = (n, h), (d,), arch.out_bias
+    matrices |= {f"mlp.{name}": ((d,), (f,), arch.mlp_bias) for name in (["gate"] if arch.gated else []) + ["up"]}
+    matrices["mlp.down"] = (f,), (d,), arch.mlp_bias
+
+    def path(ours: str, leaf: str) -> tuple[str, ...]:
+        return *(["blocks"] if "{}" in names[ours] else []), *ours.split("."), leaf
+
+    out = {("embed", "kernel"): same(f"{names['embed']}.weight", v, d)}
+    if arch.positions == "learned":
+        rows = arch.max_positions + arch.position_offset
+        out["positions", "kernel"] = same(f"{names['positions']}.weight", rows, d)
+    for ours, size in norms.items():
+        out[path(ours, "scale")] = same(f"{names[ours]}.weight", size)
+        if arch.norm == "layer":
+            out[path(ours, "bias")] = same(f"{names[ours]}.bias", size)
+    for ours, (inputs, outputs, biased) in matrices.items():
+        out[path(ours, "kernel")] = kernel(f"{names[ours]}.weight", inputs, outputs)
+        if biased:
+            out[path(ours, "bias")] = bias(f"{names[ours]}.bias", *outputs)
     if not arch.tie_embeddings:
-        table["unembed", "kernel"] = matrix("lm_head.weight", (d,), (arch.vocab_size,))
-    return table
+        out["unembed", "kernel"] = matrix("lm_head.weight", (d,), (v,))
+        if arch.unembed_bias:
+            out["unembed", "bias"] = bias("lm_head.bias", v)
+    return out
+
+
+LLAMA = {
+    "embed": "model.embed_tokens",
+    "norm": "model.norm",
+    "attention_norm": "model.layers.{}.input_layernorm",
+    "mlp_norm": "model.layers.{}.post_attention_layernorm",
+    **{f"attention.{name}": f"model.layers.{{}}.self_attn.{name}_proj" for name in "qkvo"},
+    **{f"attention.{name}_norm": f"model.layers.{{}}.self_attn.{name}_norm" for name in "qk"},
+    **{f"mlp.{name}": f"model.layers.{{}}.mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+GEMMA = LLAMA | {  # norms before and after each part
+    "attention_post_norm": "model.layers.{}.post_attention_layernorm",
+    "mlp_norm": "model.layers.{}.pre_feedforward_layernorm",
+    "mlp_post_norm": "model.layers.{}.post_feedforward_layernorm",
+}
+
+
+def llama_like(arch) -> dict:
+    return table(arch, LLAMA)
 
 
 def gemma_like(arch) -> dict:
-    """The table of Gemma 2 and 3, which have norms before and after each part."""
-    return llama_like(
-        arch,
-        mlp_norm="pre_feedforward_layernorm",
-        attention_post_norm="post_attention_layernorm",
-        mlp_post_norm="post_feedforward_layernorm",
-    )
+    return table(arch, GEMMA)
