@@ -12,8 +12,6 @@ from reft_jax.config import choices
 from reft_jax.data import reader
 from reft_jax.data.records import Record, Splits
 
-__all__ = ["Record", "Splits", "load"]
-
 
 def load(data) -> Splits:
     """The records that `data` (the config's data record) asks for, and notes on what a user must be told.
