@@ -24,10 +24,7 @@ def build(workdirs, output=None, *, watch: float = 0) -> list[pathlib.Path]:
 
     Raises InputError if a workdir is not a directory or nothing in any of them can be read.
     """
-    workdirs = [pathlib.Path(workdir) for workdir in workdirs]
-    for workdir in workdirs:
-        if not workdir.is_dir():
-            raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
+    workdirs = [read.existing(workdir) for workdir in workdirs]
     runs = [read.run(workdir) for workdir in workdirs]
     notes = [f"{run.path}: nothing in it can be read" for run in runs if not run.readable]
     runs = [run for run in runs if run.readable]
@@ -107,17 +104,12 @@ def questions(run: read.Workdir) -> dict[str, tuple[str, str]]:
             raise InputError("reading TensorFlow Datasets again could download them")
         generated = settings.source == "generated"  # then without the training questions, which can be a million
         splits = tasks.load(dataclasses.replace(settings, num_train=0) if generated else settings)
+        if not generated and sources.of_records(splits) != run.about.get("data_sha256"):
+            raise InputError("the data files are not those of the run any more")
+        return {record.item_id: (record.question, record.answer) for record in (*splits.dev, *splits.test)}
     except (InputError, OSError) as error:
-        run.notes.append(f"predictions are shown without their questions: {error}")
-        return {}
+        why = str(error)
     except (KeyError, TypeError, AttributeError) as error:
-        run.notes.append(f"predictions are shown without their questions: config.json is not a run's ({error!r})")
-        return {}
-    if not generated and sources.of_records(splits) != run.about.get("data_sha256"):
-        run.notes.append(
-            "predictions are shown without their questions: the data files are not those of the run any more"
-        )
-        return {}
-    return {
-        record.item_id: (record.question, record.answer) for records in (splits.dev, splits.test) for record in records
-    }
+        why = f"config.json is not a run's ({error!r})"
+    run.notes.append(f"predictions are shown without their questions: {why}")
+    return {}

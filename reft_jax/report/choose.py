@@ -139,14 +139,11 @@ def predictions(run: Workdir, questions: dict[str, tuple[str, str]], budget: int
     """
     paths = read.in_order(run.path.glob("*/predictions.jsonl"), [*run.results, *(stage.name for stage in run.stages)])
     found = {path.parent.name: index_predictions(path, run.notes) for path in paths}
-    found = {label: lines for label, lines in found.items() if lines}
-    if not found:
+    if not (found := {label: lines for label, lines in found.items() if lines}):
         return {}
     chosen = chosen_questions(found)
     items, size = [], 0
-    answers = {
-        label: answers_of(run.path / label / "predictions.jsonl", lines, chosen) for label, lines in found.items()
-    }
+    answers = {label: answers_of(run.path / label / "predictions.jsonl", found[label], chosen) for label in found}
     for split, item in chosen:
         rows = [answers[label].get((split, item)) for label in found]
         gold = next((row.pop("gold") for row in rows if row and row.get("gold") is not None), None)
@@ -160,11 +157,7 @@ def predictions(run: Workdir, questions: dict[str, tuple[str, str]], budget: int
             break
         items.append(one)
     items.sort(key=lambda one: (one["split"] != "test", one["split"], natural(one["i"])))
-    return {
-        "labels": [title_of(label) for label in found],
-        "total": max(len(lines) for lines in found.values()),
-        "items": items,
-    }
+    return {"labels": [*map(title_of, found)], "total": max(map(len, found.values())), "items": items}
 
 
 def natural(name: str) -> tuple:
@@ -185,13 +178,8 @@ def index_predictions(path: pathlib.Path, notes: list[str]) -> dict[tuple[str, s
             if row is None or not isinstance(row.get("item_id"), str):
                 skips.add(where, line)
                 continue
-            item, split, greedy, k = (
-                row["item_id"],
-                str(row.get("split", "")),
-                row.get("mode") != "sampled",
-                row.get("k", 0),
-            )
-            status = str(row.get("status", ""))
+            item, split, status = row["item_id"], str(row.get("split", "")), str(row.get("status", ""))
+            greedy, k = row.get("mode") != "sampled", row.get("k", 0)
         else:
             item, split, greedy = read.unquote(found[1]), mode[1].decode(errors="replace"), mode[2] == b"greedy"
             status, k = read.status_of(line).decode(errors="replace"), int(found[2])
@@ -218,8 +206,7 @@ def chosen_questions(found: dict[str, dict]) -> list[tuple[str, str]]:
             key=lambda key: zlib.crc32(key[1].encode("utf-8", "replace")),
         )
         differ = [key for key in keys if len({lines[key]["status"] for lines in found.values() if key in lines}) > 1]
-        half = differ[: most // 2]
-        out += list(dict.fromkeys([*half, *keys]))[:most]
+        out += list(dict.fromkeys([*differ[: most // 2], *keys]))[:most]
     return out
 
 

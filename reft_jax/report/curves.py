@@ -24,12 +24,7 @@ PANELS = (
     ("sft/loss", "SFT loss", "nats", "Negative log-likelihood of the gold chains of thought."),
     ("rate/sample_tokens_per_s", "Sampling speed", "tokens per second", ""),
 )
-TIMES = (
-    ("time/sample_s", "sampling"),
-    ("time/reward_s", "grading"),
-    ("time/update_s", "update"),
-    ("time/eval_s", "dev check"),
-)
+TIMES = {"time/sample_s": "sampling", "time/reward_s": "grading", "time/update_s": "update", "time/eval_s": "dev check"}
 NOT_CHARTED = ("step", "epoch", "time")
 MAX_POINTS, MIN_POINTS, POINTS = 500, 60, 60_000  # of one curve, at most and at least, and of all together, about
 MAX_MORE = 40  # further keys that are charted on demand
@@ -128,19 +123,19 @@ def accuracy(groups, stages, most: int) -> dict:
                     parts[axis] = curved
             if parts:
                 series.append({"label": label, **style, "by": parts})
-    axes = {"epoch": "epoch", "seq": "sequences"}
     used = {axis for one in series for axis in one["by"]}
-    return {
-        "id": "accuracy",
-        "title": "Accuracy during training",
-        "text": "Greedy accuracy on the questions of the stage's checks; the thin line is the share of right answers "
-        "among its own samples. Sequences are gold examples trained on or, for a stage that samples, responses drawn.",
-        "unit": "",
-        "percent": True,
-        "kind": "line",
-        "axes": {axis: label for axis, label in axes.items() if axis in used},
-        "series": series,
-    }
+    axes = {axis: label for axis, label in {"epoch": "epoch", "seq": "sequences"}.items() if axis in used}
+    text = (
+        "Greedy accuracy on the questions of the stage's checks; the thin line is the share of right answers "
+        "among its own samples. Sequences are gold examples trained on or, for a stage that samples, responses drawn."
+    )
+    return chart("accuracy", "Accuracy during training", text, "", series, axes=axes, percent=True)
+
+
+def chart(ident, title, text, unit, series, *, kind="line", axes=None, percent=False) -> dict:
+    """A chart as the page's script draws it; axes: by their keys in the series' "by", the step alone if None."""
+    out = {"id": ident, "title": title, "text": text, "unit": unit, "percent": percent, "kind": kind}
+    return out | {"axes": {"step": "step"} if axes is None else axes, "series": series}
 
 
 def panel(groups, stages, key, title, unit, text, most) -> dict:
@@ -151,30 +146,19 @@ def panel(groups, stages, key, title, unit, text, most) -> dict:
         if curved := band(curves, most):
             style = styled(groups, g, name) | {"points": len(curved["x"]) <= 30, "thin": False}
             series.append({"label": labelled(groups, g, name), **style, "by": {"step": curved}})
-    return {
-        "id": key,
-        "title": title,
-        "text": text,
-        "unit": unit,
-        "percent": key == "ppo/clip_fraction",
-        "kind": "line",
-        "axes": {"step": "step"},
-        "series": series,
-    }
+    return chart(key, title, text, unit, series, percent=key == "ppo/clip_fraction")
 
 
 def statuses(name, found, of, most) -> dict:
     keys = {key for _, stage in found for key in stage.columns if key.startswith(plots.STATUS_PREFIX)}
-    known = [plots.STATUS_PREFIX + status for status in plots.STATUS_COLORS]
-    keys = [key for key in known if key in keys] + sorted(keys - set(known))
-    series = [(key.removeprefix(plots.STATUS_PREFIX), key) for key in keys]
+    series = [(key.removeprefix(plots.STATUS_PREFIX), key) for key in plots.by_status(keys)]
     title, text = f"What became of the responses: {of}", "Shares of the step's sampled responses."
     return stack(f"status:{name}:{of}", title, text, "", found, series, most) | {"percent": True}
 
 
 def times(name, found, of, most) -> dict:
     online = any("time/sample_s" in stage.columns for _, stage in found)
-    series = [(label, key) for key, label in TIMES] if online else []
+    series = [(label, key) for key, label in TIMES.items()] if online else []
     text = "Seconds of wall clock; the first step of a process also compiles."
     return stack(f"time:{name}:{of}", f"Time of a step: {of}", text, "seconds", found, series, most)
 
@@ -193,16 +177,7 @@ def stack(ident, title, text, unit, found, series, most) -> dict:
         if (curved := band(curves, most)) and any(curved["y"]):
             curved = {"x": curved["x"], "y": curved["y"]}
             out.append({"label": label.replace("_", " "), "color": label, "by": {"step": curved}})
-    return {
-        "id": ident,
-        "title": title,
-        "text": text,
-        "unit": unit,
-        "percent": False,
-        "kind": "stack",
-        "axes": {"step": "step"},
-        "series": out,
-    }
+    return chart(ident, title, text, unit, out, kind="stack")
 
 
 def labelled(groups, g: int, name: str) -> str:
@@ -251,11 +226,7 @@ def band(curves, most: int) -> dict:
         return {"x": rounded(x), "y": rounded(y)}
     grid = np.unique(np.concatenate([x for x, _ in curves]))
     grid = grid if len(grid) <= most else np.linspace(grid[0], grid[-1], most)
-    rows = []
-    for x, y in curves:
-        x, y = thin(x, y, most)
-        rows.append(np.interp(grid, x, y, left=np.nan, right=np.nan))
-    rows = np.array(rows)
+    rows = np.array([np.interp(grid, *thin(x, y, most), left=np.nan, right=np.nan) for x, y in curves])
     some = np.isfinite(rows).any(0)
     grid, rows = grid[some], rows[:, some]
     parts = {"x": grid, "y": np.nanmean(rows, 0), "lo": np.nanmin(rows, 0), "hi": np.nanmax(rows, 0)}

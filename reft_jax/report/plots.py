@@ -27,10 +27,7 @@ from reft_jax.report import read
 from reft_jax.run import lineage
 
 STAGE_COLORS = {"base": "#999999", "warmup": "#56B4E9", "sft": "#E69F00", "reft": "#0072B2", "self_train": "#009E73"}
-OTHER_COLORS = (
-    *("#DE1A4F", "#557101", "#2614B2", "#A4799A", "#6C4F2F"),
-    *("#634C71", "#000000", "#52202B", "#1D3700", "#1B1C3E"),
-)
+OTHER_COLORS = tuple("#DE1A4F #557101 #2614B2 #A4799A #6C4F2F #634C71 #000000 #52202B #1D3700 #1B1C3E".split())
 STAGE_NAMES = {"base": "base model", "warmup": "warm-up", "sft": "SFT", "reft": "ReFT", "self_train": "self-training"}
 STATUS_COLORS = {
     "correct": "#0072B2",
@@ -51,7 +48,15 @@ STEP_PANELS = (
 STATUS_PREFIX = "status/"  # followed by a status of `reft_jax.rewards.score.Grade`: its share of the sampled responses
 CHECK = re.compile(r"eval/(.+)_accuracy")  # greedy accuracy on a split, dev or test, while the stage trains
 DRAWN = {"step", "epoch", "reward/accuracy", *(key for key, *_ in STEP_PANELS)}
-SAMPLED = re.compile(r"(avg|maj|vote|pass)@(\d+)")  # the metrics of results.json that are drawn beside `accuracy`
+KINDS = (
+    "avg",
+    "maj",
+    "vote",
+    "rerank",
+    "weighted",
+    "pass",
+    "oracle",
+)  # of metrics of results.json, kind@k, as they come
 INK, FAINT = "#333333", "#DDDDDD"
 
 
@@ -61,20 +66,15 @@ def make(workdir: str | os.PathLike) -> list[pathlib.Path]:
 
     Raises InputError for a workdir that does not exist or a file in it that is no valid JSON.
     """
-    workdir = pathlib.Path(workdir)
-    if not workdir.is_dir():
-        raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
+    workdir = read.existing(workdir)
     settings = read.stage_settings(workdir, read.json_object(workdir / "config.json", []))
     metrics = {stage: read_metrics(workdir / stage / "metrics.jsonl") for stage in settings}
     metrics = {stage: rows for stage, rows in metrics.items() if len(series(rows, "step", "step")[0])}
     results = read_results(workdir / "results.json")
     colors = colors_of([*metrics, *results])
-    steps = {file_of(stage): steps_figure(rows, _text(stage), colors[stage]) for stage, rows in metrics.items()}
-    figures = {
-        "accuracy.png": accuracy_figure(metrics, settings, colors),
-        **steps,
-        "results.png": results_figure(results, colors),
-    }
+    figures = {"accuracy.png": accuracy_figure(metrics, settings, colors)}
+    figures |= {file_of(stage): steps_figure(rows, _text(stage), colors[stage]) for stage, rows in metrics.items()}
+    figures["results.png"] = results_figure(results, colors)
     return [save(figure, workdir / "plots" / name) for name, figure in figures.items() if figure is not None]
 
 
@@ -112,15 +112,12 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
                 raise damaged
             try:
                 row = json.loads(line)
-            except (
-                json.JSONDecodeError
-            ) as error:  # if it is the last: the stage is writing it just now, or was killed then
+            except json.JSONDecodeError as error:  # if it is the last: the stage writes it just now, or was killed then
                 damaged = InputError(f"{path}:{number}: not a JSON object ({error.msg}); remove the damaged line")
                 continue
             if not isinstance(row, dict):
-                raise InputError(
-                    f"{path}:{number}: expected a JSON object, got {line.strip()[:40]!r}; remove the damaged line"
-                )
+                got = line.strip()[:40]
+                raise InputError(f"{path}:{number}: expected a JSON object, got {got!r}; remove the damaged line")
             drawn = (key for key in row if key in DRAWN or key.startswith((STATUS_PREFIX, "eval/")))
             rows.append({sys.intern(key): row[key] for key in drawn})
     return rows
@@ -140,9 +137,22 @@ def read_results(path: pathlib.Path) -> dict[str, dict]:
         raise InputError(f"{path}: expected JSON with an object 'stages'; run the evaluate stage again") from error
 
 
+def sampled_keys(results, kinds=KINDS) -> list[str]:
+    """The metrics kind@k that some of the results have, in their order."""
+    pattern = re.compile(rf"({'|'.join(kinds)})@(\d+)")
+    found = {key: match for row in results for key in row if (match := pattern.fullmatch(key))}
+    return sorted(found, key=lambda key: (KINDS.index(found[key][1]), int(found[key][2])))
+
+
+def by_status(keys: set[str]) -> list[str]:
+    """Keys of statuses in the order of their colours, others after them."""
+    known = [STATUS_PREFIX + status for status in STATUS_COLORS]
+    return [key for key in known if key in keys] + sorted(keys - set(known))
+
+
 def series(rows: list[dict], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     """The two keys' values, f64[N] each, of the rows that hold both as finite numbers."""
-    pairs = [(row[x], row[y]) for row in rows if _is_number(row.get(x)) and _is_number(row.get(y))]
+    pairs = [(row[x], row[y]) for row in rows if read.number(row.get(x)) and read.number(row.get(y))]
     values = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
     return values[:, 0], values[:, 1]
 
@@ -234,17 +244,16 @@ def results_figure(results: dict[str, dict], colors: dict[str, str]) -> Figure |
 
     The interval of `accuracy` is its `ci95`, that of another metric `<metric>_ci95`; a bar without one has no whisker.
     """
-    results = {label: row for label, row in results.items() if _is_number(row.get("accuracy"))}
+    results = {label: row for label, row in results.items() if read.number(row.get("accuracy"))}
     if not results:
         return None
-    sampled = {key for row in results.values() for key in row if SAMPLED.fullmatch(key)}
-    metrics = ["accuracy", *sorted(sampled, key=_rank)]
+    metrics = ["accuracy", *sampled_keys(results.values(), ("avg", "maj", "vote", "pass"))]
     figure = new_figure(max(5.0, 1.2 + 0.42 * len(metrics) * (len(results) + 0.6)), 4.2)
     axes = figure.add_subplot()
     style(axes)
     width = 0.84 / len(results)
     for i, (label, row) in enumerate(results.items()):
-        shown = [(position, key) for position, key in enumerate(metrics) if _is_number(row.get(key))]
+        shown = [(position, key) for position, key in enumerate(metrics) if read.number(row.get(key))]
         x = np.array([position + (i - (len(results) - 1) / 2) * width for position, _ in shown])
         height = np.array([row[key] for _, key in shown])
         bounds = [row.get("ci95" if key == "accuracy" else f"{key}_ci95") or (row[key], row[key]) for _, key in shown]
@@ -265,7 +274,7 @@ def results_figure(results: dict[str, dict], colors: dict[str, str]) -> Figure |
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.set_ylabel("accuracy")
-    num_questions = {row["num_questions"] for row in results.values() if _is_number(row.get("num_questions"))}
+    num_questions = {row["num_questions"] for row in results.values() if read.number(row.get("num_questions"))}
     title = "Results with 95 % intervals"
     if len(num_questions) == 1:
         title += f" (greedy: {num_questions.pop():,} questions)"
@@ -275,20 +284,16 @@ def results_figure(results: dict[str, dict], colors: dict[str, str]) -> Figure |
     return figure
 
 
-def _rank(metric: str) -> tuple[int, int]:
-    kind, k = SAMPLED.fullmatch(metric).groups()
-    return ("avg", "maj", "vote", "pass").index(kind), int(k)
-
-
 def _status_shares(rows: list[dict]) -> dict[str, np.ndarray]:
     """'step' and each status that ever occurs -> f64[N]; empty if no row holds a status. A status not logged is 0."""
-    rows = [row for row in rows if _is_number(row.get("step")) and any(key.startswith(STATUS_PREFIX) for key in row)]
+    rows = [row for row in rows if read.number(row.get("step")) and any(key.startswith(STATUS_PREFIX) for key in row)]
     present = {key for row in rows for key, share in row.items() if key.startswith(STATUS_PREFIX) and share > 0}
-    known = [STATUS_PREFIX + status for status in STATUS_COLORS]
-    keys = [key for key in known if key in present] + sorted(present - set(known))
-    if not keys:
+    if not present:
         return {}
-    columns = {key.removeprefix(STATUS_PREFIX): np.array([float(row.get(key, 0.0)) for row in rows]) for key in keys}
+    columns = {
+        key.removeprefix(STATUS_PREFIX): np.array([float(row.get(key, 0.0)) for row in rows])
+        for key in by_status(present)
+    }
     return {"step": np.array([float(row["step"]) for row in rows])} | columns
 
 
@@ -296,10 +301,6 @@ def _text(label: str) -> str:
     """A label's title for matplotlib, which hides names that begin with _ and reads a formula between two $."""
     title = title_of(label).replace("$", r"\$")
     return f" {title}" if title.startswith("_") else title
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def new_figure(width: float, height: float) -> Figure:

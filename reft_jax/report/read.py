@@ -13,6 +13,7 @@ import re
 
 import numpy as np
 
+from reft_jax.errors import InputError
 from reft_jax.run import lineage
 
 SAMPLE = re.compile(rb'\{"step": (\d{1,15}), "item_id": "((?:[^"\\]|\\.)*)"')
@@ -64,6 +65,14 @@ class Index:
     statuses: list[str]
 
 
+def existing(workdir) -> pathlib.Path:
+    """The workdir's path; InputError if it is no directory."""
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
+    return workdir
+
+
 def run(workdir: pathlib.Path) -> Workdir:
     """Reads everything but samples and predictions. Never fails for what a file holds: that becomes a note."""
     notes: list[str] = []
@@ -73,11 +82,10 @@ def run(workdir: pathlib.Path) -> Workdir:
     for label in [label for label, row in results.items() if lineage.outdated(workdir, row)]:
         notes.append(f"results.json: {label} was left out: its figures are of a checkpoint that is no longer there")
         del results[label]
-    stages = []
-    for name, settings in stage_settings(workdir, about).items():
-        columns = metrics(workdir / name / "metrics.jsonl", notes)
-        done = (workdir / name / "DONE").exists()
-        stages.append(Stage(name, settings, columns, done))
+    stages = [
+        Stage(name, settings, metrics(workdir / name / "metrics.jsonl", notes), (workdir / name / "DONE").exists())
+        for name, settings in stage_settings(workdir, about).items()
+    ]
     return Workdir(workdir, workdir.resolve().name or str(workdir), about, results, stages, notes)
 
 

@@ -3,7 +3,6 @@
 import datetime
 import html
 import math
-import re
 
 import numpy as np
 
@@ -14,8 +13,6 @@ from reft_jax.report.plots import title_of
 from reft_jax.report.read import Workdir, as_dict, number
 from reft_jax.run.progress import clock
 
-SAMPLED = re.compile(r"(avg|maj|vote|pass|rerank|weighted|oracle)@(\d+)")
-KINDS = ("avg", "maj", "vote", "rerank", "weighted", "pass", "oracle")
 NAMES = {"maj": "vote"}
 
 
@@ -62,48 +59,39 @@ def whisker(row: dict, color: str, axis: tuple[int, int]) -> str:
     )
 
 
-def sampled_keys(groups) -> list[str]:
-    keys = {
-        key
-        for _, runs in groups
-        for run in runs
-        for row in run.results.values()
-        for key in row
-        if SAMPLED.fullmatch(key)
-    }
-    return sorted(keys, key=lambda key: (KINDS.index(SAMPLED.fullmatch(key)[1]), int(SAMPLED.fullmatch(key)[2])))
-
-
 def headline(groups: list[tuple[str, list[Workdir]]]) -> str:
     """Accuracies with intervals, in %: a row for each evaluated label of each run, and the mean over seeds."""
-    keys = sampled_keys(groups)
-    several = sum(len(runs) for _, runs in groups) > 1
-    heads = [*(["Run"] if several else []), "Checkpoint", "Test, greedy", "", "Dev", *map(sampled_name, keys)]
-    heads += ["Questions", "Chosen", "Matcher"]
-    colors = color_names(groups)
-    axis = axis_of([row for _, runs in groups for run in runs for row in run.results.values()])
+    all_runs = [run for _, runs in groups for run in runs]
+    results = [row for run in all_runs for row in run.results.values()]
+    if not results:
+        return '<p class="empty">No stage has been evaluated yet: results.json is missing or empty.</p>'
+    keys, axis, colors = plots.sampled_keys(results), axis_of(results), color_names(groups)
     rows = []
     for _, runs in groups:
-        labels = list(dict.fromkeys(label for run in runs for label in run.results))
-        for label in labels:
+        for label in dict.fromkeys(label for run in runs for label in run.results):
             having = [run for run in runs if label in run.results]
             for run in having:
-                first = [f'<td class="run">{escape(run.name)}</td>'] if several else []
-                cells = result_cells(run.results[label], label, colors[label], keys, axis)
-                rows.append("<tr>" + "".join(first) + cells + "</tr>")
+                name = f'<span class="swatch c-{colors[label]}"></span>{escape(title_of(label))}'
+                cells = result_cells(run.results[label], colors[label], keys, axis)
+                rows.append(line(name, cells, run_cell(run, all_runs)))
             if len(having) > 1:
                 rows.append(seed_row(label, [run.results[label] for run in having], keys))
-    if not rows:
-        return '<p class="empty">No stage has been evaluated yet: results.json is missing or empty.</p>'
-    head = "".join(f'<th scope="col"{num(h)}>{escape(h) or f"{axis[0]} to {axis[1]} %"}</th>' for h in heads)
+    heads = ["Checkpoint", "Test, greedy", f"{axis[0]} to {axis[1]} %", "Dev", *map(sampled_name, keys)]
+    heads = [*run_head(all_runs), *heads, "Questions", "Chosen", "Matcher"]
     caption = "Accuracy in % with 95 % intervals"
     if any(len(runs) > 1 for _, runs in groups):
         caption += "; in rows of several seeds their mean, and the lowest and the highest"
-    return table(caption, f"<tr>{head}</tr>", "".join(rows), "headline")
+    right = ("Test, greedy", "Dev", "Questions", *map(sampled_name, keys))
+    return table(caption, heads, rows, "headline", right)
 
 
-def num(head: str) -> str:
-    return ' class="num"' if head in ("Test, greedy", "Dev", "Questions") or "@" in head else ""
+def run_head(runs: list[Workdir]) -> list[str]:
+    return ["Run"] if len(runs) > 1 else []
+
+
+def run_cell(run: Workdir, runs: list[Workdir]) -> str:
+    """Which run a row is of, where there are several."""
+    return f'<td class="run">{escape(run.name)}</td>' if len(runs) > 1 else ""
 
 
 def sampled_name(key: str) -> str:
@@ -111,15 +99,14 @@ def sampled_name(key: str) -> str:
     return f"{NAMES.get(kind, kind)}@{k}"
 
 
-def result_cells(row: dict, label: str, color: str, keys: list[str], axis: tuple[int, int]) -> str:
-    out = [f'<th scope="row"><span class="swatch c-{color}"></span>{escape(title_of(label))}</th>']
-    out += [cell(row, "accuracy", "ci95"), whisker(row, color, axis), cell(as_dict(row.get("dev")), "accuracy", "ci95")]
+def result_cells(row: dict, color: str, keys: list[str], axis: tuple[int, int]) -> list[str]:
+    out = [cell(row, "accuracy", "ci95"), whisker(row, color, axis), cell(as_dict(row.get("dev")), "accuracy", "ci95")]
     out += [cell(row, key, f"{key}_ci95") for key in keys]
     questions = f"{row['num_questions']:,}" if number(row.get("num_questions")) else "\u2013"
     if keys and number(row.get("num_sampled_questions")):
         questions += f'<span class="ci">{row["num_sampled_questions"]:,} sampled</span>'
     matcher = escape(row["matcher"]) if row.get("matcher") else "\u2013"
-    return "".join(out) + f'<td class="num">{questions}</td><td>{chosen(row)}</td><td>{matcher}</td>'
+    return [*out, f'<td class="num">{questions}</td><td>{chosen(row)}</td><td>{matcher}</td>']
 
 
 def chosen(row: dict) -> str:
@@ -133,10 +120,8 @@ def chosen(row: dict) -> str:
 
 def seed_row(label: str, rows: list[dict], keys: list[str]) -> str:
     """The mean over seeds, and the lowest and the highest of them."""
-    cells = []
-    for get in (lambda r: r.get("accuracy"), None, lambda r: as_dict(r.get("dev")).get("accuracy")):
-        cells.append("<td></td>" if get is None else seeds_cell([get(row) for row in rows]))
-    cells += [seeds_cell([row.get(key) for row in rows]) for key in keys]
+    test, *others = (seeds_cell([row.get(key) for row in rows]) for key in ("accuracy", *keys))
+    cells = [test, "<td></td>", seeds_cell([as_dict(row.get("dev")).get("accuracy") for row in rows]), *others]
     head = f'<td class="run">{len(rows)} seeds</td><th scope="row">{escape(title_of(label))}, mean</th>'
     return f'<tr class="mean">{head}{"".join(cells)}<td></td><td></td><td></td></tr>'
 
@@ -153,28 +138,17 @@ def seeds_cell(values: list) -> str:
 
 def slices(runs: list[Workdir]) -> str:
     """Greedy test accuracy by the slices of results.json, a table for each kind of slice."""
+    found = [
+        (f"{run.name}: {title_of(label)}" if len(runs) > 1 else title_of(label), as_dict(row.get("by")))
+        for run in runs
+        for label, row in run.results.items()
+    ]
     out = []
-    tags = dict.fromkeys(tag for run in runs for row in run.results.values() for tag in as_dict(row.get("by")))
-    for tag in tags:
-        parts = {
-            (run, label): as_dict(as_dict(row.get("by")).get(tag))
-            for run in range(len(runs))
-            for label, row in runs[run].results.items()
-        }
-        values = list(dict.fromkeys(value for part in parts.values() for value in part))
-        rows = []
-        for (run, label), part in parts.items():
-            name = f"{runs[run].name}: {title_of(label)}" if len(runs) > 1 else title_of(label)
-            cells = "".join(cell(as_dict(part.get(value)), "accuracy", "ci95") for value in values)
-            rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-        head = "".join(f'<th scope="col" class="num">{escape(value)}</th>' for value in values)
-        out.append(
-            table(
-                f"Test, greedy, by {tag.replace('_', ' ')}",
-                f'<tr><th scope="col">Checkpoint</th>{head}</tr>',
-                "".join(rows),
-            )
-        )
+    for tag in dict.fromkeys(tag for _, by in found for tag in by):
+        parts = [(name, as_dict(by.get(tag))) for name, by in found]
+        values = list(dict.fromkeys(value for _, part in parts for value in part))
+        rows = [line(escape(n), (cell(as_dict(x.get(v)), "accuracy", "ci95") for v in values)) for n, x in parts]
+        out.append(table(f"Test, greedy, by {tag.replace('_', ' ')}", ["Checkpoint", *values], rows, right=values))
     return "".join(out)
 
 
@@ -184,34 +158,24 @@ def stages(runs: list[Workdir]) -> str:
     for run in runs:
         for stage in run.stages:
             columns = stage.columns
-            first = [f'<td class="run">{escape(run.name)}</td>'] if len(runs) > 1 else []
             step = last(columns, "step")
             checks = [key for key in sorted(columns) if plots.CHECK.fullmatch(key)]
             best = "".join(best_check(columns, key) for key in checks) or "\u2013"
             state = "done" if stage.done else ("under way or stopped" if columns else "not begun")
             times = columns.get("time", np.full(1, np.nan))
             spent = float(np.nanmax(times) - np.nanmin(times)) if np.isfinite(times).sum() > 1 else None
-            rows.append(
-                f'<tr>{"".join(first)}<th scope="row">{escape(title_of(stage.name))}</th>'
-                f"<td>{escape(stage.settings.get('kind', '-'))}</td><td>{state}</td>"
-                f'<td class="num">{"–" if step is None else f"{step:,.0f}"}</td><td class="num">{shown(last(columns, "epoch"))}</td>'
-                f'<td class="num">{best}</td><td class="num">{"–" if spent is None else clock(spent)}</td></tr>'
+            numbers = (
+                "\u2013" if step is None else f"{step:,.0f}",
+                shown(last(columns, "epoch")),
+                best,
+                "\u2013" if spent is None else clock(spent),
             )
+            cells = [f"<td>{escape(stage.settings.get('kind', '-'))}</td><td>{state}</td>", *map(numeric, numbers)]
+            rows.append(line(escape(title_of(stage.name)), cells, run_cell(run, runs)))
     if not rows:
         return '<p class="empty">No stage has written metrics yet.</p>'
-    heads = [
-        *(["Run"] if len(runs) > 1 else []),
-        "Stage",
-        "Kind",
-        "State",
-        "Last step",
-        "Epoch",
-        "Best check",
-        "From first to last line",
-    ]
     right = ("Last step", "Epoch", "Best check", "From first to last line")
-    head = "".join(f'<th scope="col"{" class=num" if h in right else ""}>{h}</th>' for h in heads)
-    return table("Stages", f"<tr>{head}</tr>", "".join(rows))
+    return table("Stages", [*run_head(runs), "Stage", "Kind", "State", *right], rows, right=right)
 
 
 def best_check(columns: dict, key: str) -> str:
@@ -224,22 +188,13 @@ def best_check(columns: dict, key: str) -> str:
 def last_metrics(run: Workdir) -> str:
     """The last logged value of every metric of every stage."""
     having = [stage for stage in run.stages if stage.columns]
-    keys = sorted(
-        {key for stage in having for key in stage.columns} - {"time"},
-        key=lambda key: (key not in ("step", "epoch"), key),
-    )
-    if not keys:
-        return ""
-    head = "".join(f'<th scope="col" class="num">{escape(title_of(stage.name))}</th>' for stage in having)
-    rows = (
-        f'<tr><th scope="row"><code>{escape(key)}</code></th>'
-        + "".join(f'<td class="num">{shown(last(stage.columns, key))}</td>' for stage in having)
-        + "</tr>"
-        for key in keys
-    )
-    return table(
-        f"Last logged values: {run.name}", f'<tr><th scope="col">Metric</th>{head}</tr>', "".join(rows), "dense"
-    )
+    keys = {key for stage in having for key in stage.columns} - {"time"}
+    rows = [
+        line(code(key), (numeric(shown(last(stage.columns, key))) for stage in having))
+        for key in sorted(keys, key=lambda key: (key not in ("step", "epoch"), key))
+    ]
+    titles = [title_of(stage.name) for stage in having]
+    return table(f"Last logged values: {run.name}", ["Metric", *titles], rows, "dense", titles) if rows else ""
 
 
 def last(columns: dict, key: str) -> float | None:
@@ -259,48 +214,47 @@ def shown(value) -> str:
 
 def config_difference(runs: list[Workdir]) -> str:
     """The settings in which the runs differ, a column for each run."""
-    flat = [
-        flatten(run.config) | {"git_commit": run.about.get("git_commit"), "data_sha256": run.about.get("data_sha256")}
-        for run in runs
-    ]
+    about = ("git_commit", "data_sha256")
+    flat = [flatten(run.config) | {key: run.about.get(key) for key in about} for run in runs]
     missing = object()
-    keys = [
-        key
-        for key in dict.fromkeys(key for one in flat for key in one)
-        if len({repr(one.get(key, missing)) for one in flat}) > 1
-    ]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one)
+            if len({repr(one.get(key, missing)) for one in flat}) > 1]  # fmt: skip
     if not keys:
         return '<p class="empty">The configs are equal, seeds included.</p>'
-    head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
-    rows = (
-        f'<tr><th scope="row"><code>{escape(key)}</code></th>'
-        + "".join(f"<td>{setting(one[key]) if key in one else '–'}</td>" for one in flat)
-        + "</tr>"
-        for key in keys
-    )
-    return table("Settings in which the runs differ", f'<tr><th scope="col">Setting</th>{head}</tr>', "".join(rows))
+    rows = (line(code(key), (f"<td>{setting(one[key]) if key in one else '–'}</td>" for one in flat)) for key in keys)
+    return table("Settings in which the runs differ", ["Setting", *(run.name for run in runs)], rows)
 
 
 def setting(value) -> str:
     value = str(value) if not isinstance(value, float) else f"{value:g}"
-    return f"<code>{escape(value if len(value) <= 200 else value[:200] + ' ...')}</code>"
+    return code(value if len(value) <= 200 else value[:200] + " ...")
 
 
 def config(run: Workdir) -> str:
-    rows = (
-        f'<tr><th scope="row"><code>{escape(key)}</code></th><td>{setting(value)}</td></tr>'
-        for key, value in flatten(run.config).items()
-    )
-    head = '<tr><th scope="col">Setting</th><th scope="col">Value</th></tr>'
-    return table(f"Config: {run.name}", head, "".join(rows), "dense") if run.config else ""
+    rows = (line(code(key), [f"<td>{setting(value)}</td>"]) for key, value in flatten(run.config).items())
+    return table(f"Config: {run.name}", ["Setting", "Value"], rows, "dense") if run.config else ""
 
 
-def table(caption: str, head: str, rows: str, kind: str = "") -> str:
-    """A table that scrolls sideways on its own where the page is narrow, and can be scrolled by keyboard."""
-    what = f' class="{kind}"' if kind else ""
+def code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
+
+
+def numeric(inside: str) -> str:
+    return f'<td class="num">{inside}</td>'
+
+
+def line(name: str, cells, first: str = "") -> str:
+    """A row: what stands before its name, the name as HTML, its cells."""
+    return f'<tr>{first}<th scope="row">{name}</th>{"".join(cells)}</tr>'
+
+
+def table(caption: str, heads, rows, kind: str = "", right=()) -> str:
+    """A table that scrolls sideways on its own where the page is narrow, and can be scrolled by keyboard. right: the heads of numbers."""
+    what, num = f' class="{kind}"' if kind else "", ' class="num"'
+    head = "".join(f'<th scope="col"{num if name in right else ""}>{escape(name)}</th>' for name in heads)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table{what}><caption>{escape(caption)}'
-        f"</caption><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+        f"</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -330,14 +284,11 @@ def facts(runs: list[Workdir]) -> str:
     if len(runs) == 1:
         items = "".join(f"<div><dt>{name}</dt><dd>{escape(found[0][name])}</dd></div>" for name in names)
         return f'<dl class="facts">{items}</dl>' if items else ""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("run", *names))
     rows = (
-        f'<tr><th scope="row">{escape(run.name)}</th>'
-        + "".join(f"<td>{escape(one.get(name, '–'))}</td>" for name in names)
-        + "</tr>"
+        line(escape(run.name), (f"<td>{escape(one.get(name, '–'))}</td>" for name in names))
         for run, one in zip(runs, found, strict=True)
     )
-    return table("Runs", f"<tr>{head}</tr>", "".join(rows), "dense")
+    return table("Runs", ["run", *names], rows, "dense")
 
 
 def when(seconds: float | None) -> str | None:

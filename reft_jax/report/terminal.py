@@ -50,9 +50,7 @@ def steps(text: str) -> tuple[float, float]:
 
 
 def files(workdir: pathlib.Path, stage: str) -> list[pathlib.Path]:
-    if not workdir.is_dir():
-        raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
-    stages = read.stage_settings(workdir, read.json_object(workdir / "config.json", []))
+    stages = read.stage_settings(read.existing(workdir), read.json_object(workdir / "config.json", []))
     paths = read.in_order(workdir.glob("*/samples.jsonl"), stages)
     if not paths:
         raise InputError(
