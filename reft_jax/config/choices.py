@@ -44,15 +44,15 @@ def is_path(name: str) -> bool:
 
 def names(room: str) -> tuple[str, ...]:
     """The choices of a room, in alphabetical order: its files that define its word."""
-    folder = PACKAGE / room
-    return tuple(sorted(path.stem for path in folder.glob("*.py") if ROOMS[room] in _defined(path)))
+    files = (PACKAGE / room).glob("*.py")
+    return tuple(sorted(path.stem for path in files if ROOMS[room] in _defined(path, path.stat().st_mtime_ns)))
 
 
 def load(room: str, name: str):
     """What the file `name` of a room, or the user's own file of that path, defines for it. InputError for an unknown name, and for a file
     that cannot be imported or lacks the room's word."""
-    if not is_path(name):
-        return _of_room(room, name)
+    if not is_path(name) and name not in names(room):
+        raise InputError(f"{name!r} is no file of {room}; {nearest(name, names(room))}{legal(room)}")
     found = getattr(module(room, name), name.partition(".py:")[2] or ROOMS[room])
     return _as_term(found) if room == "rewards/terms" and not isinstance(found, type) else found
 
@@ -71,35 +71,29 @@ def _as_term(function):
     return Term
 
 
-def _of_room(room: str, name: str):
-    if name not in names(room):
-        raise InputError(f"{name!r} is no file of {room}; {nearest(name, names(room))}{legal(room)}")
-    return getattr(module(room, name), ROOMS[room])
-
-
 def module(room: str, name: str):
     """The module that `load` reads."""
     if not is_path(name):
         return importlib.import_module(f"reft_jax.{room.replace('/', '.')}.{name}")
-    path, _, thing = name.partition(".py:")
-    path = pathlib.Path(path if not thing else path + ".py").expanduser()
+    path, thing = _file(name), name.partition(".py:")[2] or ROOMS[room]
     found = _imported(str(path.resolve()), sha256(name))
-    if not hasattr(found, thing or ROOMS[room]):
-        raise InputError(
-            f"{path}: defines no {thing or ROOMS[room]}, which a file of {room} does (reft_jax/{room}/ has examples)"
-        )
+    if not hasattr(found, thing):
+        raise InputError(f"{path}: defines no {thing}, which a file of {room} does (reft_jax/{room}/ has examples)")
     return found
+
+
+def _file(name: str) -> pathlib.Path:
+    """The user's own file that `name` names, or something in it."""
+    return pathlib.Path(name.partition(".py:")[0].removesuffix(".py") + ".py").expanduser()
 
 
 def sha256(name: str) -> str:
     """Of the user's own file that `name` names. InputError where it cannot be read."""
-    path = pathlib.Path(name.partition(".py:")[0].removesuffix(".py") + ".py").expanduser()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(_file(name).read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); a name that ends in .py is a file of your own"
-        ) from error
+        why = f"cannot be read ({error.strerror})"
+        raise InputError(f"{_file(name)}: {why}; a name that ends in .py is a file of your own") from error
 
 
 def files(room: str, name: str) -> dict[str, pathlib.Path]:
@@ -162,15 +156,11 @@ def _imported(path: str, digest: str):
     return found
 
 
-def _defined(path: pathlib.Path) -> set[str]:
-    """The names that a file's top level defines (imported ones are another file's)."""
-    return _defined_at(str(path), path.stat().st_mtime_ns)
-
-
 @functools.cache
-def _defined_at(path: str, changed: int) -> set[str]:
+def _defined(path: pathlib.Path, changed: int) -> set[str]:
+    """The names that a file's top level defines (imported ones are another file's); changed: when it was."""
     out = set()
-    for node in ast.parse(pathlib.Path(path).read_text(encoding="utf-8")).body:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             out.add(node.name)
         elif isinstance(node, ast.Assign):

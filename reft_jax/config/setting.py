@@ -24,10 +24,9 @@ def setting(
     it. parse(value, path) -> what the record holds, for values that are no number, text or tuple. traced: a coefficient that reaches
     jit as an array, so that another value compiles nothing anew.
     """
-    metadata = dict(
-        low=low, high=high, above=above, one_of=one_of, free=free, room=room, key=key, parse=parse, traced=traced
-    )
-    return dataclasses.field(default=default, metadata=metadata)
+    legal = dict(low=low, high=high, above=above, one_of=one_of, room=room)
+    how = dict(free=free, key=key, parse=parse, traced=traced)
+    return dataclasses.field(default=default, metadata=legal | how)
 
 
 def traced(record) -> dict:

@@ -136,9 +136,8 @@ class Data:
     task: str = setting(room="tasks")
     cot: str = setting(one_of=("program", "nl"))
     name: str = setting(default="")  # a label; it decides nothing
-    source: str = setting(
-        one_of=("generated", "files", "tfds"), default="files"
-    )  # tfds: TensorFlow Datasets, where no file is named
+    # tfds: TensorFlow Datasets, where no file is named
+    source: str = setting(one_of=("generated", "files", "tfds"), default="files")
     train_file: str = setting(default="")
     test_file: str = setting(default="")
     seed: int = setting(0, default=0)  # of the generated problems, or of the dev split
@@ -168,17 +167,14 @@ class Data:
     def check(self):
         task = choices.load("tasks", self.task)()
         if self.name != self.task and self.name in choices.names("tasks"):
-            yield (
-                "name",
-                f"a label decides nothing, and this is a task's name: set config.data.task (now {self.task!r})",
-            )
+            now = f"set config.data.task (now {self.task!r})"
+            yield "name", f"a label decides nothing, and this is a task's name: {now}"
         if self.source not in task.sources:
             yield "source", f"legal for {self.task} are {listed(task.sources)}"
         yield from task.check(self)
-        if task.kind not in choices.load("rewards/matchers", self.matcher).kinds:
-            readers = [
-                n for n in choices.names("rewards/matchers") if task.kind in choices.load("rewards/matchers", n).kinds
-            ]
+        room = "rewards/matchers"
+        if task.kind not in choices.load(room, self.matcher).kinds:
+            readers = [name for name in choices.names(room) if task.kind in choices.load(room, name).kinds]
             yield "matcher", f"the answers of {self.task} are of kind {task.kind!r}, which {listed(readers)} read"
         for key in ("tfds_dir", "manual_dir"):
             if getattr(self, key) and self.source != "tfds":
@@ -223,9 +219,8 @@ class Mesh:
     rules: tuple[tuple[str, tuple[str, ...]], ...] = setting(default=RULES, parse=_rules)
     # where parameters lie while sampling: `reft_jax/mesh/sharding.py`
     decode: str = setting(one_of=("replicated", "tensor", "as_trained"), default="replicated", free=True)
-    moments: str = setting(
-        one_of=("device", "host"), default="device", free=True
-    )  # the memory of the optimizer's moments between updates
+    # the memory of the optimizer's moments between updates
+    moments: str = setting(one_of=("device", "host"), default="device", free=True)
 
     def check(self):
         sizes = [self.data, self.fsdp, self.tensor]
@@ -258,9 +253,8 @@ class Logging:
     tensorboard: bool = setting(default=True, free=True)  # event files in the stages' folders
     wandb: str = setting(one_of=("off", "offline", "online"), default="off", free=True)
     wandb_project: str = setting(default="reft_jax", free=True)
-    profile_steps: tuple[int, ...] = setting(
-        1, default=(), free=True
-    )  # first and last step that every training stage traces
+    # first and last step that every training stage traces
+    profile_steps: tuple[int, ...] = setting(1, default=(), free=True)
 
     def check(self):
         steps = self.profile_steps
@@ -314,9 +308,8 @@ WHOLE, GREEDY = Sampling(1.0, 0, 1.0), Sampling(0.0, 0, 1.0)  # the model's own 
 class Training:
     """What every stage that trains has. Its file adds what is its own, `losses` among it."""
 
-    init_from: str = (
-        setting()
-    )  # a stage, a Hugging Face directory, a checkpoint's folder, a shipped model's name, or random
+    # a stage, a Hugging Face directory, a checkpoint's folder, a shipped model's name, or random
+    init_from: str = setting()
     epochs: float = setting(above=0)
     batch_size: int = setting(1)
     optim: object = choice("optim", use="adamw")
@@ -385,14 +378,12 @@ def rounded(optim, model: Model):
     """(key, what is legal) about how `optim` rounds the parameters that are trained: adapters, which are float32, or the whole model."""
     rounding = getattr(optim, "rounding", "nearest")
     if model.lora is None and model.param_dtype == "bfloat16" and rounding != "stochastic":
-        yield (
-            "rounding",
-            (
-                "with config.model.param_dtype 'bfloat16', whose parameters lose most updates when sums are rounded to the nearest (at lr "
-                "3e-7 AdamW moves them by 0.4 % of what it moves float32's): legal is 'stochastic'; or train float32 "
-                "(config.model.param_dtype) or adapters (config.model.lora)"
-            ),
+        told = (
+            "with config.model.param_dtype 'bfloat16', whose parameters lose most updates when sums are rounded to the nearest (at lr "
+            "3e-7 AdamW moves them by 0.4 % of what it moves float32's): legal is 'stochastic'; or train float32 "
+            "(config.model.param_dtype) or adapters (config.model.lora)"
         )
+        yield "rounding", told
     elif (model.lora is not None or model.param_dtype == "float32") and rounding == "stochastic":
         trained = "adapters are float32" if model.lora is not None else "config.model.param_dtype is 'float32'"
         yield "rounding", f"{trained}, which is not rounded: legal is 'nearest'"
@@ -403,13 +394,9 @@ def source_answers(stage, earlier: dict):
     known = stage.sample_from in earlier
     if stage.sample_from in ("", "random") or known and not getattr(earlier[stage.sample_from], "is_policy", False):
         policies = listed(name for name, other in earlier.items() if getattr(other, "is_policy", False))
-        yield (
-            "sample_from",
-            (
-                "it must name what answers the training questions: an earlier stage that trains a policy "
-                f"(here {policies}), or a directory of a model or of a checkpoint"
-            ),
-        )
+        stages = f"an earlier stage that trains a policy (here {policies})"
+        legal = f"{stages}, or a directory of a model or of a checkpoint"
+        yield "sample_from", f"it must name what answers the training questions: {legal}"
 
 
 def unmet(losses, outputs, columns, what: str):
@@ -420,10 +407,8 @@ def unmet(losses, outputs, columns, what: str):
     for label, loss in losses:
         for name, there in (("needs", outputs), ("reads", columns)):
             if missing := [one for one in getattr(loss, name, ()) if one not in there]:
-                yield (
-                    f"losses.{label}",
-                    f"it {name} {listed(missing)}, which {what} does not give (it gives {listed(there)})",
-                )
+                gives = f"which {what} does not give (it gives {listed(there)})"
+                yield f"losses.{label}", f"it {name} {listed(missing)}, {gives}"
 
 
 @dataclasses.dataclass(frozen=True)

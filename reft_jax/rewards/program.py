@@ -100,21 +100,15 @@ def num_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def close() -> None:
-    """Ends the servers (done at exit too); the next `run_programs` starts new ones."""
-    with _LOCK:
-        for server in _own_servers():
-            server.stop()
-        _SERVERS.clear()
-
-
-def _close_at_exit() -> None:
-    # A thread may still be grading. Waiting for it could take minutes, and the servers end with their sockets anyway.
-    if _LOCK.acquire(timeout=1.0):
-        for server in _own_servers():
-            server.stop()
-        _SERVERS.clear()
-        _LOCK.release()
+def close(wait_s: float = -1) -> None:
+    """Ends the servers (done at exit too); the next `run_programs` starts new ones. wait_s: for calls under way; -1 = until they end."""
+    if _LOCK.acquire(timeout=wait_s):
+        try:
+            for server in _own_servers():
+                server.stop()
+            _SERVERS.clear()
+        finally:
+            _LOCK.release()
 
 
 # One pool per process. The lock keeps a server's request and reply together when several threads grade.
@@ -241,7 +235,8 @@ def _run(kind: str, requests: dict[int, tuple], workers: int) -> dict[int, Progr
         while len(results) < len(requests):
             while len(pool) < min(workers, len(requests) - len(results)):
                 if not _SERVERS:
-                    atexit.register(_close_at_exit)
+                    # A thread may still be grading. Waiting for it could take minutes, and the servers end with their sockets anyway.
+                    atexit.register(close, 1.0)
                 pool.append(_Server(kind))
                 _SERVERS.append(pool[-1])
             for server in [s for s in pool if not s.starting and len(s.jobs) <= WINDOW // 2]:

@@ -588,24 +588,11 @@ class Server:
 class Child:
     """A program that runs. `status` is that of `waitpid` once it has ended."""
 
-    __slots__ = (
-        "number",
-        "pid",
-        "reader",
-        "token",
-        "started",
-        "timeout_s",
-        "deadline",
-        "received",
-        "status",
-        "slow",
-        "heavy",
-        "look",
-    )
+    __slots__ = "number pid reader token timeout_s deadline received status slow heavy look".split()
 
     def __init__(self, number: int, pid: int, reader: int, token: bytes, started: float, timeout_s: float):
         self.number, self.pid, self.reader, self.token = number, pid, reader, token
-        self.started, self.timeout_s, self.deadline = started, timeout_s, started + timeout_s
+        self.timeout_s, self.deadline = timeout_s, started + timeout_s
         self.received, self.status = b"", None
         self.slow, self.heavy, self.look = False, False, started + SLOW_S
 

@@ -150,15 +150,10 @@ def audit_gold(
     texts: Sequence[str],
     golds: Sequence[str],
     ids: Sequence[str],
-    *,
-    matcher: str = "reft",
-    timeout_s: float = 2.0,
-    memory_mb: int = 512,
-    workers: int = 0,
+    **how,
 ) -> list[tuple[str, Grade]]:
-    """(id, grade) of the gold targets that do not grade correct: label noise, or a verifier that pays nothing."""
-    limits = {"timeout_s": timeout_s, "memory_mb": memory_mb, "workers": workers}
-    grades = grade(task, cot, texts, golds, matcher=matcher, **limits)
+    """(id, grade) of the gold targets that do not grade correct: label noise, or a verifier that pays nothing. how: `grade`'s settings."""
+    grades = grade(task, cot, texts, golds, **how)
     return [(item_id, g) for item_id, g in zip(ids, grades, strict=True) if not g.correct]
 
 

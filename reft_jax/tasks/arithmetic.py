@@ -43,10 +43,7 @@ SLOPPY_PROBABILITY = 0.25
 BARE_PROBABILITY = 0.1
 
 FAMILY_WEIGHTS = {"chain": 30, "compare": 14, "boxes": 14, "earnings": 12, "sharing": 12, "shopping": 12}
-NUM_OPS_WEIGHTS = {
-    "pretrain": {1: 20, 2: 32, 3: 33, 4: 15},
-    "target": {3: 2, 4: 1},
-}
+NUM_OPS_WEIGHTS = {"pretrain": {1: 20, 2: 32, 3: 33, 4: 15}, "target": {3: 2, 4: 1}}
 STYLE_WEIGHTS = {
     "corpus": {"steps_v": 4, "steps_abc": 2, "expression": 1, "answer": 1, "nl": 1, "equations": 1},
     ("program", "diverse"): {"steps_v": 4, "steps_abc": 3, "expression": 3},
@@ -178,13 +175,8 @@ def vocabulary() -> tuple[str, ...]:
     A piece spans at most one word and the space before it, so each template is cut once per filler of each slot.
     """
     found = {"\n", '    """', '"""', PROGRAM_HEAD, ANSWER_SENTENCE, *PROMPT_PIECES}
-    fillers = {"name": MEN + WOMEN, "items": ITEMS, **PRONOUNS}
-    for slot in ("friend", "third"):
-        fillers[slot] = fillers["name"]
-    for slot in ("goods", "other"):
-        fillers[slot] = ITEMS
-    for slot in ("x", "y", "z"):
-        fillers[slot] = tuple(string.digits)
+    fillers = PRONOUNS | dict.fromkeys(("name", "friend", "third"), MEN + WOMEN)
+    fillers |= dict.fromkeys(("items", "goods", "other"), ITEMS) | dict.fromkeys("xyz", string.digits)
     firsts = [t for opening in OPENINGS for column in PHRASES[opening] for t in column]
     others = [t for phrase, columns in PHRASES.items() if phrase not in OPENINGS for column in columns for t in column]
     others += [t for group in QUESTIONS.values() for t in group] + list(DISTRACTORS)
@@ -236,10 +228,8 @@ def equations(order: list[tuple], *, equals: str = "=") -> list[str]:
 
 def reasoning(style: str, expr: tuple, order: list[tuple]) -> str:
     """The text of `expr` in `style`; for the N-CoT styles without the closing answer sentence."""
-    if style == "steps_v":
-        return program(order, V_NAMES)
-    if style == "steps_abc":
-        return program(order, ABC_NAMES)
+    if style in ("steps_v", "steps_abc"):
+        return program(order, V_NAMES if style == "steps_v" else ABC_NAMES)
     if style == "expression":
         return f"{PROGRAM_HEAD}    return {infix(expr, divide='//')}"
     if style == "answer":
@@ -284,19 +274,11 @@ class _Teller:
         same, opposite = (MEN, WOMEN) if gender == 0 else (WOMEN, MEN)
         name, third = rng.sample(same, 2)
         items, goods, other = rng.sample(ITEMS, 3)
-        self.words = {
-            "name": name,
-            "friend": rng.choice(opposite),
-            "third": third,
-            "items": items,
-            "goods": goods,
-            "other": other,
-            **{slot: forms[gender] for slot, forms in PRONOUNS.items()},
-        }
+        self.words = {slot: forms[gender] for slot, forms in PRONOUNS.items()}
+        self.words |= dict(name=name, friend=rng.choice(opposite), third=third, items=items, goods=goods, other=other)
 
     def say(self, phrase: str, x: int = 0, y: int = 0, z: int = 0, **people: str) -> None:
-        known, new = PHRASES[phrase]
-        templates = known
+        templates, new = PHRASES[phrase]
         if new and self.rng.random() < self.new_probability:
             templates = new
             self.num_new += 1
@@ -320,6 +302,14 @@ def _number(rng, high=MAX_NUMBER):
 def _group(rng):
     """(number of groups, size of each)."""
     return rng.randint(2, 9), rng.randint(2, 15)
+
+
+def _changed(tell, expr, more, fewer, most):
+    """Tells that a number grows (the phrase `more`, by at most `most`) or shrinks (`fewer`); the expression after it."""
+    grows = tell.rng.random() < 0.5
+    x = _number(tell.rng, most if grows else value(expr) - 1)
+    tell.say(more if grows else fewer, x)
+    return ("+" if grows else "-", expr, x)
 
 
 def _divisor(rng, total):
@@ -414,19 +404,12 @@ def _boxes(tell, num_ops):
     tell.say("boxes", boxes, each)
     num_changes = rng.choice([n for n in (0, 1, 1, 2) if n < num_ops])
     changes = rng.sample(("box", "each"), num_changes)
-    for change in sorted(changes):  # boxes first: what would a box bought after the others were filled hold?
-        grows = rng.random() < 0.5
-        if change == "box":
-            x = _number(rng, 9 if grows else boxes - 1)
-            tell.say("more_boxes" if grows else "fewer_boxes", x)
-            boxes = ("+" if grows else "-", boxes, x)
-        else:
-            x = _number(rng, 12 if grows else each - 1)
-            tell.say("fill" if grows else "empty", x)
-            each = ("+" if grows else "-", each, x)
-    expr = _events(
-        tell, ("*", boxes, each), num_ops - 1 - num_changes, one=("gain", "lose", "friend_gives", "friend_takes")
-    )
+    if "box" in changes:  # before the others: what would a box bought after those were filled hold?
+        boxes = _changed(tell, boxes, "more_boxes", "fewer_boxes", 9)
+    if "each" in changes:
+        each = _changed(tell, each, "fill", "empty", 12)
+    events = ("gain", "lose", "friend_gives", "friend_takes")
+    expr = _events(tell, ("*", boxes, each), num_ops - 1 - num_changes, one=events)
     tell.ask("have_now")
     return expr
 
@@ -474,12 +457,7 @@ def _sharing(tell, num_ops):
     if packs:
         tell.say("packs", parts)
         tell.ask("num_bags")
-        if after:
-            grows = rng.random() < 0.5
-            x = _number(rng, 12 if grows else value(expr) - 1)
-            tell.say("more_bags" if grows else "fewer_bags", x)
-            expr = ("+" if grows else "-", expr, x)
-        return expr
+        return _changed(tell, expr, "more_bags", "fewer_bags", 12) if after else expr
     tell.say("shares", parts)
     tell.ask("third_has" if after else "in_each_share")
     if after:
@@ -532,14 +510,7 @@ def _shopping(tell, num_ops):
     return ("/", expr, parts)
 
 
-FAMILIES = {
-    "chain": _chain,
-    "compare": _compare,
-    "boxes": _boxes,
-    "earnings": _earnings,
-    "sharing": _sharing,
-    "shopping": _shopping,
-}
+FAMILIES = dict(chain=_chain, compare=_compare, boxes=_boxes, earnings=_earnings, sharing=_sharing, shopping=_shopping)
 
 
 def _bare(rng, num_ops):
@@ -591,10 +562,8 @@ def generate(split: str, num: int, *, seed: int, cot: str, annotations: str) -> 
     if num < 0:
         raise InputError(f"arithmetic: the number of {split} records is {num}; it must be 0 or more")
     if split == "train" and annotations == "corpus":
-        raise InputError(
-            "data.annotations: 'corpus' annotates the split 'pretrain'; for 'train' take one of "
-            f"{', '.join(ANNOTATIONS[:3])}"
-        )
+        others = ", ".join(ANNOTATIONS[:3])
+        raise InputError(f"data.annotations: 'corpus' annotates the split 'pretrain'; for 'train' take one of {others}")
     seen, records = set(), []
     for index in range(num):
         rng = random.Random(f"{split}/{seed}/{index}")
@@ -622,14 +591,7 @@ def _record(rng, seen, index, *, split, seed, cot, annotations):
         shown = "diverse" if annotations == "corpus" else annotations
         own = random.Random(f"{split}/{seed}/{index}/{cot}/{shown}")
         style, text = annotate(expr, own, cot=cot, annotations=shown)
-    return Record(
-        item_id=f"arithmetic_{split}_{index}",
-        question=question,
-        cot=text,
-        answer=str(value(expr)),
-        kind=cot,
-        tags={**tags, "style": style},
-    )
+    return Record(f"arithmetic_{split}_{index}", question, text, str(value(expr)), cot, tags | {"style": style})
 
 
 def _corpus_record(rng, seen, item_id):
@@ -641,10 +603,8 @@ def _corpus_record(rng, seen, item_id):
         if not belongs(question, "pretrain") or question in seen:
             continue
         path = rewrite(expr, rng)
-        if sloppy:
-            path = spoil(path, rng)
-            if path is None:
-                continue
+        if sloppy and (path := spoil(path, rng)) is None:
+            continue
         order = shuffled(steps(path), rng)
         if len(order) > MAX_STEPS:
             continue
@@ -652,14 +612,8 @@ def _corpus_record(rng, seen, item_id):
         if style == "nl":
             text = f"{text}{ANSWER_SENTENCE} {value(path)}"
         if len(pieces(text)) <= MAX_RESPONSE["text"]:
-            return Record(
-                item_id=item_id,
-                question=question,
-                cot=text,
-                answer=str(value(expr)),
-                kind="text",
-                tags={**tags, "style": style, "sloppy": sloppy},
-            )
+            tags |= {"style": style, "sloppy": sloppy}
+            return Record(item_id, question, text, str(value(expr)), "text", tags)
 
 
 # ------------------------------------------------------------------------------------------------------------ the task

@@ -4,6 +4,7 @@ An expression is an integer or `(op, left, right)`, and every intermediate resul
 along many valid paths (ReFT, section 3.2); `rewrite` and `shuffled` draw one. Host side: no jax.
 """
 
+import operator
 import random
 
 MIN_NUMBER, MAX_NUMBER = 2, 30  # numbers in a story
@@ -12,6 +13,7 @@ MAX_VALUE = 199  # every intermediate result lies in 1..MAX_VALUE
 REWRITE_PROBABILITY = 0.5
 SWAP_PROBABILITY = 0.25
 
+OPS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 Expr = int | tuple  # an integer or (op, left, right) with op one of + - * /; "/" is always exact
 
 
@@ -20,18 +22,9 @@ def value(expr: Expr) -> int | None:
     if isinstance(expr, int):
         return expr
     op, left, right = expr[0], value(expr[1]), value(expr[2])
-    if left is None or right is None:
+    if left is None or right is None or op == "/" and left % right:
         return None
-    if op == "+":
-        result = left + right
-    elif op == "-":
-        result = left - right
-    elif op == "*":
-        result = left * right
-    else:
-        result, rest = divmod(left, right)
-        if rest:
-            return None
+    result = OPS[op](left, right)
     return result if 1 <= result <= MAX_VALUE else None
 
 
@@ -130,9 +123,8 @@ def spoil(expr: tuple, rng: random.Random) -> tuple | None:
         sides = [side for side in (1, 2) if isinstance(target[side], int)]
         if not sides:
             return None
-        other = list(target)
-        other[rng.choice(sides)] = rng.randint(MIN_NUMBER, MAX_NUMBER)
-        other = tuple(other)
+        side = rng.choice(sides)
+        other = (*target[:side], rng.randint(MIN_NUMBER, MAX_NUMBER), *target[side + 1 :])
     else:
         other = rng.choice((left, right))
     spoiled = _replace(expr, target, other)

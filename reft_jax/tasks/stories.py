@@ -99,14 +99,12 @@ def scenes() -> tuple[tuple[Scene, ...], dict[str, tuple[str, ...]]]:
 def plural(noun: str) -> str:
     """Of a noun of the word lists; in "piece of paper" the first word has it."""
     first, of, rest = noun.partition(" of ")
-    if first.endswith(("s", "x", "ch", "sh")):
+    if first.endswith(("s", "x", "ch", "sh")) or first in ("potato", "tomato"):
         first += "es"
     elif first.endswith("f"):
         first = first[:-1] + "ves"
     elif first.endswith("y") and first[-2] not in "aeou":
         first = first[:-1] + "ies"
-    elif first in ("potato", "tomato"):
-        first += "es"
     else:
         first += "s"
     return first + of + rest
@@ -217,11 +215,7 @@ class _Teller:
         items = rng.choice(words["items"])
         others = rng.choice([noun for noun in words["items"] if noun != items])
         foods, animals = rng.choice(words["foods"]), rng.sample(words["animals"], 2)
-        kinds, people, stuff = (
-            rng.sample(words["kinds"], 3),
-            rng.sample(words["people"], 2),
-            rng.sample(words["stuff"], 2),
-        )
+        kinds, people, stuff = (rng.sample(words[k], num) for k, num in dict(kinds=3, people=2, stuff=2).items())
         when = rng.choice(words["whens"]).split(" | ")
         did, do, work = rng.choice(words["works"]).split("/")
         (gained, gain), (lost, lose) = (rng.choice(words[k]).split("/") for k in ("gained", "lost"))
@@ -374,10 +368,8 @@ def program(story: Problem, rng: random.Random) -> str:
     prefix = rng.choice(("num_", "num_", "", ""))
     names = _names(story, prefix)
     given = story.told if rng.random() < 0.2 else story.needed
-    if rng.random() < 0.2:
-        given = sorted(
-            given, key=lambda letter: [x for step in story.steps for x in (*step.operands, letter)].index(letter)
-        )
+    if rng.random() < 0.2:  # what the first step reads comes first
+        given = sorted(given, key=lambda letter: [*story.steps[0].operands, letter].index(letter))
     divide = rng.choice(("/", "//"))
     lines = [f"{names[letter]} = {story.shown[letter]}" for letter in given]
     text_of, whole = dict(names), rng.random() < 0.12
@@ -449,9 +441,8 @@ def generate(split: str, num: int, *, seed: int, cot: str) -> tuple[Record, ...]
             if words not in seen and belongs(words, split):
                 break
         seen.add(words)
-        records.append(
-            _record(story, random.Random(f"{split}/{seed}/{index}/{cot}"), f"stories_{split}_{index}", split, cot)
-        )
+        own = random.Random(f"{split}/{seed}/{index}/{cot}")
+        records.append(_record(story, own, f"stories_{split}_{index}", split, cot))
     return tuple(records)
 
 
@@ -479,10 +470,8 @@ class Task(base.Generated):
 
     def check(self, data):
         if data.annotations not in ("diverse", "corpus"):
-            yield (
-                "annotations",
-                "legal for stories are diverse (all CoTs of the kind data.cot) and corpus (programs and prose)",
-            )
+            legal = "diverse (all CoTs of the kind data.cot) and corpus (programs and prose)"
+            yield "annotations", f"legal for stories are {legal}"
         yield from super().check(data)
 
     def make(self, split: str, num: int, data) -> tuple[Record, ...]:

@@ -27,17 +27,8 @@ MAX_BOXES = 20  # how many unbalanced ones are passed over
 _BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
-_SYMBOLS = {
-    "×": "*",
-    "·": "*",
-    "÷": "/",
-    "²": "^2",
-    "³": "^3",
-    "π": "\\pi ",
-    "∞": "\\infty ",
-    "√": "\\sqrt ",
-    "∪": "\\cup ",
-}
+_SYMBOLS = {"×": "*", "·": "*", "÷": "/", "²": "^2", "³": "^3", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt "}
+_SYMBOLS |= {"∪": "\\cup "}
 _SYMBOLS |= {"≤": "\\le ", "≥": "\\ge ", "±": "\\pm ", "−": "-", "–": "-", "－": "-", "°": "", "，": ",", "\u00a0": " "}
 _AND = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=[\s\d)}])(?:and|or)(?=\s)")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|,?\\[,!]|,\\ )\d{3})+(?!\d)", re.ASCII)
