@@ -134,11 +134,9 @@ def examine(path: str, options: Options) -> tuple[dict, list[Finding]]:
     census |= {
         "distinct_questions": len({splits.question_words(r.question) for r in records}),
         "answers": dict(collections.Counter(_answer_form(r.answer, kind) for r in records)),
-        "characters": {
-            "question": _spread([len(r.question) for r in records]),
-            "cot": _spread([len(r.cot) for r in records if r.cot]),
-        },
     }
+    texts = {"question": [r.question for r in records], "cot": [r.cot for r in records if r.cot]}
+    census["characters"] = {what: _spread([*map(len, some)]) for what, some in texts.items()}
     if options.test:
         test, _ = _records(options.test, how, "test", complaints := [])
         found += [_finding(error.place, "record", error.field, error.problem) for error in complaints]
@@ -215,34 +213,26 @@ def _twice(records, kind: str) -> list[Finding]:
 
 def _run(gold, how: Options) -> tuple[dict, list[Finding]]:
     """(how many programs ended how, findings) of gold programs, run as the reward runs them."""
-    failed, progress = [], Progress("gold programs", len(gold), 0, unit="program")
+    matcher = _read_by(score.answer_kind(how.task))["matcher"]
+    by_place, statuses, found = {record.place: record for record in gold}, collections.Counter(), []
+    progress = Progress("gold programs", len(gold), 0, unit="program")
     for start in range(0, len(gold), CHUNK):
         part = gold[start : start + CHUNK]
-        texts = [prompts.target(record, docstring=True) for record in part]
-        places = [record.place for record in part]
-        failed += zip(*_failed(how, texts, [record.answer for record in part], places), strict=True)
+        texts, places = [prompts.target(record, docstring=True) for record in part], [record.place for record in part]
+        golds, sources = [record.answer for record in part], dict(zip(places, texts, strict=True))
+        failed = score.audit_gold(how.task, "program", texts, golds, places, matcher=matcher)
+        again = program.run_programs([sources[place] for place, _ in failed])  # for what people want to know
+        for (place, grade), result in zip(failed, again, strict=True):
+            statuses[grade.status] += 1
+            label, detail = by_place[place].answer, f": {result.detail}" if result.detail else ""
+            if grade.status == "wrong":
+                problem = f"the program gives {grade.extracted} and the label is {label}; correct one of them"
+            else:
+                problem = f"the program gives no answer ({grade.status}{detail}); correct it (the label is {label})"
+            found.append(_finding(place, "answer", "answer_cot", problem))
         progress.update(min(start + CHUNK, len(gold)))
     progress.close()
-    by_place, found = {record.place: record for record in gold}, []
-    for place, grade, detail in failed:
-        label = by_place[place].answer
-        problem = (
-            f"the program gives {grade.extracted} and the label is {label}; correct one of them"
-            if grade.status == "wrong"
-            else f"the program gives no answer ({grade.status}{': ' if detail else ''}{detail}); correct it (the label is {label})"
-        )
-        found.append(_finding(place, "answer", "answer_cot", problem))
-    statuses = collections.Counter(grade.status for _, grade, _ in failed)
-    return {"correct": len(gold) - len(failed)} | dict(statuses), found
-
-
-def _failed(how: Options, texts, golds, places) -> tuple[list, list, list]:
-    """(places, grades, what people want to know) of the programs that do not grade as correct."""
-    matcher = _read_by(score.answer_kind(how.task))["matcher"]
-    failed = score.audit_gold(how.task, "program", texts, golds, places, matcher=matcher)
-    sources = dict(zip(places, texts, strict=True))
-    results = program.run_programs([sources[place] for place, _ in failed])
-    return [place for place, _ in failed], [grade for _, grade in failed], [result.detail for result in results]
+    return {"correct": len(gold) - statuses.total()} | dict(statuses), found
 
 
 def _compare(gold, kind: str) -> tuple[dict, list[Finding]]:

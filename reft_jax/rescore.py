@@ -123,9 +123,8 @@ def regrade(
 ) -> list[score.Grade]:
     """A grade for each line; a question that was too long to be asked (no text) has no answer."""
     asked = [i for i, text in enumerate(texts) if text is not None]
-    limits = {
-        key: verifier[key] for key in ("timeout_s", "memory_mb", "workers", "max_verifier_failures") if key in verifier
-    }
+    known = ("timeout_s", "memory_mb", "workers", "max_verifier_failures")
+    limits = {key: verifier[key] for key in known if key in verifier}
     golds = [str(lines[i]["gold"]) for i in asked]
     grades = score.grade(task, cot, [texts[i] for i in asked], golds, matcher=matcher, ran=ran, **limits)
     out = [score.Grade("no_answer", None, False)] * len(lines)
@@ -185,36 +184,26 @@ def disagreements(greedy: dict[str, dict], names: list[str], limit: int) -> str:
         pair: [i for i in range(num) if greedy[pair[0]][i].correct != greedy[pair[1]][i].correct]
         for pair in itertools.combinations(names, 2)
     }
-    rows = [
-        [a, *(str(len(differ[tuple(sorted((a, b), key=names.index))])) if a != b else "-" for b in names)]
-        for a in names
-    ]
-    blocks.append(
-        f"Greedy responses, of {num}, that one matcher calls right and the other wrong\n\n" + table(["", *names], rows)
-    )
+    counts = {frozenset(pair): str(len(places)) for pair, places in differ.items()}
+    rows = [[a, *(counts.get(frozenset((a, b)), "-") for b in names)] for a in names]
+    title = f"Greedy responses, of {num}, that one matcher calls right and the other wrong"
+    blocks.append(f"{title}\n\n" + table(["", *names], rows))
     for pair, places in differ.items():
         if places[:limit]:
             items = []
             for i in places[:limit]:
                 label, line = greedy["lines"][i]
-                read = [f"{greedy[name][i].extracted or greedy[name][i].status}" for name in pair]
-                marks = ["+" if greedy[name][i].correct else "" for name in pair]
-                items.append(
-                    [
-                        line["item_id"],
-                        label,
-                        str(line["gold"]),
-                        *(short(r) + m for r, m in zip(read, marks, strict=True)),
-                    ]
-                )
+                grades = [greedy[name][i] for name in pair]
+                read = [short(grade.extracted or grade.status) + "+" * grade.correct for grade in grades]
+                items.append([line["item_id"], label, str(line["gold"]), *read])
             title = f"{pair[0]} against {pair[1]}: the first {len(items)} of {len(places)} (+ = right)"
             blocks.append(f"{title}\n\n" + table(["item_id", "label", "gold", *pair], items))
     return "\n\n".join(blocks)
 
 
-def short(text: str, most: int = 32) -> str:
+def short(text: str) -> str:
     text = "".join(character if character.isprintable() else " " for character in text)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= 32 else text[:29] + "..."
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------

@@ -27,12 +27,8 @@ def of_scores(rollout, kl, function):
     rewards, mask, k = token.paid(rollout, kl), rollout.mask, rollout.group_size
     adv = jnp.where(mask, function(masked.total(rewards, mask, axis=1), k)[:, None], 0.0)
     scores = rollout.scores if rollout.scores.ndim == 1 else masked.total(rollout.scores, mask, axis=1)
-    return (
-        adv,
-        None,
-        token.told(rewards, rollout, kl)
-        | {
-            "ppo/adv_std": jnp.sqrt(masked.var(adv, mask)),
-            "reward/equal_groups": equal(scores, k).astype(jnp.float32).mean(),
-        },
-    )
+    metrics = token.told(rewards, rollout, kl) | {
+        "ppo/adv_std": jnp.sqrt(masked.var(adv, mask)),
+        "reward/equal_groups": equal(scores, k).astype(jnp.float32).mean(),
+    }
+    return adv, None, metrics

@@ -32,10 +32,8 @@ class Advantage:
 
     def check(self):
         if self.kl.in_reward:
-            yield (
-                "kl.in",
-                "GRPO divides by a group's spread, which would be the penalty's where all answers are alike; legal are loss, off",
-            )
+            why = "GRPO divides by a group's spread, which would be the penalty's where all answers are alike"
+            yield "kl.in", f"{why}; legal are loss, off"
 
     def __call__(self, rollout):
         return groups.of_scores(rollout, self.kl, grpo)

@@ -13,9 +13,8 @@ from reft_jax.losses.kl import KL
 
 def rloo(scores: jax.Array, k: int) -> jax.Array:
     """A_i = s_i - 1/(k - 1) sum_{j != i} s_j over the question's k >= 2 scores, f32[B] (RLOO, arXiv 2402.14740)."""
-    return (groups.centred(scores, k) * (k / (k - 1))).reshape(
-        -1
-    )  # s_i - (k m - s_i) / (k - 1) = k / (k - 1) (s_i - m)
+    # s_i - (k m - s_i) / (k - 1) = k / (k - 1) (s_i - m)
+    return (groups.centred(scores, k) * (k / (k - 1))).reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

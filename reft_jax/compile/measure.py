@@ -25,15 +25,11 @@ def measure(program, topology: str, num_devices: int, hbm: int) -> dict:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        told = dict(
-            argument_bytes=device_bytes(program.arguments), output_bytes=None, temp_bytes=None, resident_bytes=resident
-        )
-        told |= dict(hbm_bytes=hbm, fits=False, flops_per_device=program.flops / num_devices, collectives={})
-        return (
-            line
-            | told
-            | dict(compile_seconds=round(time.monotonic() - began, 1), error=str(error).strip().splitlines()[0])
-        )
+        line |= dict(argument_bytes=device_bytes(program.arguments), output_bytes=None, temp_bytes=None)
+        line |= dict(resident_bytes=resident, hbm_bytes=hbm, fits=False)
+        line |= dict(flops_per_device=program.flops / num_devices, collectives={})
+        said = str(error).strip().splitlines()[0]
+        return line | dict(compile_seconds=round(time.monotonic() - began, 1), error=said)
     seconds, memory = time.monotonic() - began, compiled.memory_analysis()
     try:
         collectives = hlo.collectives(compiled.as_text())

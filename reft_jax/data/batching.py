@@ -131,15 +131,9 @@ def fit(tokenizer, records: Sequence[Record], data, *, purpose: str) -> Fitted:
 
 def _none_fits(too_long, data):
     prompt, response = min(r.prompt for r in too_long), min(r.response for r in too_long)
-    problems = []
-    if prompt > data.max_prompt:
-        problems.append(f"the shortest prompt has {prompt} tokens and config.data.max_prompt is {data.max_prompt}")
-    if response > data.max_response:
-        problems.append(
-            f"the shortest response has {response} tokens and config.data.max_response is {data.max_response}"
-        )
-    if not problems:
-        problems.append(
-            f"each is over config.data.max_prompt={data.max_prompt} or config.data.max_response={data.max_response}"
-        )
+    sizes = (("prompt", prompt, data.max_prompt), ("response", response, data.max_response))
+    told = "the shortest {0} has {1} tokens and config.data.max_{0} is {2}"
+    problems = [told.format(what, least, most) for what, least, most in sizes if least > most] or [
+        f"each is over config.data.max_prompt={data.max_prompt} or config.data.max_response={data.max_response}"
+    ]
     return f"none of {len(too_long)} records fits: {'; '.join(problems)}; raise the limit"

@@ -49,10 +49,8 @@ def read_raw(path, *, complaints: list | None = None) -> list[tuple[str, object]
         if start == len(text):
             problem = "the file is empty; a JSON list or JSON lines, one object per question, is expected"
             raise RecordError(f"{path}:1", "", problem)
-        elements = (
-            _list_elements(path, text, start, complaints) if text[start] == "[" else _lines(path, text, complaints)
-        )
-        raw += [(f"{path}:{line}", value) for line, value in elements]
+        found = _list_elements(path, text, start, complaints) if text[start] == "[" else _lines(path, text, complaints)
+        raw += [(f"{path}:{line}", value) for line, value in found]
         if not raw and not complaints:
             raise RecordError(f"{path}:1", "", "the data set is empty; at least one question is needed")
     return raw

@@ -162,12 +162,11 @@ def text(place: str, value: object, field: str) -> str:
 def check_cot(place: str, value: str, field: str, *, kind: str) -> str:
     """A CoT of its kind: a program is not read as natural language, nor the other way round."""
     if kind == "program" and not value.startswith(SIGNATURE + "    "):
-        raise RecordError(
-            place,
-            field,
+        problem = (
             f"{field} begins with {value[:40]!r}; config.data.cot='program' needs {SIGNATURE!r} and a body "
-            "indented by four spaces. Is this a file of natural-language reasoning (config.data.cot='nl')?",
+            "indented by four spaces. Is this a file of natural-language reasoning (config.data.cot='nl')?"
         )
+        raise RecordError(place, field, problem)
     if kind == "nl" and value.startswith("def solution("):
         problem = f"{field} is a program, but config.data.cot='nl'; read this file with config.data.cot='program'"
         raise RecordError(place, field, problem)

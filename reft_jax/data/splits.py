@@ -62,7 +62,7 @@ def cut_dev(records: Sequence[Record], size: int, *, seed: int) -> tuple[tuple[R
         )
     groups = collections.Counter(_key(record) for record in records)
     chosen, num_chosen = set(), 0
-    for key in sorted(groups, key=lambda key: _hash("dev", seed, key)):
+    for key in sorted(groups, key=lambda key: hashed("dev", seed, key)):
         if num_chosen + groups[key] <= size:
             chosen.add(key)
             num_chosen += groups[key]
@@ -74,7 +74,7 @@ def capped(records, num: int, *, seed: int, field: str) -> tuple[tuple[Record, .
     """At most `num` records (0: all) in the file's order, chosen by a hash, and a note if any were left out."""
     if num == 0 or num >= len(records):
         return tuple(records), ""
-    ranked = sorted(range(len(records)), key=lambda i: _hash(field, seed, _key(records[i]), records[i].item_id))
+    ranked = sorted(range(len(records)), key=lambda i: hashed(field, seed, _key(records[i]), records[i].item_id))
     kept = sorted(ranked[:num])
     return tuple(records[i] for i in kept), f"config.data.{field}={num}: {len(kept)} of {len(records)} records are used"
 
@@ -129,6 +129,6 @@ def _key(record: Record) -> str:
     return " ".join(record.question.split()).casefold()
 
 
-def _hash(*parts: object) -> bytes:
+def hashed(*parts: object) -> bytes:
     """A stable order of things: no salt, no dependence on the process (unlike `hash`)."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()

@@ -60,12 +60,9 @@ def build_bpe(texts: Iterable[str], vocab_size: int):
             f"config.data.vocab_size is {vocab_size}; it must be at least {least} (256 bytes, {PAD} and {EOS})"
         )
     built = tokenizers.Tokenizer(models.BPE())
-    built.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(BPE_PIECE), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    cut = pre_tokenizers.Split(tokenizers.Regex(BPE_PIECE), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    built.pre_tokenizer = pre_tokenizers.Sequence([cut, as_bytes])
     built.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -127,12 +124,8 @@ def load(directory):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token if tokenizer.unk_token is None else tokenizer.unk_token
     if pads is None:
-        logging.getLogger(__name__).info(
-            "the tokenizer in %s has no pad token; %s (id %d) pads",
-            directory,
-            tokenizer.pad_token,
-            tokenizer.pad_token_id,
-        )
+        note = "the tokenizer in %s has no pad token; %s (id %d) pads"
+        logging.getLogger(__name__).info(note, directory, tokenizer.pad_token, tokenizer.pad_token_id)
     tokenizer.clean_up_tokenization_spaces = False
     for how in ("is_local", "local_files_only"):  # how it was found; `save` would write that into the next directory
         tokenizer.init_kwargs.pop(how, None)
@@ -203,13 +196,8 @@ def check_fits(tokenizer, vocab_size: int, where: str) -> None:
 
 def special_ids(tokenizer) -> dict:
     """What a run's config.json says of its tokenizer: its size, and the tokens that end and pad."""
-    return {
-        "size": len(tokenizer),
-        "eos_token": tokenizer.eos_token,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token": tokenizer.pad_token,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    names = ("eos_token", "eos_token_id", "pad_token", "pad_token_id")
+    return {"size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in names}
 
 
 def encode(tokenizer, text: str) -> list[int]:
@@ -227,11 +215,10 @@ def encode_batch(
     """
     pairs = list(zip(texts, after_newline or [False] * len(texts), strict=True))
     distinct = [pair for pair in dict.fromkeys(pairs) if pair[0]]
-    continued = [text for text, after in distinct if after]
     rows = {("", False): [], ("", True): []}
-    rows |= zip(((text, True) for text in continued), _ids_continued(tokenizer, continued), strict=True)
-    begun = [text for text, after in distinct if not after]
-    rows |= zip(((text, False) for text in begun), _ids(tokenizer, begun), strict=True)
+    for alike, ids in ((True, _ids_continued), (False, _ids)):
+        some = [pair for pair in distinct if pair[1] == alike]
+        rows |= zip(some, ids(tokenizer, [text for text, _ in some]), strict=True)
     special = _special_tokens(tokenizer)
     for (text, after), row in rows.items():
         if not special.keys().isdisjoint(row):
@@ -325,9 +312,5 @@ def _wrap(built: tokenizers.Tokenizer, **special_tokens: str):
     import transformers
 
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=built,
-        pad_token=PAD,
-        eos_token=EOS,
-        clean_up_tokenization_spaces=False,
-        **special_tokens,
+        tokenizer_object=built, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False, **special_tokens
     )

@@ -47,7 +47,5 @@ class Loss:
         mask, own = batch.mask, batch.own[:, None]
         nll = -jnp.where(mask, out.logp, 0.0) * batch.weights
         own_loss, gold_loss = mean(jnp.where(own, nll, 0.0)), mean(jnp.where(own, 0.0, nll))
-        return self.own * own_loss + self.gold * gold_loss, {
-            "self_train/own_loss": own_loss,
-            "self_train/gold_loss": gold_loss,
-        }
+        told = {"self_train/own_loss": own_loss, "self_train/gold_loss": gold_loss}
+        return self.own * own_loss + self.gold * gold_loss, told

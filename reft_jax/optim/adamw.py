@@ -16,9 +16,8 @@ class Optimizer(base.Settings):
     b1: float = setting(0, 1, default=0.9)
     b2: float = setting(0, 1, default=0.999)
     eps: float = setting(above=0, default=1e-8)
-    mu_dtype: str = setting(
-        one_of=("", "float32", "bfloat16"), default=""
-    )  # of the first moment; "" = the parameters', but float32 where these are rounded stochastically
+    # of the first moment; "" = the parameters', but float32 where these are rounded stochastically
+    mu_dtype: str = setting(one_of=("", "float32", "bfloat16"), default="")
 
     def direction(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps, mu_dtype=self.mu_dtype or None)

@@ -54,14 +54,5 @@ def generate(
     sampling = Sampling(
         float(temperature), int(top_k), float(top_p), min_p, repetition_penalty, tuple(forbidden), min_new=min_new
     )
-    return _sample(
-        model,
-        params,
-        batch,
-        key,
-        max_new=max_new,
-        sampling=sampling,
-        eos_ids=eos_ids,
-        pad_id=0,
-        num_samples=num_samples,
-    )
+    how = dict(max_new=max_new, sampling=sampling, eos_ids=eos_ids, pad_id=0, num_samples=num_samples)
+    return _sample(model, params, batch, key, **how)

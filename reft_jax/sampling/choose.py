@@ -74,11 +74,7 @@ def choose(logits, keys, sampling: Sampling, *, ends: tuple[int, ...] = (), t=No
         token = jnp.argmax(logp, axis=-1)
     else:
         logp = sampling_logp(
-            logits,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
+            logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p
         )
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (logits.shape[-1],), jnp.float32))(keys)
         token = jnp.argmax(logp + noise, axis=-1)

@@ -49,9 +49,8 @@ def sample(
     def step(state):
         t, logits, cache, seen, out, done = state
         place = jnp.broadcast_to(given + t, rows)
-        token, logp = choose(
-            logits, jax.vmap(jax.random.fold_in)(keys, place), sampling, ends=eos_ids, t=place, seen=seen
-        )
+        now = jax.vmap(jax.random.fold_in)(keys, place)
+        token, logp = choose(logits, now, sampling, ends=eos_ids, t=place, seen=seen)
         token, logp = jnp.where(done, pad_id, token), jnp.where(done, 0.0, logp)
         out = Sample(
             tokens=jax.lax.dynamic_update_slice_in_dim(out.tokens, token[:, None], t, axis=1),

@@ -194,9 +194,8 @@ class Engine:
         given = np.zeros(len(texts), int) if prompts.given is None else np.asarray(prompts.given)
         for place, (text, num) in enumerate(zip(texts, given, strict=True)):
             if not 1 <= len(text) - num <= self.max_prompt:
-                raise ValueError(
-                    f"prompt {place} has {len(text) - num} tokens; from 1 to max_prompt {self.max_prompt} can be read"
-                )
+                legal = f"from 1 to max_prompt {self.max_prompt} can be read"
+                raise ValueError(f"prompt {place} has {len(text) - num} tokens; {legal}")
         check_given(given, [len(text) for text in texts], self.max_new)
         index = np.asarray(prompts.index)
         params = self.relay(params)
@@ -214,16 +213,8 @@ class Engine:
                     store = self._read(params, [texts[i] for i in stored])
                 into, rows = schedule.admit(stored.stop * num_samples)
                 questions = rows // num_samples
-                slots = self._fill(
-                    slots,
-                    store,
-                    key,
-                    rows=questions - stored.start,
-                    targets=into,
-                    questions=index[questions],
-                    ks=rows % num_samples,
-                    given=given[questions],
-                )
+                which = dict(questions=index[questions], ks=rows % num_samples, given=given[questions])
+                slots = self._fill(slots, store, key, rows=questions - stored.start, targets=into, **which)
                 filled[into] = [len(texts[i]) for i in questions]
             kept = schedule.shrink()
             filled = filled if kept is None else filled[kept]
@@ -396,9 +387,8 @@ def _prefill(model, sampling, params, tokens, lengths) -> Store:
     batch, length = tokens.shape
     everything = jnp.ones((batch, length), bool)
     positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
-    hidden, cache = models.forward(
-        model, params, tokens, positions, everything, models.empty_cache(model, batch, length)
-    )
+    cache = models.empty_cache(model, batch, length)
+    hidden, cache = models.forward(model, params, tokens, positions, everything, cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return Store(cache, last, first_seen(sampling, tokens, positions < lengths[:, None], model.num_rows), lengths)
 

@@ -97,9 +97,8 @@ class Stage(Checked):
         if self.critic is not None:
             outputs, columns = (*OUTPUTS, "values"), [*columns, "old_values", "returns"]
         columns += ["weights"] if self.importance_cap else []
-        yield from unmet(
-            self.losses, outputs, columns, f"a reft stage {'without' if self.critic is None else 'with'} a critic"
-        )
+        what = f"a reft stage {'without' if self.critic is None else 'with'} a critic"
+        yield from unmet(self.losses, outputs, columns, what)
         yield from whole(self.losses, ppo.accumulate, "ppo.accumulate")
         if not self.rewards:
             yield "rewards", "a response must be paid by something: legal is a group of one term or more"
@@ -117,21 +116,16 @@ class Stage(Checked):
         if tempered or sampling.shapes_distribution and correction != "importance":
             names = [f.name for f in dataclasses.fields(sampling) if f.name not in ("stop", "max_new")]
             given = [f"{n}={getattr(sampling, n)!r}" for n in names if getattr(sampling, n) != getattr(WHOLE, n)]
-            yield (
-                "sampling",
-                (
-                    f"got {', '.join(given)}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1 and no "
-                    "other changes. Or set ppo.correction: 'temper' trains the tempered policy (a temperature alone), 'importance' weights "
-                    "tokens by min(p / q, importance_cap)"
-                ),
+            told = (
+                f"got {', '.join(given)}; PPO's log-probs are those of the whole distribution: temperature 1, top_k 0, top_p 1 and no "
+                "other changes. Or set ppo.correction: 'temper' trains the tempered policy (a temperature alone), 'importance' weights "
+                "tokens by min(p / q, importance_cap)"
             )
+            yield "sampling", told
 
     def rows(self) -> dict:
-        return {
-            "batch_size": self.batch_size,
-            "ppo.minibatch_size": self.ppo.part_size,
-            "eval_batch_size": self.eval_batch_size,
-        }
+        trained = {"batch_size": self.batch_size, "ppo.minibatch_size": self.ppo.part_size}
+        return trained | {"eval_batch_size": self.eval_batch_size}
 
     def asks(self, recipe) -> tuple:
         return ("rollout",)
@@ -243,10 +237,8 @@ def compare(run, name, stage, score, questions, policy, ref_params):
     logp = score(policy, ref_params, asked, tokens, mask, together)[0]
     gap = np.abs(distributed.fetch(logp) - sample.logp)[sample.mask]
     limit = stage.max_logp_gap or {"float32": 1e-4, "bfloat16": 0.05}[run.model.compute_dtype]
-    print(
-        f"[{name}] log-probs of sampling and of training differ by {gap.mean():.1e} on average, {gap.max():.1e} at most",
-        flush=True,
-    )
+    differ = f"differ by {gap.mean():.1e} on average, {gap.max():.1e} at most"
+    print(f"[{name}] log-probs of sampling and of training {differ}", flush=True)
     if not gap.mean() <= limit:
         raise RunError(
             f"{name}: the sampler's log-probs differ from those that training computes by {gap.mean():.3g} on average, over "

@@ -7,7 +7,6 @@ long for config.data's limits is cut before its end-of-sequence. <stage>/reranke
 """
 
 import dataclasses
-import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from reft_jax import models
 from reft_jax.config.records import choices_of, setting
 from reft_jax.config.setting import divides
 from reft_jax.config.settings import Sampling, Training, sampled, source_answers, unmet, whole
-from reft_jax.data import batching
+from reft_jax.data import batching, splits
 from reft_jax.errors import RunError
 from reft_jax.models import init_classifier
 from reft_jax.rollouts import rank, stored
@@ -121,8 +120,7 @@ def choose_all(run: Run, name: str, stage: Stage) -> list[dict]:
 
 def balance(right: list[bool], *, seed: int, item_id: str) -> list[bool]:
     """Which responses of a question are used: as many right as wrong ones, as many as can be; a function of (seed, item_id, k)."""
-    rank = {k: hashlib.sha256(f"{seed}\x1f{item_id}\x1f{k}".encode()).digest() for k in range(len(right))}
+    ranked = sorted(range(len(right)), key=lambda k: splits.hashed(seed, item_id, k))
     num = min(sum(right), len(right) - sum(right))
-    groups = [sorted((k for k, ok in enumerate(right) if ok == kind), key=rank.__getitem__) for kind in (True, False)]
-    chosen = {k for group in groups for k in group[:num]}
+    chosen = {k for kind in (True, False) for k in [k for k in ranked if right[k] == kind][:num]}
     return [k in chosen for k in range(len(right))]

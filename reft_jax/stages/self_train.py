@@ -18,7 +18,6 @@ import ast
 import collections
 import dataclasses
 import functools
-import hashlib
 import time
 import warnings
 
@@ -28,7 +27,7 @@ from reft_jax import models
 from reft_jax.config.records import choices_of, setting
 from reft_jax.config.setting import divides
 from reft_jax.config.settings import OUTPUTS, Checked, Sampling, sampled, source_answers, unmet, whole
-from reft_jax.data import batching, prompts
+from reft_jax.data import batching, prompts, splits
 from reft_jax.rollouts import stored
 from reft_jax.rollouts.actor import Actor
 from reft_jax.rollouts.questions import ask
@@ -129,10 +128,8 @@ def learn_offline(name: str, stage: Stage, run: Run):
         num_sampled=len(lines),
         not_kept={why: count for why, count in sorted(counts.items()) if why},
     )
-    print(
-        f"{name}: learns {len(gold.records)} gold CoTs and {len(own)} of {len(lines)} responses; {facts['not_kept']}",
-        flush=True,
-    )
+    learns = f"{len(gold.records)} gold CoTs and {len(own)} of {len(lines)} responses"
+    print(f"{name}: learns {learns}; {facts['not_kept']}", flush=True)
     supervised.learn(name, stage, run, (*gold.encoded, *own), **facts)
 
 
@@ -189,8 +186,7 @@ def without_duplicates(lines: list[dict], texts: list[str], gold: str, *, progra
 def capped(whys: list[str], cap: int, *, seed: int, item_id: str) -> list[str]:
     """`whys` with all but `cap` of the "" made "over_cap"; which is a function of (seed, item_id, k)."""
     left = [k for k, why in enumerate(whys) if not why]
-    rank = {k: hashlib.sha256(f"{seed}\x1f{item_id}\x1f{k}".encode()).digest() for k in left}
-    over = set(sorted(left, key=rank.__getitem__)[cap:])
+    over = set(sorted(left, key=lambda k: splits.hashed(seed, item_id, k))[cap:])
     return ["over_cap" if k in over else why for k, why in enumerate(whys)]
 
 

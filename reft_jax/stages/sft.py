@@ -38,11 +38,11 @@ class Stage(Checked):
         if self.continue_run and not hasattr(earlier.get(self.init_from), "continue_run"):
             yield "continue_run", f"init_from must name an earlier sft stage to go on with; got {self.init_from!r}"
         elif self.continue_run and _kept(self.optim) != _kept(earlier[self.init_from].optim):
-            yield (
-                "optim",
+            told = (
                 f"with continue_run it goes on with the optimizer's state of {self.init_from!r}, and this one's has another form: use, mu_dtype, "
-                "rounding, whether gradients are clipped, and what else shapes it must be the same in both",
+                "rounding, whether gradients are clipped, and what else shapes it must be the same in both"
             )
+            yield "optim", told
 
     def rows(self) -> dict:
         return {"batch_size": self.batch_size // self.accumulate, "eval_batch_size": self.eval_batch_size}
@@ -58,9 +58,8 @@ def _kept(optim):
     """The form of an optimizer's state: its structure, and the shapes and types of its arrays, over matrices of several sizes."""
     sizes = (8, 32, 64, 128, 256)
     blocks = {f"of_{size}": {"kernel": jax.ShapeDtypeStruct((2, size, size), jnp.float32)} for size in sizes}
-    state = jax.eval_shape(
-        optim(1).init, {"blocks": blocks, "norm": {"scale": jax.ShapeDtypeStruct((8,), jnp.float32)}}
-    )
+    norm = {"scale": jax.ShapeDtypeStruct((8,), jnp.float32)}
+    state = jax.eval_shape(optim(1).init, {"blocks": blocks, "norm": norm})
     return jax.tree.structure(state), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
 
 

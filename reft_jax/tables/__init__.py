@@ -109,9 +109,8 @@ def find_runs(root: pathlib.Path) -> tuple[list[Finished], list[str]]:
         try:
             runs.append(read_run(pathlib.Path(folder)))
         except (ValueError, KeyError, TypeError, OSError) as error:
-            warnings.append(
-                f"{folder}/results.json or config.json: not a run's ({type(error).__name__}: {error}); left out"
-            )
+            why = f"{type(error).__name__}: {error}"
+            warnings.append(f"{folder}/results.json or config.json: not a run's ({why}); left out")
     return runs, warnings
 
 
@@ -120,11 +119,7 @@ def find_runs(root: pathlib.Path) -> tuple[list[Finished], list[str]]:
 
 def kept(tree: dict, kind: str) -> dict:
     """A group of settings without those of HOW, at any depth."""
-    return {
-        key: kept(value, kind) if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if key not in HOW[kind]
-    }
+    return {k: kept(v, kind) if isinstance(v, dict) else v for k, v in tree.items() if k not in HOW[kind]}
 
 
 def lineage(run: Finished, name: str, find) -> dict:
@@ -189,9 +184,8 @@ def finder(runs: list[Finished], root: pathlib.Path):
             path = path.parent
         for run in runs:
             tail = run.path.relative_to(root).parts
-            if path.name in run.stages and (
-                run.path == path.parent or tail and path.parent.parts[-len(tail) :] == tail
-            ):
+            known = run.path == path.parent or tail and path.parent.parts[-len(tail) :] == tail
+            if known and path.name in run.stages:
                 return run, path.name
         return None
 
@@ -262,9 +256,8 @@ def expected_small(data: dict, label: str) -> list[tuple[str, str, str, dict]]:
     for table in SMALL:
         if style in paper_small(table).STYLES:
             planned, found = small_entries(table, data["cot"], style)
-            entries += (
-                [entry for entry in found if entry[0].endswith(f"/{label}")] if kept(data, "data") == planned else []
-            )
+            if kept(data, "data") == planned:
+                entries += [entry for entry in found if entry[0].endswith(f"/{label}")]
     return entries
 
 

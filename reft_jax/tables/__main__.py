@@ -131,10 +131,8 @@ def command_of(job: str, root: str, *, variant: str, seed: int, smoke: bool) -> 
     train, test = paper().files(job)
     pairs = [f"row={job}", f"variant={variant}", f"seed={seed}"]
     pairs += [f"runs={home}"] if paper().needs(job, variant) else []
-    model = paper().ROWS[job].model
-    pairs += (
-        ["smoke"] if smoke else [f"train_file=$DATA/{train}", f"test_file=$DATA/{test}", f"model_dir=$MODELS/{model}"]
-    )
+    files = [f"train_file=$DATA/{train}", f"test_file=$DATA/{test}", f"model_dir=$MODELS/{paper().ROWS[job].model}"]
+    pairs += ["smoke"] if smoke else files
     return f'python -m reft_jax.main "--config={CONFIG}:{",".join(pairs)}" "--workdir={home}/{job}"'
 
 
@@ -216,11 +214,8 @@ def seeds_of(args, table: str) -> tuple[int, ...]:
 def plan(args) -> list[str]:
     """The commands of a table, in order, or of all of the paper's."""
     if args.table in SMALL:
-        of_seeds = seeds_of(args, args.table)
-        return [
-            small.command_of(args.table, *cell, args.root, smoke=args.smoke)
-            for cell in small.cells(args.table, of_seeds)
-        ]
+        cells = small.cells(args.table, seeds_of(args, args.table))
+        return [small.command_of(args.table, *cell, args.root, smoke=args.smoke) for cell in cells]
     rows = [row for row in paper().ROWS.values() if args.table in (None, row.table)]
     jobs = in_order([paper().job(row.name, args.variant) for row in rows], args.variant)
     return [legend(args.smoke), *(command_of(job, args.root, **about_of(args)) for job in jobs)]

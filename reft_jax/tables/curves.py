@@ -26,9 +26,8 @@ def write(table: str, found: list[Figure], root: pathlib.Path) -> list[pathlib.P
     """Writes root/curves.csv and root/curves.png, and returns their paths; InputError if there is nothing to draw."""
     curves = gather(found)
     if not curves:
-        raise InputError(
-            f"ROOT: {root} holds no run of the table {table}; `bash launch/table.sh {table} ROOT` makes them"
-        )
+        makes = f"`bash launch/table.sh {table} ROOT` makes them"
+        raise InputError(f"ROOT: {root} holds no run of the table {table}; {makes}")
     lines = [(*key, update, accuracy) for key, curve in curves.items() for update, accuracy in zip(*curve, strict=True)]
     with open(root / "curves.csv.tmp", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])

@@ -83,11 +83,8 @@ def by_number(figures: list[Figure]) -> dict[int, Figure]:
 
 def cells_of(name: str, row: dict, absent: dict, sft: dict[int, Figure]) -> list[str]:
     """A line's cells as text."""
-    each = {
-        seed: f"{100 * figure.value:.1f} ({interval(figure.interval)})"
-        for seed, figure in by_number(row["accuracy"]).items()
-    }
-    each |= absent
+    there = by_number(row["accuracy"]).items()
+    each = {seed: f"{100 * figure.value:.1f} ({interval(figure.interval)})" for seed, figure in there} | absent
     commits = sorted({(figure.run.commit or "-")[:9] for figure in row["accuracy"]})
     return [
         name,
