@@ -123,8 +123,8 @@ def spoil(expr: tuple, rng: random.Random) -> tuple | None:
         sides = [side for side in (1, 2) if isinstance(target[side], int)]
         if not sides:
             return None
-        side = rng.choice(sides)
-        other = (*target[:side], rng.randint(MIN_NUMBER, MAX_NUMBER), *target[side + 1 :])
+        number, side = rng.randint(MIN_NUMBER, MAX_NUMBER), rng.choice(sides)
+        other = (*target[:side], number, *target[side + 1 :])
     else:
         other = rng.choice((left, right))
     spoiled = _replace(expr, target, other)
