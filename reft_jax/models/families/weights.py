@@ -5,6 +5,8 @@ import typing
 
 import numpy as np
 
+from reft_jax.errors import InputError
+
 
 class Weight(typing.NamedTuple):
     """One of our arrays. `take` gives, by views alone, its part of the file's tensor with the axes in our order; so it
@@ -39,8 +41,9 @@ def bias(name: str, *outputs: int) -> Weight:
 
 
 def table(arch, names: dict[str, str], kernel=matrix) -> dict:
-    """Our path -> Weight of every parameter of an Arch. names: ours, dotted -> the file's, which has {} for the layer of what is in the blocks.
-    kernel: how the blocks' matrices are stored. A family whose queries, keys and values are one matrix adds them itself."""
+    """Our path -> Weight of every parameter of an Arch. names: ours, dotted -> the file's, which has {} for the layer of what is in the
+    blocks; InputError for a parameter without one. kernel: how the blocks' matrices are stored. A family whose queries, keys and values
+    are one matrix adds them itself."""
     d, n, k, h, f, v = arch.dim, arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.ffn_dim, arch.vocab_size
     norms = {"norm": d, "attention_norm": d} | ({} if arch.parallel else {"mlp_norm": d})
     norms |= {"attention_post_norm": d, "mlp_post_norm": d} if arch.post_norms else {}
@@ -52,6 +55,10 @@ def table(arch, names: dict[str, str], kernel=matrix) -> dict:
     matrices["mlp.down"] = (f,), (d,), arch.mlp_bias
 
     def path(ours: str, leaf: str) -> tuple[str, ...]:
+        if ours not in names:
+            raise InputError(
+                f"config.model.arch: a Hugging Face directory of family {arch.family!r} has no place for {ours}"
+            )
         return *(["blocks"] if "{}" in names[ours] else []), *ours.split("."), leaf
 
     out = {("embed", "kernel"): same(f"{names['embed']}.weight", v, d)}
