@@ -7,7 +7,6 @@ those of the workdir that it lies in.
 Both ways are bit for bit where --dtype (float32 or bfloat16) is what the weights are stored in. Exit codes are main's.
 """
 
-import json
 import pathlib
 import sys
 
@@ -63,11 +62,11 @@ def to_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
     from reft_jax.run import checkpoint
     from reft_jax.stages import export
 
-    chosen = (source / "DONE").is_file() and "selected_step" in json.loads((source / "DONE").read_text())
+    chosen = (source / "DONE").is_file() and "selected_step" in checkpoint.facts(source)
     folder = checkpoint.selected(source) if chosen else checkpoint.locate(source)
     if folder is None:
         raise InputError(
-            f"--from={source}: neither a Hugging Face directory (no config.json) nor a stage's folder or checkpoint (no checkpoints/<step>)"
+            f"--from={source}: neither a Hugging Face directory nor a stage's folder or checkpoint: {checkpoint.why_none(source)}"
         )
     about = [
         parent / "tokenizer"

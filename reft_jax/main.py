@@ -155,7 +155,7 @@ def main(argv: list[str]) -> int:
         if error.errno != 28:  # ENOSPC
             raise
         print(
-            f"error: the disk is full ({error.filename or error}); the last complete checkpoint is intact. "
+            f"error: the disk is full ({error.filename or error}); what was saved before is intact. "
             "Free some space and run the same command again",
             file=sys.stderr,
         )

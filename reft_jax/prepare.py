@@ -1,6 +1,7 @@
 """All that can be wrong with config, data, sizes and folder, found before a device is touched and before anything is written."""
 
 import dataclasses
+import json
 import pathlib
 
 from reft_jax import models, recipe, tasks
@@ -82,6 +83,7 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
 
     layout = sharding.make_layout(config.mesh)
     check_batches(config, layout)
+    check_checkpoints(config, workdir)
     check_sizes(config, arch)
     check_longer(config, workdir, longer)
     model = build_model(config, arch, layout)
@@ -163,10 +165,31 @@ def check_sources(config: settings.Recipe):
                     if models.SHIPPED.is_dir()
                     else "none"
                 )
+                why = f". {source} is {checkpoint.why_none(source)}" if pathlib.Path(source).is_dir() else ""
                 raise InputError(
                     f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, "
-                    f"a checkpoint directory, or a shipped model ({shipped})"
+                    f"a checkpoint directory, or a shipped model ({shipped}){why}"
                 )
+
+
+def check_checkpoints(config: settings.Recipe, workdir: pathlib.Path):
+    """The checkpoints that unfinished stages will read, of finished stages and of directories, must be there and be what was saved."""
+    names = [name for name, _ in config.stages]
+    finished = {name for name in names if (workdir / name / "DONE").exists()}
+    results = workdir / "results.json"
+    evaluated = json.loads(results.read_text())["stages"] if results.exists() else ()
+    folders = {}
+    for name in names:
+        if name in finished:
+            continue
+        chosen, last = begin.read_by(config, name, evaluated)
+        folders |= {checkpoint.selected(workdir / source): None for source in chosen if source in finished}
+        folders |= {checkpoint.last(workdir / source): None for source in last if source in finished}
+        for source in chosen:
+            if source not in {"random", *names} and models.resolve(source) is None:
+                folders[checkpoint.locate(source)] = None
+    for folder in folders:
+        checkpoint.check(folder)
 
 
 def check_sizes(config: settings.Recipe, arch):

@@ -10,10 +10,10 @@ import subprocess
 import pytest
 
 from reft_jax import main as main_lib
-from reft_jax import models
+from reft_jax import models, prepare, recipe
 from reft_jax.data import tokenizer as tokenizers
-from reft_jax.errors import Stop
-from reft_jax.run import metrics, workdirs
+from reft_jax.errors import InputError, Stop
+from reft_jax.run import checkpoint, metrics, workdirs
 from tests import runs
 
 DEMO = f"--config={runs.ROOT / 'configs/demo.py'}:smoke"
@@ -140,7 +140,80 @@ def test_a_model_whose_sizes_are_not_the_checkpoints(refused, tmp_path):
 def test_a_checkpoint_folder_that_is_none(refused, tmp_path):
     (tmp_path / "stage" / "checkpoints").mkdir(parents=True)
     message = refused(DEMO, f"--config.stages.warmup.init_from={tmp_path / 'stage'}")
-    assert str(tmp_path / "stage") in message
+    assert f"{tmp_path / 'stage'} is a folder with no complete checkpoint" in message
+    shutil.copytree(
+        made_checkpoint(tmp_path / "done" / "checkpoints" / "3"), folder := tmp_path / "4.orbax-checkpoint-tmp"
+    )
+    message = refused(DEMO, f"--config.stages.warmup.init_from={folder}")
+    assert f"{folder} is a checkpoint whose writing was interrupted" in message
+    write(tmp_path / "config.json", dict(config={}, git_commit=None))
+    message = refused(DEMO, f"--config.stages.warmup.init_from={tmp_path}")
+    assert (
+        f"{tmp_path} is the folder of a whole run; name the folder of one of its stages" in message
+        and message.endswith(": done\n")
+    )
+
+
+def made_checkpoint(folder):
+    """A checkpoint of the shipped base."""
+    checkpoint.write_params(folder, models.load_hf(models.SHIPPED / "arithmetic_base")[1])
+    return folder
+
+
+def test_a_damaged_checkpoint_to_begin_with(refused, tmp_path):
+    folder = made_checkpoint(tmp_path / "base[1]" / "checkpoints" / "0")
+    for file, position in (("_METADATA", 100), ("manifest.ocdbt", 50), ("ocdbt.process_0/manifest.ocdbt", 50)):
+        path = folder / "params" / file
+        whole = path.read_bytes()
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        message = refused(DEMO, f"--config.stages.warmup.init_from={tmp_path / 'base[1]'}")
+        assert f"{path} is damaged: its bytes 0 to {len(whole):,} are not those that were saved" in message
+        assert f"Restore {folder} from a copy, or name another checkpoint" in message
+        path.write_bytes(whole)
+
+
+def test_checkpoints_of_finished_stages_that_are_gone(tmp_path):
+    """What an unfinished stage will read must be there when the command begins; what no stage reads any more may be gone."""
+    config, tree = recipe.load(DEMO.partition("=")[2])
+
+    def finish(name, selected, last):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "DONE", dict(selected_step=selected, last_step=last))
+
+    def said():
+        with pytest.raises(InputError) as caught:
+            prepare.check_checkpoints(config, tmp_path)
+        return str(caught.value)
+
+    def there(name, step):
+        (tmp_path / name / "checkpoints" / str(step) / "params").mkdir(parents=True)
+
+    prepare.check_checkpoints(config, tmp_path)
+    finish("warmup", 4, 8)
+    for step, what in ((8, "ended with"), (4, "chose")):  # sft goes on with the last, reft begins with the chosen one
+        message = said()
+        assert (
+            f"{tmp_path}/warmup/checkpoints/{step}: the checkpoint that the finished stage warmup {what} is gone"
+            in message
+        )
+        assert f"remove {tmp_path}/warmup and run the same command again" in message
+        there("warmup", step)
+    prepare.check_checkpoints(config, tmp_path)
+    finish("sft", 3, 9)
+    assert (
+        f"{tmp_path}/sft/checkpoints/3: the checkpoint that the finished stage sft chose is gone" in said()
+    )  # evaluate
+    write(tmp_path / "results.json", dict(stages=dict(sft={})))
+    prepare.check_checkpoints(config, tmp_path)
+    finish("reft", 1, 1)
+    write(tmp_path / "results.json", dict(stages=dict.fromkeys(("base", "warmup", "sft", "reft"), {})))
+    shutil.rmtree(tmp_path / "warmup" / "checkpoints")
+    prepare.check_checkpoints(config, tmp_path)
+    tree["model"]["lora"] = dict(rank=2, alpha=2.0, targets=".*")  # adapters are merged into the chain that they began with
+    tree["stages"]["evaluate"]["checkpoints"] = dict(more="reft")
+    config = recipe.build(tree)
+    there("reft", 1)
+    assert "warmup chose is gone" in said()
 
 
 # ------------------------------------------------------------------ the data

@@ -71,6 +71,42 @@ def test_what_is_refused(argv, said, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["c[1]", "a\\b", "**"])
+def test_any_folder_s_name_will_do(name, tmp_path):
+    run(BASE, tmp_path / name / "ours")
+    run(tmp_path / name / "ours", tmp_path / name / "theirs")
+    before, after = (load_file(folder / "model.safetensors") for folder in (BASE, tmp_path / name / "theirs"))
+    assert all(x.tobytes() == after[key].tobytes() for key, x in before.items())
+
+
+def test_what_is_no_checkpoint_is_said_before_anything_is_written(tmp_path, capsys):
+    def said(source):
+        run(source, tmp_path / "new", code=2)
+        assert not (tmp_path / "new").exists()
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"error: --from={source}") or str(source) in printed.partition(" ")[2]
+        return printed
+
+    run(BASE, tmp_path / "run" / "sft")
+    (tmp_path / "run" / "config.json").write_text('{"config": {}}')  # a run's, not a model's
+    capsys.readouterr()
+    assert "the folder of a whole run; name the folder of one of its stages that have a checkpoint: sft" in said(
+        tmp_path / "run"
+    )
+    stage = tmp_path / "run" / "sft"
+    (stage / "DONE").write_text(json.dumps(dict(selected_step=7, last_step=8)))
+    assert f"{stage}/checkpoints/7: the checkpoint that the finished stage sft chose is gone" in said(stage)
+    (stage / "DONE").unlink()
+    (stage / "checkpoints" / "0").rename(stage / "checkpoints" / "0.making")
+    assert "whose writing was interrupted" in said(stage / "checkpoints" / "0.making")
+    assert "no complete checkpoint" in said(stage)
+    (stage / "checkpoints" / "0.making").rename(stage / "checkpoints" / "0")
+    data = max((stage / "checkpoints").rglob("d/*"), key=lambda path: path.stat().st_size)
+    whole = data.read_bytes()
+    data.write_bytes(whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:])
+    assert f"{data} is damaged" in said(stage)
+
+
 def test_a_checkpoint_away_from_its_workdir_is_refused(tmp_path, capsys):
     run(BASE, tmp_path / "ours")
     shutil.move(tmp_path / "ours" / "checkpoints", tmp_path / "alone" / "checkpoints")

@@ -1,7 +1,9 @@
 """Runs of several processes: how they are found, what they share, and what happens when one of them is lost."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,8 @@ import pytest
 
 from reft_jax.errors import InputError, RunError
 from reft_jax.mesh import distributed
-from tests import runs
+from reft_jax.run import checksums
+from tests import runs, test_checkpoint, tiny
 
 LOCAL = runs.ROOT / "launch" / "local.sh"
 
@@ -110,6 +113,94 @@ time.sleep(60)
 def test_the_launcher_says_what_is_wrong(arguments, said):
     done = subprocess.run(["bash", LOCAL, *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and said in done.stderr
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+CHECKPOINTS = """
+import os, pathlib, random, sys
+from reft_jax.mesh import distributed
+flags = dict(processes="2", process=sys.argv[1], coordinator=f"localhost:{sys.argv[2]}")
+distributed.initialize(distributed.read_flags(flags, {}))
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from reft_jax.run import checkpoint, checksums
+from tests.test_checkpoint import flip, progress, small
+
+mesh, folder = jax.make_mesh((4,), ("x",)), pathlib.Path(sys.argv[3])
+
+def split(state):
+    places = lambda x: NamedSharding(mesh, PartitionSpec("x") if x.shape == (64, 32) else PartitionSpec())
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, places(x), lambda i: jax.device_get(x)[i]), state)
+
+def damage(step):
+    distributed.barrier("before")
+    if distributed.is_primary():
+        for path in (folder / "checkpoints" / str(step) / "params" / "ocdbt.process_1").rglob("*"):
+            if path.is_file():
+                flip(path, random.Random(0))
+    distributed.barrier("after")
+
+def same(a, b):
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, y: (x == y).all(), a, b)))
+
+checkpoints = checkpoint.Checkpoints(folder)
+for step in (1, 2):
+    checkpoints.save(step, split(small(step)), progress(step), wait=step == 2)
+step, state, facts = checkpoints.go_on(split(small(9)))
+assert step == 2 and facts == progress(2)
+same(state, split(small(2)))
+damage(2)
+step, state, facts = checkpoints.go_on(split(small(9)))
+assert step == 1 and facts == progress(1)
+same(state, split(small(1)))
+checkpoints.save(2, split(small(2)), progress(2))
+damage(1)
+for read in (checkpoint.check, checkpoint.read_params):
+    try:
+        read(folder / "checkpoints" / "1")
+    except checksums.Damaged as error:
+        print(f"{sys.argv[1]} refused {error}", file=sys.stderr)
+checkpoints.close()
+distributed.shutdown()
+"""
+
+
+def test_two_processes_sum_up_a_share_each_and_agree_on_what_is_damaged(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    folder = tmp_path / "stage"
+    command = [sys.executable, "-c", CHECKPOINTS]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), port, folder],
+            cwd=runs.ROOT,
+            env=runs.environment(devices=2),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    for i, text in enumerate(said):
+        assert text.count(f"{i} refused {folder}/checkpoints/1/params/ocdbt.process_1/") == 2, text
+        assert "checkpoints/2 cannot be read" in text and "going on from step 1" in text
+    assert (folder / "checkpoints" / "2.unreadable").is_dir()
+    files = json.loads((folder / "checkpoints" / "2" / checksums.NAME).read_text())["files"]
+    assert {f"{item}/ocdbt.process_{i}/manifest.ocdbt" for item in ("params", "opt") for i in range(2)} < files.keys()
+    assert not [path for path in folder.rglob(f"{checksums.NAME}.*")]
+    (step, restored, facts), warned = test_checkpoint.went_on(
+        folder, test_checkpoint.small(9)
+    )  # one process, one device
+    assert step == 2 and facts == test_checkpoint.progress(2) and warned == ""
+    tiny.assert_trees_equal(restored, test_checkpoint.small(2))
 
 
 # ------------------------------------------------------------------ whole runs

@@ -36,9 +36,17 @@ FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.b
 def resolve(name: str) -> pathlib.Path | None:
     """The folder of a Hugging Face directory or of a shipped model's name; None if there is none."""
     for folder in (pathlib.Path(name), SHIPPED / name):
-        if name and (folder / "config.json").is_file() and not (folder / "results.json").exists():
+        if name and (folder / "config.json").is_file() and not _of_a_run(folder):
             return folder
     return None
+
+
+def _of_a_run(folder: pathlib.Path) -> bool:
+    """Whether it is a run's folder, whose config.json describes no model."""
+    try:
+        return "config" in json.loads((folder / "config.json").read_text())
+    except (ValueError, TypeError):
+        return False
 
 
 def read_config(directory):

@@ -6,6 +6,7 @@ import pathlib
 import jax
 
 from reft_jax import models
+from reft_jax.config.settings import Recipe
 from reft_jax.errors import InputError
 from reft_jax.run import checkpoint
 from reft_jax.run.run import INIT, Run, key_of
@@ -17,7 +18,7 @@ def frozen_and_trained(run: Run, name: str) -> tuple[dict, dict]:
     Over a full base, the adapters of an earlier stage are merged into it and fresh ones begin. A quantized base stays what
     it was at the first stage, since a merged one would lose them when it is quantized again: there they are trained on.
     """
-    source = _origin(run, name)
+    source = _origin(run.config, name)
     if run.tuned.lora is None:
         return {}, initial_params(run, source)
     if run.tuned.base != "full" and source in dict(run.config.stages):
@@ -40,16 +41,16 @@ def reference(run: Run, frozen: dict, params: dict) -> tuple[models.Model, dict]
     return run.tuned, models.join(frozen, models.only_adapters(params))
 
 
-def _origin(run: Run, name: str) -> str:
+def _origin(config: Recipe, name: str) -> str:
     """What a training stage begins with; for one that goes on with another's run, what that began with."""
-    stage = dict(run.config.stages)[name]
-    return _origin(run, stage.init_from) if getattr(stage, "continue_run", False) else stage.init_from
+    stage = dict(config.stages)[name]
+    return _origin(config, stage.init_from) if getattr(stage, "continue_run", False) else stage.init_from
 
 
 def _quantized(run: Run, source: str) -> dict:
     """The base in few bits that a chain of stages has under its adapters: what its first stage began with."""
     while source in dict(run.config.stages):
-        source = _origin(run, source)
+        source = _origin(run.config, source)
     params = initial_params(run, source)
     return models.quantize_base(run.tuned, {key: params[key] for key in models.shapes(run.model)})
 
@@ -69,7 +70,7 @@ def initial_params(run: Run, source: str) -> dict:
         if run.tuned.lora is None:
             return _read(run, checkpoint.selected(run.folder(source)), source)
         if run.tuned.base == "full":
-            base = initial_params(run, _origin(run, source))
+            base = initial_params(run, _origin(run.config, source))
         else:
             base = models.restore_base(run.tuned, _quantized(run, source))
         return models.merge_adapters(
@@ -92,7 +93,8 @@ def initial_params(run: Run, source: str) -> dict:
     if (folder := checkpoint.locate(source)) is not None:
         return _read(run, folder, source)
     raise InputError(
-        f"init_from={source!r}: it is none of: random, a stage ({', '.join(n for n, _ in run.config.stages)}), a Hugging Face directory, "
+        f"init_from={source!r}: {checkpoint.why_none(source)}. It is none of: random, a stage "
+        f"({', '.join(n for n, _ in run.config.stages)}), a Hugging Face directory, "
         f"a shipped model ({', '.join(sorted(p.name for p in models.hf.SHIPPED.iterdir() if p.is_dir()))}), a checkpoint directory"
     )
 
@@ -120,6 +122,26 @@ def _read(run: Run, folder: pathlib.Path, source: str) -> dict:
     ranks = run.config.kind(source) == "reranker"
     stored = check_stored(folder, f"init_from={source}", models.shapes(run.model), classifier=ranks)
     return checkpoint.read_params(folder, models.param_shardings(run.model, stored))
+
+
+def read_by(config: Recipe, name: str, evaluated=()) -> tuple[list[str], list[str]]:
+    """What a stage will read, of earlier stages and of directories: (those of which the chosen checkpoint, those of which the last, which
+    training goes on with). `evaluated`: labels that an evaluation has done before."""
+    stages = dict(config.stages)
+    stage, chosen = stages[name], []
+
+    def reads(source: str):
+        chosen.append(source)
+        if config.model.lora is not None and source in stages:  # what its adapters are merged into
+            reads(_origin(config, source))
+
+    if getattr(stage, "continue_run", False):
+        reads(_origin(config, name))
+        return chosen, [stage.init_from]
+    for key, source in (*stage.sources(), *getattr(stage, "rerankers", ())):
+        if not (hasattr(stage, "checkpoints") and key in evaluated):
+            reads(source)
+    return chosen, []
 
 
 def differing(a, b) -> str:

@@ -44,9 +44,16 @@ def _sums(leaves: list) -> list:
 
 
 def facts(folder: pathlib.Path, word: str = "DONE") -> dict | None:
-    """What a stage's DONE (or BEGUN) says; None without the file."""
+    """What a stage's DONE (or BEGUN) says; None without the file. Raises InputError if it cannot be read."""
     path = folder / word
-    return json.loads(path.read_text()) if path.exists() else None
+    if not os.path.exists(path):
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); restore it, or remove {folder} and the same command does the stage again"
+        ) from error
 
 
 def given(workdir: pathlib.Path, stage: str) -> str | None:
@@ -102,5 +109,5 @@ def outdated(workdir: pathlib.Path, row: dict) -> bool:
         return False
     try:
         return any((workdir / stage).is_dir() and given(workdir, stage) != was for stage, was in measured.items())
-    except (ValueError, AttributeError):  # a damaged DONE
+    except InputError:  # a damaged DONE
         return False

@@ -74,6 +74,11 @@ class Lines:
             self._file.close()
 
 
+def num_lines(path: pathlib.Path) -> int:
+    """How many whole lines a file has; 0 where there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A plain-text table, first column left-aligned and the others right-aligned."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]

@@ -12,7 +12,7 @@ from reft_jax.data.records import Splits
 from reft_jax.errors import Preempted, Stop
 from reft_jax.mesh import distributed
 from reft_jax.mesh.sharding import Layout
-from reft_jax.run import lineage
+from reft_jax.run import checkpoint, lineage
 from reft_jax.run.metrics import write_json
 
 SAMPLE, PERMUTE, DROPOUT, INIT = range(4)  # streams of random numbers
@@ -71,7 +71,7 @@ class Run:
         distributed.barrier(f"{stage} goes on")
 
     def facts(self, stage: str) -> dict:
-        return lineage.facts(self.folder(stage))
+        return checkpoint.facts(self.folder(stage))
 
     def heard(self, bar, before: int = 0):
         """What long work calls with the number of parts done: the bar, on which `before` were done already, moves, and a stop that was asked

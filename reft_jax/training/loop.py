@@ -1,6 +1,7 @@
 """What training stages share: how many steps, when to check, log, save and stop, and which checkpoint is chosen."""
 
 import math
+import sys
 import time
 
 from reft_jax import models
@@ -12,7 +13,7 @@ from reft_jax.rollouts import figures
 from reft_jax.rollouts.actor import Actor
 from reft_jax.rollouts.questions import ask
 from reft_jax.run import checkpoint, profiler
-from reft_jax.run.metrics import Lines
+from reft_jax.run.metrics import Lines, num_lines
 from reft_jax.run.progress import Progress, formatted
 from reft_jax.run.run import SAMPLE, key_of
 from reft_jax.run.trackers import Metrics
@@ -60,6 +61,9 @@ ROLLOUTS = (
 )
 
 
+NOTHING_CHOSEN = {"best_step": None, "best_accuracy": -1.0}
+
+
 class Loop:
     """A stage's steps, checkpoints, metrics.jsonl and progress line; of a stage that `samples` also samples.jsonl and a step 0, where it
     begins.
@@ -76,13 +80,19 @@ class Loop:
         self.fields, self.shown, self.facts, self.tokens = shown, {}, facts or {}, 0
         self.num_steps = num_steps(stage.epochs, stage.batch_size, num)
         self.checkpoints = checkpoint.Checkpoints(run.folder(name))
-        self.start, self.state, self.progress = None, state, {"best_step": None, "best_accuracy": -1.0}
+        self.start, self.state, self.progress = None, state, dict(NOTHING_CHOSEN)
         if (saved := self.checkpoints.go_on(state)) is not None:
             self.start, self.state, self.progress = saved
-        elif goes_on_with:
-            earlier = checkpoint.Checkpoints(run.folder(goes_on_with))
-            self.start, self.state, _ = earlier.go_on(state)
-            earlier.close()
+            if _chooses(stage):
+                forget_lost_best(name, self.progress, self.checkpoints)
+        else:
+            if count := num_lines(run.folder(name) / "metrics.jsonl"):
+                warn(f"{name}: no complete checkpoint is there; the stage begins anew and drops {count} logged steps")
+            if goes_on_with:
+                self.start = int(checkpoint.last(run.folder(goes_on_with)).name)
+                earlier = checkpoint.Checkpoints(run.folder(goes_on_with))
+                self.state, _ = earlier.restore(self.start, state)
+                earlier.close()
 
     def steps(self):
         """The steps that are left, from 1; marks the stage as finished after the last."""
@@ -170,17 +180,52 @@ def make_check(run, stage, purpose: str, frozen: dict):
     return check
 
 
+def _chooses(stage) -> bool:
+    return getattr(stage, "select", "last") == "best"
+
+
 def select(progress: dict, step: int, metrics: dict, stage):
     """Remembers the best checked step so far (the first of equals)."""
     accuracy = metrics.get(f"eval/{stage.select_on}_accuracy")
     if accuracy is not None and accuracy > progress["best_accuracy"]:
         progress |= {"best_step": step, "best_accuracy": accuracy}
+        if accuracy > progress.get("lost_accuracy", math.inf):  # what was lost would not be chosen any more
+            del progress["lost_step"], progress["lost_accuracy"]
+
+
+def forget_lost_best(name: str, progress: dict, checkpoints: checkpoint.Checkpoints):
+    """Where the best checkpoint so far is gone or damaged, a warning says so and the best of those that follow is chosen; `progress`, and
+    DONE in the end, keep what was lost until a later step is better or it is there again."""
+    if "lost_step" in progress and checkpoints.fault(progress["lost_step"]) is None:
+        progress |= {"best_step": progress.pop("lost_step"), "best_accuracy": progress.pop("lost_accuracy")}
+    step, accuracy = progress["best_step"], progress["best_accuracy"]
+    if step is None or (fault := checkpoints.fault(step)) is None:
+        return
+    warn(
+        f"{name}: the best checkpoint so far ({accuracy:.3f} at step {step}) is lost: {fault}. The best of the checks that follow will be chosen, "
+        "if any follow, else the last step. To choose the lost one, restore it from a copy and run the same command again"
+    )
+    if accuracy > progress.get("lost_accuracy", -math.inf):
+        progress |= {"lost_step": step, "lost_accuracy": accuracy}
+    progress |= NOTHING_CHOSEN
+
+
+def warn(text: str):
+    """A warning on standard error, of one process."""
+    if distributed.is_primary():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def finish(run, name, stage, progress, step, epochs, **facts):
-    """Marks the stage as finished, with the checkpoint that it chose and other facts."""
-    best = getattr(stage, "select", "last") == "best" and progress["best_step"] is not None
+    """Marks the stage as finished, with the checkpoint that it chose and other facts. RunError if that is gone."""
+    best = _chooses(stage) and progress["best_step"] is not None
     chosen = progress["best_step"] if best else step
+    if not (folder := run.folder(name) / "checkpoints" / str(chosen)).is_dir():
+        raise RunError(
+            f"{name}: {folder} is gone, the checkpoint that the stage chooses; restore it from a copy and run the same command again "
+            "(without it, that chooses the last)"
+        )
+    facts |= {key: progress[key] for key in ("lost_step", "lost_accuracy") if _chooses(stage) and key in progress}
     run.finish(
         name,
         last_step=step,
