@@ -10,30 +10,22 @@ Both ways are bit for bit where --dtype (float32 or bfloat16) is what the weight
 import pathlib
 import sys
 
-from reft_jax.errors import InputError, RunError
+from reft_jax import commands
+from reft_jax.commands import Flag
+from reft_jax.config.paths import expanded
+from reft_jax.errors import InputError
 
 USAGE = "usage: python -m reft_jax.convert --from=DIR --to=DIR [--dtype=float32|bfloat16]"
-DTYPES = ("float32", "bfloat16")
+FLAGS = {
+    "--from": Flag(expanded, needed=True),
+    "--to": Flag(expanded, needed=True),
+    "--dtype": Flag(commands.one_of("float32", "bfloat16"), default="float32"),
+}
 
 
 def parse(argv: list[str]) -> tuple[pathlib.Path, pathlib.Path, str]:
     """(from, to, dtype) of the command line. Raises InputError."""
-    values, rest = {"dtype": "float32"}, list(argv)
-    while rest:
-        flag, equals, value = rest.pop(0).partition("=")
-        if flag in ("-h", "--help"):
-            raise SystemExit(f"{__doc__}\n{USAGE}")
-        if flag not in ("--from", "--to", "--dtype"):
-            raise InputError(f"unknown argument {flag!r}\n{USAGE}")
-        if not equals and not rest:
-            raise InputError(f"{flag} needs a value\n{USAGE}")
-        values[flag[2:]] = value if equals else rest.pop(0)
-    for key in ("from", "to"):
-        if not values.get(key):
-            raise InputError(f"--{key} is missing\n{USAGE}")
-    if values["dtype"] not in DTYPES:
-        raise InputError(f"--dtype: got {values['dtype']!r}; legal are {', '.join(DTYPES)}")
-    return pathlib.Path(values["from"]), pathlib.Path(values["to"]), values["dtype"]
+    return tuple(commands.parse(argv, __doc__, USAGE, FLAGS).values())
 
 
 def from_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
@@ -115,23 +107,17 @@ def _cast(tree, dtype):
     return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
+@commands.command()
 def main(argv: list[str]) -> int:
-    try:
-        source, target, dtype = parse(argv)
-        if not source.is_dir():
-            raise InputError(f"--from={source}: there is no such directory")
-        if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-            raise InputError(f"--to={target}: is there already; choose a new folder")
-        from reft_jax import models
+    source, target, dtype = parse(argv)
+    if not source.is_dir():
+        raise InputError(f"--from={source}: there is no such directory")
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise InputError(f"--to={target}: is there already; choose a new folder")
+    from reft_jax import models
 
-        convert = from_hugging_face if models.resolve(str(source)) is not None else to_hugging_face
-        convert(source, target, dtype)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    convert = from_hugging_face if models.resolve(str(source)) is not None else to_hugging_face
+    convert(source, target, dtype)
     return 0
 
 

@@ -18,18 +18,20 @@ import collections
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
 
+from reft_jax import commands
+from reft_jax.commands import SWITCH, Flag
 from reft_jax.config import choices
+from reft_jax.config.paths import expanded
 from reft_jax.configs.models import PRESETS
 from reft_jax.data import files, prompts, reader, splits
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import SIGNATURE, Record
-from reft_jax.errors import InputError, RunError
+from reft_jax.errors import InputError
 from reft_jax.rewards import answer, program, score
 from reft_jax.run.progress import Progress
 
@@ -71,43 +73,31 @@ class Finding:
     problem: str
 
 
+def _task(name: str) -> str:
+    if name not in _readers() and not (choices.is_path(name) and hasattr(choices.load("tasks", name), "read")):
+        known = ", ".join(_readers())
+        raise ValueError(f"legal are {known}, or a file of your own (my.py) whose Task has a read")
+    return name
+
+
+FLAGS = {
+    "FILE": Flag(needed=True, several=True),
+    "--test": Flag(default=""),
+    "--task": Flag(_task, default=""),
+    "--cot": Flag(commands.one_of(*score.COTS), default=""),
+    "--tokenizer": Flag(several=True),
+    "--max-prompt": Flag(commands.whole(1, "a number of tokens"), default=0),
+    "--max-response": Flag(commands.whole(1, "a number of tokens"), default=0),
+    "--json": SWITCH,
+}
+
+
 def parse(argv: Sequence[str]) -> Options:
     """The command line. Raises InputError."""
-    names, values, more = [], {}, []
-    for text in argv:
-        flag, equals, value = text.partition("=")
-        key = flag[2:].replace("-", "_")
-        if flag in ("-h", "--help"):
-            raise SystemExit(f"{__doc__}\n{USAGE}")
-        if not flag.startswith("-"):
-            names.append(text)
-        elif flag == "--json" and not equals:
-            values[key] = True
-        elif flag not in ("--test", "--task", "--cot", "--tokenizer", "--max-prompt", "--max-response"):
-            raise InputError(f"unknown argument {text!r}\n{USAGE}")
-        elif not value:
-            raise InputError(f"{flag} needs a value: {flag}=...\n{USAGE}")
-        elif flag == "--tokenizer":
-            more.append(value)
-        elif flag.startswith("--max"):
-            if not value.isdecimal() or int(value) < 1:
-                raise InputError(f"{flag}: got {value!r}; it must be a number of tokens from 1")
-            values[key] = int(value)
-        else:
-            values[key] = value
-    if not names:
-        raise InputError(f"no file is named\n{USAGE}")
-    task, cot = values.get("task"), values.get("cot", "nl")
-    if task and task not in _readers() and not (choices.is_path(task) and hasattr(choices.load("tasks", task), "read")):
-        known = ", ".join(_readers())
-        raise InputError(
-            f"--task: got {task!r}; legal are {known}, or a file of your own (my.py) whose Task has a read"
-        )
-    if cot not in score.COTS:
-        raise InputError(f"--cot: got {cot!r}; legal are {', '.join(score.COTS)}")
-    if ("max_prompt" in values or "max_response" in values) and not more:
+    given = commands.parse(argv, __doc__, USAGE, FLAGS)
+    if (given["max_prompt"] or given["max_response"]) and not given["tokenizer"]:
         raise InputError("--max-prompt and --max-response count tokens: name a --tokenizer")
-    return Options(tuple(names), tokenizers=tuple(more), **values)
+    return Options(given.pop("FILE"), tokenizers=given.pop("tokenizer"), **given)
 
 
 def _readers() -> list[str]:
@@ -278,7 +268,7 @@ def _lengths(records, name: str, how: Options) -> tuple[dict, list[Finding]]:
 
 def _tokenizer(name: str, records):
     """The tokenizer in a directory or of a shipped model, or the one that a model from nothing would get."""
-    for folder in (pathlib.Path(name).expanduser(), ASSETS / name):
+    for folder in (expanded(name), ASSETS / name):
         if folder.is_dir():
             return tokenizers.load(folder)
     if name != "bpe" and PRESETS.get(name, {"vocab_size": 1})["vocab_size"]:
@@ -343,35 +333,23 @@ def report(path: str, census: dict, found: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
+@commands.command(unread=1)
 def main(argv: Sequence[str]) -> int:
-    try:
-        options = parse(argv)
-        results = {}
-        for path in options.files:
-            results[path] = examine(path, options)
-            if not options.json:
-                print(report(path, *results[path]), flush=True)
-        found = [finding for _, several in results.values() for finding in several]
-        if options.json:
-            census = {path: census for path, (census, _) in results.items()}
-            print(json.dumps({"files": census, "findings": [dataclasses.asdict(f) for f in found]}, indent=1))
-        else:
-            kinds = collections.Counter(finding.kind for finding in found)
-            named = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-            print(f"{len(found)} findings: {named}" if found else "nothing found", flush=True)
-        return 1 if found else 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C; nothing was written", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    options = parse(argv)
+    results = {}
+    for path in options.files:
+        results[path] = examine(path, options)
+        if not options.json:
+            print(report(path, *results[path]), flush=True)
+    found = [finding for _, several in results.values() for finding in several]
+    if options.json:
+        census = {path: census for path, (census, _) in results.items()}
+        print(json.dumps({"files": census, "findings": [dataclasses.asdict(f) for f in found]}, indent=1))
+    else:
+        kinds = collections.Counter(finding.kind for finding in found)
+        named = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        print(f"{len(found)} findings: {named}" if found else "nothing found", flush=True)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 
 
 class InputError(ValueError):
@@ -18,7 +19,7 @@ class RunError(RuntimeError):
 
 
 class Stop:
-    """Set by SIGTERM and Ctrl-C; the loops look at it between steps. A second Ctrl-C stops at once."""
+    """Set by SIGTERM, SIGHUP (the terminal is gone) and Ctrl-C; the loops look at it between steps. A second Ctrl-C stops at once."""
 
     def __init__(self):
         self._asked = False
@@ -30,8 +31,14 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self):
-        """Takes the two signals while the block runs."""
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Takes the signals while the block runs; in a thread that is not the main one, which gets none, nothing. A SIGHUP that is ignored
+        (nohup) stays so."""
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread():
+            numbers = ()
+        elif signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            numbers = numbers[:2]
+        before = {number: signal.signal(number, self._ask) for number in numbers}
         try:
             yield
         finally:
@@ -44,6 +51,7 @@ class Stop:
             raise KeyboardInterrupt
         self._asked = True
         if number == signal.SIGINT:  # not print, which may be at work already
-            os.write(2, b"\nCtrl-C: saving what is done, then stopping. Once more ends the run at once, unsaved\n")
-        if self.agree is not None and number == signal.SIGINT:
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nCtrl-C: saving what is done, then stopping. Once more ends the run at once, unsaved\n")
+        if self.agree is not None and number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)  # the signal that the other processes hear of

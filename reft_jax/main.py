@@ -2,8 +2,8 @@
 
 Everything that can be wrong with the config, the data and the folder is found before a device is touched and before
 anything is written. Run again, the same command goes on where it was, or finds everything done. Exit codes: 0 done,
-1 failed, 2 bad configuration or input, 75 stopped by SIGTERM or Ctrl-C after a complete save (run again to go on). A second Ctrl-C ends the
-run at once, without a save (1).
+1 failed, 2 bad configuration or input, 75 stopped by SIGTERM, SIGHUP or Ctrl-C after a complete save (run again to go on). A second Ctrl-C
+ends the run at once, without a save (1). A run goes on where nobody reads what it prints; under nohup it outlives its terminal.
 
 On several hosts start the same command on each. Under Slurm, MPI and on TPU slices they find each other; else say --coordinator=HOST:PORT
 --processes=N --process=I. --processes=N alone makes a missing host an error; --init_timeout=S, --watchdog=MINUTES: `distributed.py`.
@@ -16,40 +16,24 @@ import shlex
 import sys
 import time
 
-from reft_jax.errors import InputError, Preempted, RunError, Stop
+from reft_jax import commands
+from reft_jax.commands import Flag
+from reft_jax.config.paths import expanded
+from reft_jax.errors import Preempted, RunError, Stop
 from reft_jax.mesh import distributed
-from reft_jax.run import jax_settings, profiler, progress, trackers, workdirs
+from reft_jax.run import jax_settings, profiler, progress, trackers
 
 USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]"
 
 
+FLAGS = {"--config": Flag(needed=True), "--config.": Flag(several=True), "--workdir": Flag(expanded, needed=True)}
+
+
 def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]], dict]:
-    """(config spec, workdir, [(path, text)], flags of several processes) of the command line; both --flag=value and --flag value.
-    Raises InputError."""
-    spec = workdir = None
-    overrides, processes, rest = [], {}, list(argv)
-    while rest:
-        flag, equals, value = rest.pop(0).partition("=")
-        if flag in ("-h", "--help"):
-            raise SystemExit(f"{__doc__}\n{USAGE}")
-        of_processes = flag.removeprefix("--") in distributed.FLAGS and flag.startswith("--")
-        if not (of_processes or flag in ("--config", "--workdir") or flag.startswith("--config.")):
-            raise InputError(f"unknown argument {flag!r}\n{USAGE}")
-        if not equals:
-            if not rest:
-                raise InputError(f"{flag} needs a value\n{USAGE}")
-            value = rest.pop(0)
-        if flag == "--config":
-            spec = value
-        elif flag == "--workdir":
-            workdir = value
-        elif of_processes:
-            processes[flag.removeprefix("--")] = value
-        else:
-            overrides.append((flag.removeprefix("--config."), value))
-    if not spec or not workdir:
-        raise InputError(f"--{'config' if not spec else 'workdir'} is missing\n{USAGE}")
-    return spec, workdir, overrides, distributed.read_flags(processes, os.environ)
+    """(config spec, workdir, [(path, text)], flags of several processes) of the command line. Raises InputError."""
+    given = commands.parse(argv, __doc__, USAGE, FLAGS | {f"--{name}": Flag() for name in distributed.FLAGS})
+    processes = {name: given[name] for name in distributed.FLAGS if given[name] is not None}
+    return given["config"], str(given["workdir"]), list(given["config."]), distributed.read_flags(processes, os.environ)
 
 
 def prepare(argv: list[str], stop):
@@ -132,36 +116,24 @@ def run_stage(stage_run, name: str, stage, run):
         trackers.finish()
 
 
+@commands.command()
 def main(argv: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     stop = Stop()
     try:
         with stop.listening():
             run, about = prepare(argv, stop)
+            from reft_jax.run import workdirs
+
             with workdirs.opened(run.workdir):
                 jax_settings.keep_compiled(run.workdir)
                 execute(run, about)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Preempted:
         again = shlex.join([sys.orig_argv[0], "-m", "reft_jax.main", *argv])
         print(f"stopped: everything is saved; run the same command again to go on:\n  {again}", file=sys.stderr)
         return 75
     except KeyboardInterrupt:
         print("ended at once: what was saved before is intact; the same command goes on from there", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno != 28:  # ENOSPC
-            raise
-        print(
-            f"error: the disk is full ({error.filename or error}); what was saved before is intact. "
-            "Free some space and run the same command again",
-            file=sys.stderr,
-        )
-        return 1
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         distributed.rest()

@@ -15,8 +15,11 @@ import json
 import pathlib
 import sys
 
+from reft_jax import commands
+from reft_jax.commands import SWITCH, Flag
 from reft_jax.config import renamed
-from reft_jax.errors import InputError, RunError
+from reft_jax.config.paths import expanded
+from reft_jax.errors import InputError
 from reft_jax.rewards import matchers, score
 from reft_jax.rollouts import figures
 from reft_jax.run.metrics import table, write_json
@@ -25,47 +28,22 @@ USAGE = "usage: python -m reft_jax.rescore WORKDIR [--matcher=NAME | --all-match
 FIELDS = ("item_id", "k", "prefix", "response", "status", "gold", "split", "mode")
 
 
+FLAGS = {
+    "WORKDIR": Flag(expanded, needed=True),
+    "--matcher": Flag(),
+    "--all-matchers": SWITCH,
+    "--k": Flag(commands.whole(1), default=0),
+    "--limit-disagreements": Flag(commands.whole(0), default=10),
+    "--write": SWITCH,
+}
+
+
 def parse(argv: list[str]) -> dict:
     """The command line's values. Raises InputError."""
-    if {"-h", "--help"} & set(argv):
-        raise SystemExit(f"{__doc__}\n{USAGE}")
-    values = {
-        "matcher": None,
-        "all-matchers": False,
-        "k": 0,
-        "limit-disagreements": 10,
-        "write": False,
-        "workdir": None,
-    }
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("-"):
-            if values["workdir"] is not None:
-                raise InputError(f"one workdir at a time: got {values['workdir']!r} and {word!r}\n{USAGE}")
-            values["workdir"] = word
-        elif not word.startswith("--") or name not in values or name == "workdir":
-            raise InputError(f"unknown argument {word!r}\n{USAGE}")
-        elif name in ("all-matchers", "write"):
-            if equals:
-                raise InputError(f"--{name} takes no value; got {value!r}\n{USAGE}")
-            values[name] = True
-        else:
-            if not equals and not rest:
-                raise InputError(f"--{name} needs a value\n{USAGE}")
-            values[name] = value if equals else rest.pop(0)
-    for name, least in (("k", 1), ("limit-disagreements", 0)):
-        text = values[name]
-        if isinstance(text, str):
-            if not text.isascii() or not text.isdigit() or int(text) < least:
-                raise InputError(f"--{name}: got {text!r}; it must be a whole number from {least}")
-            values[name] = int(text)
-    if values["workdir"] is None:
-        raise InputError(f"WORKDIR is missing\n{USAGE}")
-    if values["matcher"] is not None and values["all-matchers"]:
+    given = commands.parse(argv, __doc__, USAGE, FLAGS)
+    if given["matcher"] is not None and given["all_matchers"]:
         raise InputError(f"--matcher and --all-matchers exclude each other\n{USAGE}")
-    return values
+    return given
 
 
 # ---- what a workdir holds ------------------------------------------------------------------------------------------------
@@ -264,28 +242,18 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
     return "\n\n".join(blocks)
 
 
+@commands.command(unread=0)
 def main(argv: list[str]) -> int:
-    try:
-        asked = parse(argv)
-        print(
-            rescore(
-                pathlib.Path(asked["workdir"]),
-                matcher=asked["matcher"],
-                every=asked["all-matchers"],
-                k=asked["k"],
-                limit=asked["limit-disagreements"],
-                write=asked["write"],
-            )
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was changed", file=sys.stderr)
-        return 1
+    given = parse(argv)
+    told = rescore(
+        given["WORKDIR"],
+        matcher=given["matcher"],
+        every=given["all_matchers"],
+        k=given["k"],
+        limit=given["limit_disagreements"],
+        write=given["write"],
+    )
+    print(told)
     return 0
 
 

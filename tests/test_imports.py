@@ -12,7 +12,7 @@ PACKAGE = runs.ROOT / "reft_jax"
 ORDER = (
     *("__main__", "main", "compile", "convert", "doctor", "rescore", "tables", "report"),
     *("prepare", "recipe", "stages", "training", "rollouts", "run", "sampling", "models", "mesh", "tasks", "rewards"),
-    *("data", "advantages", "losses", "optim", "config", "types", "masked", "errors", "configs"),
+    *("data", "advantages", "losses", "optim", "commands", "config", "types", "masked", "errors", "configs"),
 )
 COMMANDS = ORDER[:8]
 # Where users of the first versions import from: they only re-export.

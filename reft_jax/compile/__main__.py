@@ -18,6 +18,8 @@ import os
 import re
 import sys
 
+from reft_jax import commands
+from reft_jax.commands import Flag
 from reft_jax.compile.measure import GIB
 from reft_jax.errors import InputError
 
@@ -25,30 +27,18 @@ from reft_jax.errors import InputError
 HBM = {"v4": 32 * GIB, "v5e": int(15.75 * GIB), "v5p": int(95.74 * GIB), "v6e": int(31.25 * GIB)}
 
 
-def parse(argv: list[str]) -> tuple[str, str, int, list[tuple[str, str]]]:
+USAGE = "usage: python -m reft_jax.compile --config=FILE.py[:key=value,...] --topology=v5e:16x16 [--slices=N] [--config.a.b=value ...]"
+FLAGS = {
+    "--config": Flag(needed=True),
+    "--topology": Flag(needed=True),
+    "--slices": Flag(commands.whole(1), default=1),
+    "--config.": Flag(several=True),
+}
+
+
+def parse(argv: list[str]) -> tuple[str, str, int, tuple[tuple[str, str], ...]]:
     """(config spec, topology, slices, overrides) of the command line. Raises InputError."""
-    given, overrides = dict(config="", topology="", slices="1"), []
-    rest = list(argv)
-    while rest:
-        name, equals, value = rest.pop(0).removeprefix("--").partition("=")
-        if not equals:
-            if not rest:
-                raise InputError(f"--{name}: a value is missing (--{name}=...)")
-            value = rest.pop(0)
-        if name.startswith("config."):
-            overrides.append((name.removeprefix("config."), value))
-        elif name in given:
-            given[name] = value
-        else:
-            raise InputError(
-                f"--{name}: unknown flag; known are {', '.join('--' + flag for flag in given)}, --config.KEY"
-            )
-    for name in ("config", "topology"):
-        if not given[name]:
-            raise InputError(f"--{name} is missing: --config=FILE.py[:argument] --topology=v5e:16x16")
-    if not given["slices"].isdigit() or given["slices"] == "0":
-        raise InputError(f"--slices: got {given['slices']!r}; it must be a whole number from 1")
-    return given["config"], given["topology"], int(given["slices"]), overrides
+    return tuple(commands.parse(argv, __doc__, USAGE, FLAGS).values())
 
 
 def devices_of(topology: str, slices: int = 1):
@@ -114,33 +104,30 @@ def as_the_run(compute_dtype: str):
         compilation_cache.reset_cache()
 
 
+@commands.command(unread=0)
 def main(argv: list[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "" if "gpu" in " ".join(argv) else "cpu")
-    try:
-        spec, topology, slices, overrides = parse(argv)
-        from reft_jax import recipe
+    spec, topology, slices, overrides = parse(argv)
+    from reft_jax import recipe
 
-        config, _ = recipe.load(spec, overrides)
-        devices, hbm = devices_of(topology, slices)
-        from reft_jax import prepare
-        from reft_jax.compile import measure, programs
-        from reft_jax.mesh import sharding
+    config, _ = recipe.load(spec, overrides)
+    devices, hbm = devices_of(topology, slices)
+    from reft_jax import prepare
+    from reft_jax.compile import measure, programs
+    from reft_jax.mesh import sharding
 
-        layout = sharding.make_layout(config.mesh, devices)
-        prepare.check_batches(config, layout)
-        model = prepare.build_model(config, architecture(config), layout)
-        prepare.check_adapters(config, model)
-        fits = True
-        with as_the_run(config.model.compute_dtype):
-            for program in programs.programs(config, model):
-                line = measure.measure(program, topology, len(devices), hbm)
-                print(json.dumps(line), flush=True)
-                if not line["fits"]:
-                    fits = False
-                    print(measure.advice(line, config, program), file=sys.stderr, flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    layout = sharding.make_layout(config.mesh, devices)
+    prepare.check_batches(config, layout)
+    model = prepare.build_model(config, architecture(config), layout)
+    prepare.check_adapters(config, model)
+    fits = True
+    with as_the_run(config.model.compute_dtype):
+        for program in programs.programs(config, model):
+            line = measure.measure(program, topology, len(devices), hbm)
+            print(json.dumps(line), flush=True)
+            if not line["fits"]:
+                fits = False
+                print(measure.advice(line, config, program), file=sys.stderr, flush=True)
     return 0 if fits else 1
 
 
@@ -161,5 +148,4 @@ def architecture(config):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ import pathlib
 import sys
 import sysconfig
 
+from reft_jax.config.paths import expanded
 from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
 
@@ -84,7 +85,7 @@ def module(room: str, name: str):
 
 def _file(name: str) -> pathlib.Path:
     """The user's own file that `name` names, or something in it."""
-    return pathlib.Path(name.partition(".py:")[0].removesuffix(".py") + ".py").expanduser()
+    return expanded(name.partition(".py:")[0].removesuffix(".py") + ".py")
 
 
 def sha256(name: str) -> str:

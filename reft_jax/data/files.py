@@ -11,6 +11,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from reft_jax.config.paths import expanded
 from reft_jax.errors import InputError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -41,7 +42,7 @@ def telling(complaints: list | None) -> Iterator[None]:
 def read_raw(path, *, complaints: list | None = None) -> list[tuple[str, object]]:
     """Every raw record of the file with where it begins ("FILE:LINE"). InputError: no such file, not UTF-8, malformed JSON,
     or nothing at all."""
-    path = pathlib.Path(path).expanduser()
+    path = expanded(path)
     text = _read_text(path, complaints)
     start = _SPACE.match(text).end()
     raw = []

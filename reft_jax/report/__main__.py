@@ -8,87 +8,94 @@ first one's report, or into --output, and runs that differ in the seed alone bec
 again every SECONDS (30) in which the files changed, until all stages are done. Exit codes: 0 done, 2 nothing to read or a bad argument.
 """
 
-import argparse
 import pathlib
+import re
 import sys
 import time
 
-from reft_jax import report
+from reft_jax import commands, report
+from reft_jax.commands import Flag
+from reft_jax.config.paths import expanded
+from reft_jax.config.words import nearest
 from reft_jax.errors import InputError
 from reft_jax.report import read, terminal
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m reft_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="as given to reft_jax.main")
-    parser.add_argument(
-        "--output", metavar="FILE", help="where the page goes (default: report.html in the first WORKDIR)"
-    )
-    parser.add_argument(
-        "--watch", nargs="?", type=float, const=30.0, metavar="SECONDS", help="make it again while the run goes on"
-    )
-    flags = parser.parse_args(argv)
-    if flags.watch is not None and not 1 <= flags.watch <= 86400:
-        parser.error(f"--watch={flags.watch:g}: expected seconds, from 1 to 86400")
-    return flags
+def seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d*)?", text) or not 1 <= float(text) <= 86400:
+        raise ValueError("expected seconds, from 1 to 86400")
+    return float(text)
 
 
-def changed(workdirs: list[str]) -> tuple:
+USAGE = """usage: python -m reft_jax.report WORKDIR... [--output=FILE] [--watch[=SECONDS]]
+       python -m reft_jax.report samples WORKDIR [...]    (samples --help says more)"""
+FLAGS = {
+    "WORKDIR": Flag(expanded, needed=True, several=True),
+    "--output": Flag(expanded),
+    "--watch": Flag(seconds, bare=30.0),
+}
+
+
+def parse(argv: list[str]) -> dict:
+    """The command line's values. Raises InputError."""
+    given = commands.parse(argv, __doc__, USAGE, FLAGS)
+    first = given["WORKDIR"][0]
+    if not first.is_dir() and (meant := nearest(first, ["samples"])):
+        raise InputError(f"{first}: there is no such folder; {meant}\n{USAGE}")
+    return given
+
+
+def changed(workdirs: list[pathlib.Path]) -> tuple:
     """What differs as soon as a stage has written a line or has finished."""
     names = ("*/metrics.jsonl", "*/samples.jsonl", "*/predictions.jsonl", "*/DONE", "results.json", "config.json")
-    paths = sorted(path for workdir in workdirs for name in names for path in pathlib.Path(workdir).glob(name))
+    paths = sorted(path for workdir in workdirs for name in names for path in workdir.glob(name))
     return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path in paths if (stat := path.stat()))
 
 
-def finished(workdirs: list[str]) -> bool:
+def finished(workdirs: list[pathlib.Path]) -> bool:
     """Whether every stage of every config is done; False where a config cannot be read."""
     for workdir in workdirs:
-        about = read.as_dict(read.json_object(pathlib.Path(workdir) / "config.json", []).get("config"))
+        about = read.as_dict(read.json_object(workdir / "config.json", []).get("config"))
         stages = read.as_dict(about.get("stages"))
-        if not stages or not all((pathlib.Path(workdir) / name / "DONE").exists() for name in stages):
+        if not stages or not all((workdir / name / "DONE").exists() for name in stages):
             return False
     return True
 
 
-def watch(flags: argparse.Namespace):
+def watch(workdirs: list[pathlib.Path], output: pathlib.Path | None, every: float):
     """Builds now and whenever something changed; returns when all is done, or at Ctrl-C."""
     before = None
     try:
         while True:
-            done, now = finished(flags.workdirs), changed(flags.workdirs)
+            done, now = finished(workdirs), changed(workdirs)
             if now != before:
                 before = now
                 try:
-                    made = report.build(flags.workdirs, flags.output, watch=0 if done else flags.watch)
+                    made = report.build(workdirs, output, watch=0 if done else every)
                     print(f"{time.strftime('%H:%M:%S')}  {made[0]}", flush=True)
                 except InputError as error:
-                    if not all(pathlib.Path(workdir).is_dir() for workdir in flags.workdirs):
+                    if not all(workdir.is_dir() for workdir in workdirs):
                         raise
                     print(f"{time.strftime('%H:%M:%S')}  nothing yet: {error}", file=sys.stderr, flush=True)
             if done:
                 print("all stages are done")
                 return
-            time.sleep(flags.watch)
+            time.sleep(every)
     except KeyboardInterrupt:
         print("stopped watching")
 
 
+@commands.command(unread=0)
 def main(argv: list[str]) -> int:
-    try:
-        if argv[:1] == ["samples"]:
-            terminal.main(argv[1:])
-            return 0
-        flags = parse(argv)
-        if flags.watch is not None:
-            watch(flags)
-            return 0
-        for path in report.build(flags.workdirs, flags.output):
-            print(path)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if argv[:1] == ["samples"]:
+        terminal.main(argv[1:])
+        return 0
+    given = parse(argv)
+    if given["watch"] is not None:
+        watch(given["WORKDIR"], given["output"], given["watch"])
+        return 0
+    for path in report.build(given["WORKDIR"], given["output"]):
+        print(path)
     return 0
 
 

@@ -13,6 +13,8 @@ import re
 
 import numpy as np
 
+from reft_jax.config.paths import expanded
+from reft_jax.config.words import nearest
 from reft_jax.errors import InputError
 from reft_jax.run import lineage
 
@@ -65,12 +67,15 @@ class Index:
     statuses: list[str]
 
 
-def existing(workdir) -> pathlib.Path:
-    """The workdir's path; InputError if it is no directory."""
-    workdir = pathlib.Path(workdir)
-    if not workdir.is_dir():
-        raise InputError(f"workdir: {workdir} is not a directory; give one that reft_jax.main has written")
-    return workdir
+def folder(workdir) -> pathlib.Path:
+    """The path of a run's folder. InputError where there is none, with the nearest name beside it."""
+    path = expanded(workdir)
+    if not path.is_dir():
+        beside = [str(one) for one in path.parent.glob("*/")] if path.parent.is_dir() else []
+        raise InputError(
+            f"workdir: {path} is not a directory; {nearest(path, beside)}give one that reft_jax.main has written"
+        )
+    return path
 
 
 def run(workdir: pathlib.Path) -> Workdir:

@@ -12,8 +12,6 @@ no other runs shows one alone, one without such runs leaves it out. --curves als
 --smoke are arguments of those commands. Exit codes: 0, 2 bad arguments.
 """
 
-import argparse
-import contextlib
 import csv
 import io
 import json
@@ -21,7 +19,11 @@ import os
 import pathlib
 import re
 import sys
+import types
 
+from reft_jax import commands
+from reft_jax.commands import SWITCH, Flag
+from reft_jax.config.paths import expanded
 from reft_jax.errors import InputError
 from reft_jax.run.metrics import table as text_table
 from reft_jax.tables import (
@@ -29,7 +31,6 @@ from reft_jax.tables import (
     SMALL,
     Figure,
     by_seed,
-    curves,
     figures_of,
     find_runs,
     finder,
@@ -146,19 +147,27 @@ def legend(smoke: bool) -> str:
 # ------------------------------------------------------------------ main
 
 
-def parse(argv: list[str]):
-    parser = argparse.ArgumentParser(prog="reft_jax.tables", description=__doc__.split("\n\n")[0])
-    parser.add_argument("root", help="a folder with workdirs in it")
-    parser.add_argument("--table", choices=[*paper().TABLES, *SMALL], help="this one alone")
-    parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
-    parser.add_argument("--plan", action="store_true", help="the commands of a table, in order")
-    parser.add_argument("--variant", choices=paper().VARIANTS, default=paper().VARIANTS[0], help="of the commands")
-    parser.add_argument(
-        "--seed", type=int, help=f"of the commands (else {paper().ARGS['seed']}; of {' and '.join(SMALL)}, three)"
-    )
-    parser.add_argument("--smoke", action="store_true", help="commands at toy size")
-    parser.add_argument("--curves", action="store_true", help=f"learning curves of {' or '.join(SMALL)}")
-    args = parser.parse_args(argv)
+USAGE = (
+    "usage: python -m reft_jax.tables ROOT [--table=NAME] [--format=terminal|markdown|csv] [--curves]\n"
+    "       python -m reft_jax.tables ROOT --plan [--table=NAME] [--variant=paper|script] [--seed=N] [--smoke]"
+)
+FLAGS = {
+    "ROOT": Flag(needed=True),
+    "--table": Flag(lambda text: commands.one_of(*paper().TABLES, *SMALL)(text)),
+    "--format": Flag(commands.one_of("terminal", "markdown", "csv"), default="terminal"),
+    "--plan": SWITCH,
+    "--variant": Flag(lambda text: commands.one_of(*paper().VARIANTS)(text)),
+    "--seed": Flag(commands.whole(0)),
+    "--smoke": SWITCH,
+    "--curves": SWITCH,
+}
+
+
+def parse(argv: list[str]) -> types.SimpleNamespace:
+    """The command line's values. Raises InputError."""
+    args = types.SimpleNamespace(**commands.parse(argv, __doc__, USAGE, FLAGS))
+    args.variant = args.variant or paper().VARIANTS[0]
+    args.root = args.ROOT if args.plan else str(expanded(args.ROOT))  # a plan is for a shell, perhaps another machine's
     if "," in args.root:
         raise InputError(
             f"ROOT: got {args.root!r}; a comma separates arguments of a config: choose a folder without one"
@@ -166,37 +175,36 @@ def parse(argv: list[str]):
     return args
 
 
+@commands.command(unread=0)
 def main(argv: list[str]) -> int:
-    try:
-        args = parse(argv)
-        if args.plan:
-            print("\n".join(plan(args)))
-            return 0
-        root = pathlib.Path(args.root)
-        if not root.is_dir():
-            raise InputError(f"ROOT: got {args.root!r}; it is no folder: name one that holds workdirs")
-        runs, warnings = find_runs(root)
-        find = finder(runs, root)
-        found = [figure for run in runs for figure in figures_of(run, find)]
-        ours = {table: [figure for figure in found if figure.job.startswith(f"{table}/")] for table in SMALL}
-        others = [figure for figure in found if figure.job.partition("/")[0] not in SMALL]
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        if args.curves:
-            table = args.table if args.table in SMALL else max(SMALL, key=lambda table: len(ours[table]))
-            print("\n".join(str(path) for path in curves.write(table, ours[table], root)))
-            return 0
-        filled = [table for table in SMALL if ours[table]]
-        of_paper = not (args.table in SMALL or not args.table and filled and not others)
-        if not of_paper or filled and not args.table and args.format != "csv":
-            for table in [args.table] if args.table else filled:
-                small.show(table, ours[table], root, args.format, seeds_of(args, table), args.smoke)
-        if of_paper or others and args.format != "csv":
-            names = [args.table] if args.table else list(paper().TABLES)
-            show(others, root, names if of_paper else [], args.format, about_of(args))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parse(argv)
+    if args.plan:
+        print("\n".join(plan(args)))
+        return 0
+    root = pathlib.Path(args.root)
+    if not root.is_dir():
+        raise InputError(f"ROOT: got {args.root!r}; it is no folder: name one that holds workdirs")
+    runs, warnings = find_runs(root)
+    find = finder(runs, root)
+    found = [figure for run in runs for figure in figures_of(run, find)]
+    ours = {table: [figure for figure in found if figure.job.startswith(f"{table}/")] for table in SMALL}
+    others = [figure for figure in found if figure.job.partition("/")[0] not in SMALL]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if args.curves:
+        from reft_jax.tables import curves  # with what draws
+
+        table = args.table if args.table in SMALL else max(SMALL, key=lambda table: len(ours[table]))
+        print("\n".join(str(path) for path in curves.write(table, ours[table], root)))
+        return 0
+    filled = [table for table in SMALL if ours[table]]
+    of_paper = not (args.table in SMALL or not args.table and filled and not others)
+    if not of_paper or filled and not args.table and args.format != "csv":
+        for table in [args.table] if args.table else filled:
+            small.show(table, ours[table], root, args.format, seeds_of(args, table), args.smoke)
+    if of_paper or others and args.format != "csv":
+        names = [args.table] if args.table else list(paper().TABLES)
+        show(others, root, names if of_paper else [], args.format, about_of(args))
     return 0
 
 
@@ -273,5 +281,4 @@ def as_csv(tables: dict) -> str:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -22,6 +22,7 @@ import hashlib
 import json
 import pathlib
 
+from reft_jax.config.paths import expanded
 from reft_jax.errors import InputError
 
 
@@ -43,7 +44,7 @@ def read_raw(published: Published, split: str, *, tfds_dir: str = "", manual_dir
     done. InputError: not installed, files absent or malformed."""
     originals = [url.rpartition("/")[2] for url in published.urls]
     if manual_dir:
-        folder = pathlib.Path(manual_dir).expanduser()
+        folder = expanded(manual_dir)
         absent = [file for file in originals if not (folder / file).is_file()]
         if absent:
             raise InputError(
@@ -61,7 +62,7 @@ def read_raw(published: Published, split: str, *, tfds_dir: str = "", manual_dir
             "name the original files: config.data.source='files' reads them too"
         ) from error
     try:
-        base = pathlib.Path(tfds_dir or tfds.core.constants.DATA_PATH).expanduser()
+        base = expanded(tfds_dir or tfds.core.constants.DATA_PATH)
         data_dir = base / f"manual_{_digest(folder, originals)}" if manual_dir else base
         data_dir.mkdir(parents=True, exist_ok=True)
         with _alone(data_dir):

@@ -1,0 +1,220 @@
+"""What all commands share: how arguments are read, what --help prints, and how a command ends."""
+
+import dataclasses
+import errno
+import functools
+import glob
+import importlib.util
+import io
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from reft_jax.config.words import listed, nearest
+from reft_jax.errors import InputError, RunError
+
+# ------------------------------------------------------------------ arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One argument. `read(text)` gives its value, or raises ValueError with what is legal; None = it takes none."""
+
+    read: Callable | None = str
+    default: object = None
+    needed: bool = False
+    several: bool = False  # it may be repeated; its value is a tuple
+    bare: object = None  # what it means without a value
+
+
+SWITCH = Flag(None, default=False, bare=True)
+
+
+def whole(least: int, of: str = "a whole number") -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or int(text) < least:
+            raise ValueError(f"it must be {of} from {least}")
+        return int(text)
+
+    return read
+
+
+def one_of(*legal: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in legal:
+            raise ValueError(f"{nearest(text, legal)}legal are {listed(legal)}")
+        return text
+
+    return read
+
+
+def parse(argv: Sequence[str], doc: str, usage: str, known: dict[str, Flag]) -> dict:
+    """{name: value} of a command line of `--flag=value`, `--flag value` and words; of a flag that is repeated the last value counts.
+
+    known: "--flag" -> what it takes; "--config." stands for all flags that begin so, whose value is a tuple of (rest, text); a name without
+    dashes stands for the words. In names of the result dashes are underscores. -h and --help, anywhere, print `doc` and `usage` and end the
+    process (0). Raises InputError.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(f"{doc.strip()}\n\n{usage}")
+        raise SystemExit(0)
+    word = next((name for name in known if not name.startswith("-")), None)
+    given, rest = {}, list(argv)
+    while rest:
+        text = rest.pop(0)
+        name, equals, value = text.partition("=") if text.startswith("-") or word is None else (word, "=", text)
+        group = name[: name.find(".") + 1]
+        flag = known.get(name) or known.get(group)
+        if flag is None or name == group:
+            raise InputError(f"unknown argument {name!r}{_meant(name, known)}\n{usage}")
+        if name == word and not flag.several and name in given:
+            raise InputError(f"one {name} at a time: got {str(given[name])!r} and {value!r}\n{usage}")
+        if flag.bare is not None and not equals:
+            value = flag.bare
+        elif flag.read is None:
+            raise InputError(f"{name} takes no value; got {value!r}\n{usage}")
+        else:
+            if not equals and rest and not rest[0].startswith("--"):
+                equals, value = "=", rest.pop(0)
+            if not equals or not value and name in known:
+                raise InputError(f"{name} needs a value\n{usage}")
+            try:
+                value = flag.read(value)
+            except ValueError as error:
+                raise InputError(f"{name}: got {value!r}; {error}") from error
+        if name not in known:
+            given[group] = (*given.get(group, ()), (name.removeprefix(group), value))
+        else:
+            given[name] = (*given.get(name, ()), value) if flag.several else value
+    for name, flag in known.items():
+        if flag.needed and name not in given:
+            raise InputError(f"{name} is missing\n{usage}")
+    return {
+        name.lstrip("-").replace("-", "_"): given.get(name, () if flag.several else flag.default)
+        for name, flag in known.items()
+    }
+
+
+def _meant(name: str, known) -> str:
+    meant = nearest(name, [*known, "--help"]).rstrip()
+    return f"; {meant}" if meant else ""
+
+
+# ------------------------------------------------------------------ how a command ends
+
+
+def command(*, unread: int | None = None):
+    """Of a main(argv) -> exit code makes a command: what a user can cause becomes one message and its exit code. Where nobody reads the output
+    any more, `| head` or a terminal that was closed, a command that only prints ends with the code `unread`; others go on without."""
+
+    def decorate(main):
+        @functools.wraps(main)
+        def run(argv: Sequence[str]) -> int:
+            open_console(ends=unread is not None)
+            leave_libtpu_alone()
+            try:
+                code = main(argv)
+                sys.stdout.flush()
+                return code
+            except InputError as error:
+                return _fail(error, 2)
+            except RunError as error:
+                return _fail(error, 1)
+            except BrokenPipeError:
+                if unread is None:
+                    raise
+                return unread
+            except KeyboardInterrupt:
+                print("\nstopped by Ctrl-C", file=sys.stderr)
+                return 130
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                return _fail(
+                    f"the disk is full ({error.filename or error}); what was complete before is intact. Free some space and run "
+                    "the same command again",
+                    1,
+                )
+            except (AssertionError, RuntimeError) as error:
+                told, code = no_device(error)
+                if not told:
+                    raise
+                return _fail(told, code)
+
+        return run
+
+    return decorate
+
+
+def _fail(message, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def no_device(error: Exception) -> tuple[str, int]:
+    """(message, exit code) where JAX could not begin with the devices that it was told to use; ("", 0) for other errors."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if pathlib.Path(last.filename).name != "xla_bridge.py":
+        return "", 0
+    asked, said = os.environ.get("JAX_PLATFORMS", ""), " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
+    absent = not said or "NOT_FOUND" in said or "known backends" in said  # else it is there, and busy or broken
+    return (
+        f"JAX_PLATFORMS={asked!r}: JAX cannot begin: {said or 'no device of that kind is visible here'}. Unset JAX_PLATFORMS to take what there "
+        "is, set JAX_PLATFORMS=cpu, or install what the device needs (pip install -e '.[gpu]' or '.[tpu]')",
+        2 if absent else 1,
+    )
+
+
+# ------------------------------------------------------------------ the process
+
+
+class _Output(io.FileIO):
+    """Standard output or error, which may end before the command does: what cannot be written is then dropped. `ends`: the first time raises
+    BrokenPipeError."""
+
+    def __init__(self, number: int, ends: bool):
+        super().__init__(number, "w", closefd=False)
+        self._ends = ends
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            ends, self._ends = self._ends, False
+            if ends:
+                raise BrokenPipeError from error
+            return len(data)
+
+
+def open_console(*, ends: bool):
+    """Standard output and error that outlive their readers and can print every text, `\\xe9` for what their encoding lacks. What a test or a
+    notebook has put in their place is left alone."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # `>&-`: the next file that is opened would get its number, and what is printed
+            os.open(os.devnull, os.O_RDWR)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):
+            continue
+        how = dict(encoding="utf-8")
+        if stream is None:
+            number = os.open(os.devnull, os.O_WRONLY)
+        else:
+            stream.flush()
+            how = {key: getattr(stream, key) for key in ("encoding", "line_buffering", "write_through")}
+        raw = _Output(number, ends and name == "stdout")
+        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), errors="backslashreplace", **how))
+
+
+def leave_libtpu_alone(environment=os.environ):
+    """Where libtpu is installed and there is neither a TPU nor a GPU, JAX is told to take the CPU. Else it would try libtpu, which prints five
+    lines of errors first. Device files and the environment of TPU machines, and JAX_PLATFORMS, come before."""
+    told = ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", "TPU_NAME", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES")
+    devices = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*")  # TPUs up to v4 and since, GPUs
+    if not any(map(environment.get, told)) and not any(map(glob.glob, devices)):
+        if importlib.util.find_spec("libtpu") is not None:
+            environment["JAX_PLATFORMS"] = "cpu"
