@@ -7,11 +7,12 @@
 # Sets up .venv first (once), then runs in `workdir` (runs/demo unless told otherwise). The exit code is main's: 0 done,
 # 2 bad input, 75 stopped after a complete save.
 set -euo pipefail
-case ${1:-} in -h | --help)
-    sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-    exit 0
-    ;;
-esac
+for word; do
+    if [[ $word == -h || $word == --help ]]; then
+        sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit 0
+    fi
+done
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh
 source "$root/launch/setup_env.sh"
@@ -20,6 +21,7 @@ workdir=$root/runs/demo
 if [[ $# -gt 0 && $1 != -* ]]; then
     case $1 in
     /* | *://*) workdir=$1 ;;
+    \~ | \~/*) workdir=$HOME${1#\~} ;;
     *) workdir=${PWD%/}/$1 ;;
     esac
     shift

@@ -30,7 +30,7 @@ options() {
     while (($#)); do
         case $1 in
             -h | --help)
-                sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+                sed -n -e '/^#SBATCH/d; /^# shellcheck/d' -e '2,/^[^#]/s/^# \{0,1\}//p' "$0"
                 exit 0
                 ;;
             --) shift; rest=("$@"); return ;;

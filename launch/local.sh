@@ -4,8 +4,8 @@
 #     bash launch/local.sh --processes N --devices D -- --config=configs/demo.py:smoke --workdir=runs/two
 #
 # Process 0 writes to the terminal, process I also to WORKDIR.process_I.log beside the folder. When one ends with an error the others
-# are stopped. A signal to this script goes to all: they save at the same step, and the exit code is then 75. PYTHON names the
-# interpreter (default: .venv's, if there is one).
+# are stopped. A signal to this script, or the end of its terminal, goes to all: they save at the same step, and the exit code is
+# then 75. PYTHON names the interpreter (default: .venv's, if there is one).
 set -uo pipefail
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -22,6 +22,10 @@ while (($#)); do
             printf -v "${1#--}" %s "$2"
             shift 2
             ;;
+        -h | --help)
+            sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            exit 0
+            ;;
         --) shift; break ;;
         *) echo "error: unknown argument '$1'" >&2; usage ;;
     esac
@@ -36,10 +40,11 @@ for ((i = 1; i <= $#; i++)); do
     esac
 done
 [[ $workdir ]] || { echo "error: --workdir is missing" >&2; usage; }
-mkdir -p -- "$(dirname -- "$workdir")"
 
 python=${PYTHON:-$root/.venv/bin/python}
 [[ -x $python ]] || python=$(command -v python3)
+workdir=$("$python" -c 'import os, sys; print(os.path.expanduser(sys.argv[1]))' "$workdir") # as the run reads it
+mkdir -p -- "$(dirname -- "$workdir")"
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 export JAX_PLATFORMS=cpu REFT_PROCESSES=$processes REFT_COORDINATOR=localhost:$port
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
@@ -54,7 +59,7 @@ for ((i = 0; i < processes; i++)); do
     fi
     pids+=($!)
 done
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT HUP
 
 code=0 left=$processes
 while ((left)); do

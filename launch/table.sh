@@ -14,11 +14,12 @@
 # 75 stopped after a complete save (the same command goes on), else that of the run that failed.
 set -uo pipefail
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-case ${1:-} in -h | --help)
-    sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-    exit 0
-    ;;
-esac
+for word; do
+    if [[ $word == -h || $word == --help ]]; then
+        sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit 0
+    fi
+done
 
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh
 source "$root/launch/setup_env.sh"
@@ -32,6 +33,7 @@ misuse() {
 absolute() {
     case $1 in
         /*) printf '%s' "$1" ;;
+        \~ | \~/*) printf '%s' "$HOME${1#\~}" ;;
         *) printf '%s' "${PWD%/}/$1" ;;
     esac
 }
@@ -68,7 +70,7 @@ cd -- "$root" || exit 1
 plan=$("$python" -m reft_jax.tables "$folder" --plan "--table=$table" ${flags[@]+"${flags[@]}"}) || exit
 
 child='' signals=0 words=()
-trap 'signals=$((signals + 1)); [[ $child ]] && kill -TERM "$child" 2>/dev/null' TERM INT
+trap 'signals=$((signals + 1)); [[ $child ]] && kill -TERM "$child" 2>/dev/null' TERM INT HUP
 
 while read -r line <&3; do
     [[ $line == '#'* ]] && continue

@@ -21,7 +21,7 @@ from reft_jax.commands import Flag
 from reft_jax.config.paths import expanded
 from reft_jax.errors import Preempted, RunError, Stop
 from reft_jax.mesh import distributed
-from reft_jax.run import jax_settings, profiler, progress, trackers
+from reft_jax.run import jax_settings, progress
 
 USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]"
 
@@ -102,6 +102,7 @@ def show(workdir: pathlib.Path):
 def run_stage(stage_run, name: str, stage, run):
     """One stage; the programs that the verifier failed on, if that ends it, go to verifier_failures.jsonl in its folder."""
     from reft_jax.rewards.program import VerifierError
+    from reft_jax.run import profiler, trackers
     from reft_jax.run.metrics import write_text
 
     try:

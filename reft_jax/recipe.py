@@ -13,6 +13,7 @@ import sys
 import ml_collections
 
 from reft_jax.config import choices, records, renamed
+from reft_jax.config.paths import expanded
 from reft_jax.config.settings import OWN_FOLDERS, Data, Logging, Mesh, Model, Recipe, Verifier, rounded
 from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
@@ -169,7 +170,7 @@ def _override_stage(stages: dict, name: str, rest: str, text: str):
 
 def find(file: str) -> pathlib.Path:
     """The config file that --config names: a path, or of those shipped with the package `demo`, `demo.py` or `configs/demo.py`."""
-    path = pathlib.Path(file)
+    path = expanded(file)
     if path.is_file():
         return path.resolve()
     shipped = SHIPPED / (path.name if path.suffix == ".py" else f"{path.name}.py")

@@ -104,4 +104,11 @@ stop() {
     status
 }
 
-"$@"
+case ${1:-} in
+    setup | start | supervise | status | logs | stop) "$@" ;;
+    -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0" ;;
+    *)
+        echo "error: unknown action '${1:-}'; it is setup, start, status, logs or stop (--help says more)" >&2
+        exit 2
+        ;;
+esac

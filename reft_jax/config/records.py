@@ -1,7 +1,7 @@
 """Records of settings that check themselves, and how a nested dict becomes one.
 
 A record is a frozen dataclass whose fields are made with `setting` (a value with a legal range), `choice` and `choices_of` (what a file
-of a room defines, `choices.py`) or `labelled` (label -> text), or are records themselves. `fill` writes every default into a nested dict,
+of a room defines, `choices.py`) or `labelled` (label -> a stage or a path), or are records themselves. `fill` writes every default into a nested dict,
 `override` sets one value from a flag's text, `build` makes the record and checks it. A record may have `check(self)`, a generator of (key, what is
 legal) for settings that do not go together; path and value are added here, so that no record spells them. Everything wrong raises
 InputError with the key, the value, what is legal and the nearest known name.
@@ -15,6 +15,7 @@ import math
 import typing
 
 from reft_jax.config import choices, renamed
+from reft_jax.config.paths import expanded
 from reft_jax.config.setting import MISSING
 from reft_jax.config.setting import setting as setting  # for whoever makes records
 from reft_jax.config.words import listed, nearest
@@ -340,7 +341,7 @@ def _value(field: Field, value, path: str):
     if field.kind == "labelled":
         if not isinstance(value, dict) or not (value or field.default == ()):
             raise InputError(f"{path}: got {value!r}; it must be a group label -> {about['what']}")
-        return tuple((label, leaf(text, str, f"{path}.{label}", {})) for label, text in value.items())
+        return tuple((label, leaf(text, str, f"{path}.{label}", dict(path=True))) for label, text in value.items())
     if about.get("parse"):
         return about["parse"](value, path)
     if field.hint in (tuple[int, ...], tuple[str, ...]):
@@ -366,6 +367,11 @@ def leaf(value, kind, path: str, about: dict):
         raise InputError(f"{path}: got {value!r}; it must be a finite number")
     if about.get("room"):
         chosen(about["room"], value, path)
+    if about.get("path") and value.startswith("~"):
+        try:
+            return str(expanded(value))
+        except InputError as error:
+            raise InputError(f"{path}: got {error}") from error
     one_of, low, high, above = (about.get(name) for name in ("one_of", "low", "high", "above"))
     if one_of is not None and value not in one_of:
         hint = renamed.value_told(path, value) or nearest(str(value), one_of)

@@ -17,15 +17,17 @@ def setting(
     key="",
     parse=None,
     traced=False,
+    path=False,
 ):
     """A value. Legal is low <= value <= high, value > above, value in one_of, or the name of a file of `room` (a file of one's own, too).
 
     free: a started run may change it (how it is watched or laid out). key: its name in configs, where Python has another use for
     it. parse(value, path) -> what the record holds, for values that are no number, text or tuple. traced: a coefficient that reaches
-    jit as an array, so that another value compiles nothing anew.
+    jit as an array, so that another value compiles nothing anew. path: it names a file or folder, of which the record has `~` spelt out and
+    config.json does not, so that the same command goes on.
     """
     legal = dict(low=low, high=high, above=above, one_of=one_of, room=room)
-    how = dict(free=free, key=key, parse=parse, traced=traced)
+    how = dict(free=free, key=key, parse=parse, traced=traced, path=path)
     return dataclasses.field(default=default, metadata=legal | how)
 
 

@@ -110,7 +110,7 @@ class Model:
     """`directory`: a Hugging Face directory or the name of a shipped model, whose config.json and tokenizer are used; else `arch`."""
 
     name: str = setting(default="")
-    directory: str = setting(default="")
+    directory: str = setting(default="", path=True)
     arch: Arch | None = setting(default=None)
     param_dtype: str = setting(one_of=("float32", "bfloat16"), default="float32")
     compute_dtype: str = setting(one_of=("float32", "bfloat16"), default="float32")
@@ -138,8 +138,8 @@ class Data:
     name: str = setting(default="")  # a label; it decides nothing
     # tfds: TensorFlow Datasets, where no file is named
     source: str = setting(one_of=("generated", "files", "tfds"), default="files")
-    train_file: str = setting(default="")
-    test_file: str = setting(default="")
+    train_file: str = setting(default="", path=True)
+    test_file: str = setting(default="", path=True)
     seed: int = setting(0, default=0)  # of the generated problems, or of the dev split
     num_train: int = setting(0, default=0)  # generated: how many; files: at most so many, 0 = all
     num_test: int = setting(0, default=0)
@@ -160,9 +160,9 @@ class Data:
     # The share of the test questions that may stand in the training data, compared by their words. Up to 1 % is noted and run: it
     # moves an accuracy by at most a point, half of a 95 % interval at 1,000 questions. GSM8K and SVAMP share none.
     max_overlap: float = setting(0, 1, default=0.01)
-    tfds_dir: str = setting(default="")  # where TFDS keeps what it built; "" = its own default
-    manual_dir: str = setting(default="")  # a folder with the original files, so that TFDS downloads nothing
-    questions_file: str = setting(default="")  # stories: a training file whose questions are read as text too
+    tfds_dir: str = setting(default="", path=True)  # where TFDS keeps what it built; "" = its own default
+    manual_dir: str = setting(default="", path=True)  # a folder with the original files, so that TFDS downloads nothing
+    questions_file: str = setting(default="", path=True)  # stories: a training file whose questions are read as text too
 
     def check(self):
         task = choices.load("tasks", self.task)()
@@ -309,7 +309,7 @@ class Training:
     """What every stage that trains has. Its file adds what is its own, `losses` among it."""
 
     # a stage, a Hugging Face directory, a checkpoint's folder, a shipped model's name, or random
-    init_from: str = setting()
+    init_from: str = setting(path=True)
     epochs: float = setting(above=0)
     batch_size: int = setting(1)
     optim: object = choice("optim", use="adamw")

@@ -66,7 +66,7 @@ def make(workdir: str | os.PathLike) -> list[pathlib.Path]:
 
     Raises InputError for a workdir that does not exist or a file in it that is no valid JSON.
     """
-    workdir = read.existing(workdir)
+    workdir = read.folder(workdir)
     settings = read.stage_settings(workdir, read.json_object(workdir / "config.json", []))
     metrics = {stage: read_metrics(workdir / stage / "metrics.jsonl") for stage in settings}
     metrics = {stage: rows for stage, rows in metrics.items() if len(series(rows, "step", "step")[0])}

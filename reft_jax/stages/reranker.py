@@ -31,7 +31,7 @@ from reft_jax.types import Batch
 class Stage(Training):
     """batch_size: responses."""
 
-    sample_from: str = setting()  # an earlier stage, or a directory as in init_from
+    sample_from: str = setting(path=True)  # an earlier stage, or a directory as in init_from
     num_samples: int = setting(1, default=100)  # responses per training question
     balanced: bool = setting(default=False)  # as many right as wrong ones of each question; else as they were sampled
     sampling: Sampling = Sampling()
