@@ -1,5 +1,6 @@
 """What all commands share: how arguments are read, what --help prints, and how a command ends."""
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -7,9 +8,8 @@ import glob
 import importlib.util
 import io
 import os
-import pathlib
 import sys
-import traceback
+import threading
 from collections.abc import Callable, Sequence
 
 from reft_jax.config.words import listed, nearest
@@ -105,13 +105,16 @@ def _meant(name: str, known) -> str:
 # ------------------------------------------------------------------ how a command ends
 
 
-def command(*, unread: int | None = None):
-    """Of a main(argv) -> exit code makes a command: what a user can cause becomes one message and its exit code. Where nobody reads the output
-    any more, `| head` or a terminal that was closed, a command that only prints ends with the code `unread`; others go on without."""
+def command(*, unread: int | None = None, stopped: tuple[int, str] = (130, "stopped by Ctrl-C")):
+    """Of a main(argv) -> exit code makes a command: what a user can cause becomes one message and its exit code; `stopped` is those of Ctrl-C.
+    Where nobody reads the output any more, `| head` or a terminal that was closed, a command that only prints ends with the code `unread`;
+    others go on without."""
 
     def decorate(main):
         @functools.wraps(main)
         def run(argv: Sequence[str]) -> int:
+            if main.__module__ == "__main__":
+                in_utf8()
             open_console(ends=unread is not None)
             leave_libtpu_alone()
             try:
@@ -127,8 +130,8 @@ def command(*, unread: int | None = None):
                     raise
                 return unread
             except KeyboardInterrupt:
-                print("\nstopped by Ctrl-C", file=sys.stderr)
-                return 130
+                print(f"\n{stopped[1]}", file=sys.stderr)
+                return stopped[0]
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
@@ -142,6 +145,9 @@ def command(*, unread: int | None = None):
                 if not told:
                     raise
                 return _fail(told, code)
+            finally:
+                with contextlib.suppress(BrokenPipeError):
+                    sys.stdout.flush()
 
         return run
 
@@ -154,16 +160,21 @@ def _fail(message, code: int) -> int:
 
 
 def no_device(error: Exception) -> tuple[str, int]:
-    """(message, exit code) where JAX could not begin with the devices that it was told to use; ("", 0) for other errors."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    if pathlib.Path(last.filename).name != "xla_bridge.py":
-        return "", 0
-    asked, said = os.environ.get("JAX_PLATFORMS", ""), " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
-    absent = not said or "NOT_FOUND" in said or "known backends" in said  # else it is there, and busy or broken
+    """(message, exit code) where JAX cannot begin with the devices that it is told to use; ("", 0) for other errors."""
+    said, jax = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".").split()), sys.modules.get("jax")
+    if not said.startswith("Unable to initialize backend"):
+        if not isinstance(error, AssertionError) or jax is None:
+            return "", 0
+        try:
+            jax.devices()
+            return "", 0
+        except AssertionError:  # as it says that no GPU is visible
+            said = "no device of that kind is visible here"
+    there = "visible" not in said and "NOT_FOUND" not in said and "known backends" not in said  # but busy or broken
     return (
-        f"JAX_PLATFORMS={asked!r}: JAX cannot begin: {said or 'no device of that kind is visible here'}. Unset JAX_PLATFORMS to take what there "
-        "is, set JAX_PLATFORMS=cpu, or install what the device needs (pip install -e '.[gpu]' or '.[tpu]')",
-        2 if absent else 1,
+        f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}: JAX cannot begin: {said}. Unset JAX_PLATFORMS to take what there is, set "
+        "JAX_PLATFORMS=cpu, or install what the device needs (pip install -e '.[gpu]' or '.[tpu]')",
+        1 if there else 2,
     )
 
 
@@ -171,8 +182,8 @@ def no_device(error: Exception) -> tuple[str, int]:
 
 
 class _Output(io.FileIO):
-    """Standard output or error, which may end before the command does: what cannot be written is then dropped. `ends`: the first time raises
-    BrokenPipeError."""
+    """Standard output or error, which may end before the command does: what cannot be written is then dropped. `ends`: the first time that
+    the main thread is told so, by BrokenPipeError."""
 
     def __init__(self, number: int, ends: bool):
         super().__init__(number, "w", closefd=False)
@@ -182,10 +193,16 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            ends, self._ends = self._ends, False
-            if ends:
+            if self._ends and threading.current_thread() is threading.main_thread():
+                self._ends = False
                 raise BrokenPipeError from error
             return len(data)
+
+
+def in_utf8():
+    """Begins the process anew in Python's UTF-8 mode where the locale asks for another encoding: tokenizers and Orbax know paths in UTF-8 alone."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def open_console(*, ends: bool):

@@ -333,7 +333,7 @@ def report(path: str, census: dict, found: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-@commands.command(unread=1)
+@commands.command(unread=1, stopped=(130, "stopped by Ctrl-C; nothing was written"))
 def main(argv: Sequence[str]) -> int:
     options = parse(argv)
     results = {}

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 import time
 
@@ -82,6 +83,12 @@ def execute(run, about: dict):
         print(f"\n{evaluate.results_table(evaluate.read_results(run))}\n\nresults: {workdir / 'results.json'}")
     if distributed.is_primary():
         show(workdir)
+        if sys.prefix != sys.base_prefix and shutil.which("reft") is None:
+            activate = shlex.quote(f"{sys.prefix}/bin/activate")
+            print(
+                f"\nThe commands need this run's environment, once in each terminal: source {activate}\n"
+                f"Then, for what the model wrote: reft report samples {shlex.quote(str(workdir))} --status=wrong"
+            )
 
 
 def show(workdir: pathlib.Path):
@@ -117,7 +124,7 @@ def run_stage(stage_run, name: str, stage, run):
         trackers.finish()
 
 
-@commands.command()
+@commands.command(stopped=(1, "ended at once: what was saved before is intact; the same command goes on from there"))
 def main(argv: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     stop = Stop()
@@ -133,9 +140,6 @@ def main(argv: list[str]) -> int:
         again = shlex.join([sys.orig_argv[0], "-m", "reft_jax.main", *argv])
         print(f"stopped: everything is saved; run the same command again to go on:\n  {again}", file=sys.stderr)
         return 75
-    except KeyboardInterrupt:
-        print("ended at once: what was saved before is intact; the same command goes on from there", file=sys.stderr)
-        return 1
     finally:
         distributed.rest()
     return 0

@@ -242,7 +242,7 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
     return "\n\n".join(blocks)
 
 
-@commands.command(unread=0)
+@commands.command(unread=0, stopped=(1, "interrupted: nothing was changed"))
 def main(argv: list[str]) -> int:
     given = parse(argv)
     told = rescore(

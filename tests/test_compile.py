@@ -146,7 +146,7 @@ def test_what_lies_beside_a_function_is_counted_once():
         (["--topology=cpu:1"], "--config is missing"),
         (["--config=configs/demo.py", "--topology=v9z:2x2"], "'v9z:2x2'"),
         (["--config=configs/demo.py", "--topology=cpu:1", "--slices=0"], "--slices: got '0'"),
-        (["--config=configs/demo.py", "--topology=cpu:1", "--nonsense=1"], "--nonsense: unknown flag"),
+        (["--config=configs/demo.py", "--topology=cpu:1", "--nonsense=1"], "unknown argument '--nonsense'"),
         (
             ["--config=configs/demo.py", "--topology=cpu:8", "--config.mesh.tensor=3"],
             "does not multiply to the 8 devices",

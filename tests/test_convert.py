@@ -58,7 +58,7 @@ def test_bfloat16_and_a_value_head_go_out_and_come_back(tmp_path):
         (["--from={base}", "--to={base}"], "is there already"),
         (["--from={base}", "--to={new}", "--dtype=int8"], "--dtype: got 'int8'"),
         (["--from={empty}", "--to={new}"], "neither a Hugging Face directory"),
-        (["--form=x"], "unknown argument '--form'"),
+        (["--form=x"], "unknown argument '--form'; did you mean '--from'?"),
         (["--from"], "--from needs a value"),
     ],
 )

@@ -222,8 +222,8 @@ def test_a_task_of_ones_own(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, part", [
-    ([], "no file is named"),
-    (["a.json", "--tests=b"], "unknown argument '--tests=b'"),
+    ([], "FILE is missing"),
+    (["a.json", "--tests=b"], "unknown argument '--tests'; did you mean '--test'?"),
     (["a.json", "--task=gsm"], "--task: got 'gsm'; legal are gsm8k, math, mathqa, mathqa-numeric, svamp"),
     (["a.json", "--task=arithmetic"], "--task: got 'arithmetic'; legal are gsm8k"),
     (["a.json", "--task=no.py"], "no.py: cannot be read"),

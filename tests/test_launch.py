@@ -108,6 +108,37 @@ def test_demo_passes_workdir_flags_and_exit_code(project, tmp_path):
     assert process.returncode == 0 and "bash launch/demo.sh [workdir]" in process.stdout and not log
 
 
+LAUNCHED = sorted(
+    str(path.relative_to(ROOT / "launch"))
+    for pattern in ("*.sh", "*/*.sh", "*/*.sbatch")
+    for path in (ROOT / "launch").glob(pattern)
+    if path.name not in ("lib.sh", "setup_env.sh")  # which are sourced
+)
+
+
+@pytest.mark.parametrize("script", LAUNCHED)
+def test_help_is_printed_at_once_and_nothing_is_installed(project, script):
+    for arguments in (["--help"], ["-h"]):
+        process, log = project(script, *arguments, cwd=project.root)
+        assert process.returncode == 0 and not process.stderr and not log
+        assert f"launch/{script}" in process.stdout and "set -" not in process.stdout
+        assert not (project.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("script", [script for script in LAUNCHED if script not in ("demo.sh", "test.sh")])
+def test_an_unknown_option_is_one_error(project, script):
+    process, log = project(script, "--nonsense", cwd=project.root)
+    assert process.returncode == 2 and process.stderr.startswith("error: ") and not process.stdout and not log
+
+
+def test_a_home_is_spelt_out(project, tmp_path):
+    process, log = project("demo.sh", "~/runs/one", HOME="/home/one")
+    assert any("--workdir=/home/one/runs/one" in line for line in log)
+    local = ["--processes", "1", "--devices", "1", "--", "--config=none", "--workdir=~/deep/run"]
+    process, _ = project("local.sh", *local, HOME=str(tmp_path), PYTHON=sys.executable)
+    assert process.returncode == 2 and (tmp_path / "deep").is_dir() and not (tmp_path / "~").exists()
+
+
 def test_a_signal_to_the_script_reaches_the_run(project):
     project("demo.sh")
     project.log.write_text("")

@@ -64,19 +64,26 @@ def test_samples_come_in_the_order_of_the_configs_stages(tmp_path, capsys):
 def test_bad_filters_are_named(tmp_path, capsys):
     run = made_runs.write(tmp_path / "one")
     for argv, words in (
-        ([run, "--step=a"], "--step='a'"),
+        ([run, "--step=a"], "--step: got 'a'"),
         ([run, "--step=:"], ""),
-        ([run, "--grep=("], "--grep='('"),
+        ([run, "--grep=("], "--grep: got '('"),
         ([run, "--stage=sft"], "--stage='sft': legal are 'reft'"),
         ([tmp_path / "no"], "not a directory"),
         ([tmp_path], "no stage has written samples.jsonl"),
     ):
         assert command.main(["samples", *map(str, argv)]) == (2 if words else 0)
         assert words in capsys.readouterr().err
-    for argv in (["--watch=0", str(run)], ["samples", str(run), "--limit=-1"], []):
-        with pytest.raises(SystemExit) as stopped:
-            command.main(argv)
-        assert stopped.value.code == 2
+    for argv, words in (
+        (["--watch=0", str(run)], "--watch: got '0'; expected seconds, from 1 to 86400"),
+        (["samples", str(run), "--limit=-1"], "--limit: got '-1'; it must be a whole number from 0"),
+        ([], "WORKDIR is missing"),
+        (["sample", str(run)], "sample: there is no such folder; did you mean 'samples'?"),
+        ([str(run.parent / "noe")], f"did you mean '{run}'?"),
+        ([str(run.parent)], "holds nothing that a run wrote"),
+    ):
+        assert command.main(argv) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("error: ") == 1 and words in said
 
 
 def test_watch_builds_when_something_changed_and_ends_when_all_is_done(tmp_path, monkeypatch, capsys):

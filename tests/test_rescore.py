@@ -234,7 +234,7 @@ def test_choices_and_expressions(tmp_path, capsys):
         (["{w}", "--write=yes"], "--write takes no value"),
         (["{w}", "--quick"], "unknown argument '--quick'"),
         (["{w}", "-k", "3"], "unknown argument '-k'"),
-        (["{w}", "{w}"], "one workdir at a time"),
+        (["{w}", "{w}"], "one WORKDIR at a time"),
         (["{w}/none"], "none: there is no such folder"),
         (["{w}/reft"], "config.json: there is no such file"),
     ],
@@ -292,4 +292,4 @@ def test_the_command_itself_and_ctrl_c(tmp_path):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and not printed and errors == "interrupted: nothing was changed\n"
+    assert process.returncode == 1 and not printed and errors == "\ninterrupted: nothing was changed\n"

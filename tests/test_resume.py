@@ -90,7 +90,7 @@ def test_kills_at_random_moments(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "SIGINT", "SIGHUP"])
 def test_stops_in_every_stage(tmp_path, number):
     """Each stop saves first and exits with 75, wherever it comes; the last start ends as an unbroken run."""
     workdir = tmp_path / "run"

@@ -1,9 +1,9 @@
 """Records of settings that check themselves, and how a nested dict becomes one.
 
 A record is a frozen dataclass whose fields are made with `setting` (a value with a legal range), `choice` and `choices_of` (what a file
-of a room defines, `choices.py`) or `labelled` (label -> a stage or a path), or are records themselves. `fill` writes every default into a nested dict,
-`override` sets one value from a flag's text, `build` makes the record and checks it. A record may have `check(self)`, a generator of (key, what is
-legal) for settings that do not go together; path and value are added here, so that no record spells them. Everything wrong raises
+of a room defines, `choices.py`) or `labelled` (label -> a stage or a path), or are records themselves. `fill` writes every default into a
+nested dict, `override` sets one value from a flag's text, `build` makes the record and checks it. A record may have `check(self)`, a generator
+of (key, what is legal) for settings that do not go together; path and value are added here, so that no record spells them. Everything wrong raises
 InputError with the key, the value, what is legal and the nearest known name.
 """
 

@@ -162,7 +162,9 @@ class Data:
     max_overlap: float = setting(0, 1, default=0.01)
     tfds_dir: str = setting(default="", path=True)  # where TFDS keeps what it built; "" = its own default
     manual_dir: str = setting(default="", path=True)  # a folder with the original files, so that TFDS downloads nothing
-    questions_file: str = setting(default="", path=True)  # stories: a training file whose questions are read as text too
+    questions_file: str = setting(
+        default="", path=True
+    )  # stories: a training file whose questions are read as text too
 
     def check(self):
         task = choices.load("tasks", self.task)()
