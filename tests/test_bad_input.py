@@ -209,7 +209,8 @@ def test_checkpoints_of_finished_stages_that_are_gone(tmp_path):
     write(tmp_path / "results.json", dict(stages=dict.fromkeys(("base", "warmup", "sft", "reft"), {})))
     shutil.rmtree(tmp_path / "warmup" / "checkpoints")
     prepare.check_checkpoints(config, tmp_path)
-    tree["model"]["lora"] = dict(rank=2, alpha=2.0, targets=".*")  # adapters are merged into the chain that they began with
+    # adapters are merged into the chain that they began with
+    tree["model"]["lora"] = dict(rank=2, alpha=2.0, targets=".*")
     tree["stages"]["evaluate"]["checkpoints"] = dict(more="reft")
     config = recipe.build(tree)
     there("reft", 1)
