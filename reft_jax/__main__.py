@@ -32,7 +32,7 @@ def listing(known: dict[str, str]) -> str:
     lines = []
     for name, text in known.items():
         first = ast.get_docstring(ast.parse(text)).splitlines()[0]
-        lines.append(f"  {name:9}{first.partition(': python -m')[0].rstrip(':.')}")
+        lines.append(f"  {name:9}{first.rstrip('.')}")
     return "\n".join(lines)
 
 

@@ -50,16 +50,17 @@ def one_of(*legal: str) -> Callable[[str], str]:
     return read
 
 
-def parse(argv: Sequence[str], doc: str, usage: str, known: dict[str, Flag]) -> dict:
+def parse(argv: Sequence[str], doc: str, known: dict[str, Flag]) -> dict:
     """{name: value} of a command line of `--flag=value`, `--flag value` and words; of a flag that is repeated the last value counts.
 
     known: "--flag" -> what it takes; "--config." stands for all flags that begin so, whose value is a tuple of (rest, text); a name without
-    dashes stands for the words. In names of the result dashes are underscores. -h and --help, anywhere, print `doc` and `usage` and end the
-    process (0). Raises InputError.
+    dashes stands for the words. In names of the result dashes are underscores. -h and --help, anywhere, print `doc`, the command's
+    docstring, and end the process (0). Raises InputError; what is indented in `doc` is the usage that it shows.
     """
     if {"-h", "--help"} & set(argv):
-        print(f"{doc.strip()}\n\n{usage}")
+        print(doc.strip())
         raise SystemExit(0)
+    usage = "usage:\n" + "\n".join(line for line in doc.splitlines() if line.startswith("    "))
     word = next((name for name in known if not name.startswith("-")), None)
     given, rest = {}, list(argv)
     while rest:

@@ -1,4 +1,6 @@
-"""Hugging Face safetensors <-> the project's checkpoints: python -m reft_jax.convert --from=DIR --to=DIR [--dtype=float32]
+"""Hugging Face safetensors <-> the project's checkpoints.
+
+    python -m reft_jax.convert --from=DIR --to=DIR [--dtype=float32|bfloat16]
 
 From a Hugging Face directory: TO gets `checkpoints/0` (the parameters, for `init_from=TO`) and `tokenizer/` (config.json and
 the tokenizer's files). From a checkpoint (a stage's folder, or one of its checkpoints/<step>): TO becomes a Hugging Face
@@ -15,7 +17,6 @@ from reft_jax.commands import Flag
 from reft_jax.config.paths import expanded
 from reft_jax.errors import InputError
 
-USAGE = "usage: python -m reft_jax.convert --from=DIR --to=DIR [--dtype=float32|bfloat16]"
 FLAGS = {
     "--from": Flag(expanded, needed=True),
     "--to": Flag(expanded, needed=True),
@@ -25,7 +26,7 @@ FLAGS = {
 
 def parse(argv: list[str]) -> tuple[pathlib.Path, pathlib.Path, str]:
     """(from, to, dtype) of the command line. Raises InputError."""
-    return tuple(commands.parse(argv, __doc__, USAGE, FLAGS).values())
+    return tuple(commands.parse(argv, __doc__, FLAGS).values())
 
 
 def from_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):

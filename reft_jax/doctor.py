@@ -35,10 +35,6 @@ from reft_jax.errors import InputError
 from reft_jax.rewards import answer, program, score
 from reft_jax.run.progress import Progress
 
-USAGE = (
-    "usage: python -m reft_jax.doctor FILE... [--test=FILE] [--task=NAME] [--cot=program|nl] "
-    "[--tokenizer=DIR|SHIPPED|PRESET|bpe ...] [--max-prompt=N] [--max-response=N] [--json]"
-)
 ASSETS = pathlib.Path(__file__).parent / "assets"
 BPE_VOCABULARY = 1000  # config.data.vocab_size of configs/common.py
 CHUNK = 256  # programs between two looks at the progress
@@ -94,7 +90,7 @@ FLAGS = {
 
 def parse(argv: Sequence[str]) -> Options:
     """The command line. Raises InputError."""
-    given = commands.parse(argv, __doc__, USAGE, FLAGS)
+    given = commands.parse(argv, __doc__, FLAGS)
     if (given["max_prompt"] or given["max_response"]) and not given["tokenizer"]:
         raise InputError("--max-prompt and --max-response count tokens: name a --tokenizer")
     return Options(given.pop("FILE"), tokenizers=given.pop("tokenizer"), **given)

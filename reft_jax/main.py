@@ -1,4 +1,6 @@
-"""Runs a config's stages in order: python -m reft_jax.main --config=configs/demo.py --workdir=runs/demo [--config.seed=1 ...]
+"""Runs a config's stages in order.
+
+    python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]
 
 Everything that can be wrong with the config, the data and the folder is found before a device is touched and before
 anything is written. Run again, the same command goes on where it was, or finds everything done. Exit codes: 0 done,
@@ -24,15 +26,12 @@ from reft_jax.errors import Preempted, RunError, Stop
 from reft_jax.mesh import distributed
 from reft_jax.run import jax_settings, progress
 
-USAGE = "usage: python -m reft_jax.main --config=FILE.py[:key=value,...] --workdir=DIR [--config.a.b=value ...] [--processes=N ...]"
-
-
 FLAGS = {"--config": Flag(needed=True), "--config.": Flag(several=True), "--workdir": Flag(expanded, needed=True)}
 
 
 def parse(argv: list[str]) -> tuple[str, str, list[tuple[str, str]], dict]:
     """(config spec, workdir, [(path, text)], flags of several processes) of the command line. Raises InputError."""
-    given = commands.parse(argv, __doc__, USAGE, FLAGS | {f"--{name}": Flag() for name in distributed.FLAGS})
+    given = commands.parse(argv, __doc__, FLAGS | {f"--{name}": Flag() for name in distributed.FLAGS})
     processes = {name: given[name] for name in distributed.FLAGS if given[name] is not None}
     return given["config"], str(given["workdir"]), list(given["config."]), distributed.read_flags(processes, os.environ)
 

@@ -24,7 +24,6 @@ from reft_jax.rewards import matchers, score
 from reft_jax.rollouts import figures
 from reft_jax.run.metrics import table, write_json
 
-USAGE = "usage: python -m reft_jax.rescore WORKDIR [--matcher=NAME | --all-matchers] [--k=K] [--limit-disagreements=N] [--write]"
 FIELDS = ("item_id", "k", "prefix", "response", "status", "gold", "split", "mode")
 
 
@@ -40,9 +39,9 @@ FLAGS = {
 
 def parse(argv: list[str]) -> dict:
     """The command line's values. Raises InputError."""
-    given = commands.parse(argv, __doc__, USAGE, FLAGS)
+    given = commands.parse(argv, __doc__, FLAGS)
     if given["matcher"] is not None and given["all_matchers"]:
-        raise InputError(f"--matcher and --all-matchers exclude each other\n{USAGE}")
+        raise InputError("--matcher and --all-matchers exclude each other")
     return given
 
 

@@ -1,6 +1,6 @@
 """Compiles every step of a config for devices that are not here, and says whether it fits into their memory.
 
-    python -m reft_jax.compile --config=configs/reft.py:data=gsm8k,cot=program,model=codellama_7b --topology=v5e:16x16
+    python -m reft_jax.compile --config=FILE.py[:key=value,...] --topology=v5e:16x16 [--slices=N] [--config.a.b=value ...]
 
 --topology: v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB (the real TPU compiler, `pip install libtpu`, no TPU), cpu:N, or gpu (those that
 are here); --slices=N: as many such slices, joined by the network between them. --config.a.b=value overrides as in `main`. Needs
@@ -27,7 +27,6 @@ from reft_jax.errors import InputError
 HBM = {"v4": 32 * GIB, "v5e": int(15.75 * GIB), "v5p": int(95.74 * GIB), "v6e": int(31.25 * GIB)}
 
 
-USAGE = "usage: python -m reft_jax.compile --config=FILE.py[:key=value,...] --topology=v5e:16x16 [--slices=N] [--config.a.b=value ...]"
 FLAGS = {
     "--config": Flag(needed=True),
     "--topology": Flag(needed=True),
@@ -38,7 +37,7 @@ FLAGS = {
 
 def parse(argv: list[str]) -> tuple[str, str, int, tuple[tuple[str, str], ...]]:
     """(config spec, topology, slices, overrides) of the command line. Raises InputError."""
-    return tuple(commands.parse(argv, __doc__, USAGE, FLAGS).values())
+    return tuple(commands.parse(argv, __doc__, FLAGS).values())
 
 
 def devices_of(topology: str, slices: int = 1):

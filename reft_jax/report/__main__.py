@@ -1,7 +1,7 @@
 """The report of a run, and its samples in the terminal.
 
-    python -m reft_jax.report WORKDIR... [--output FILE] [--watch[=SECONDS]]
-    python -m reft_jax.report samples WORKDIR [--stage S] [--step N or A:B] [--status S] [--item ID] [--grep RE] [--limit N]
+    python -m reft_jax.report WORKDIR... [--output=FILE] [--watch[=SECONDS]]
+    python -m reft_jax.report samples WORKDIR [--stage=S] [--step=N or A:B] [--status=S] [--item=ID] [--grep=RE] [--limit=N]
 
 The first writes WORKDIR/report.html (one file, opens from disk) and WORKDIR/plots/; several workdirs come side by side into the
 first one's report, or into --output, and runs that differ in the seed alone become one line with a band. --watch makes the report
@@ -27,8 +27,6 @@ def seconds(text: str) -> float:
     return float(text)
 
 
-USAGE = """usage: python -m reft_jax.report WORKDIR... [--output=FILE] [--watch[=SECONDS]]
-       python -m reft_jax.report samples WORKDIR [...]    (samples --help says more)"""
 FLAGS = {
     "WORKDIR": Flag(expanded, needed=True, several=True),
     "--output": Flag(expanded),
@@ -38,10 +36,10 @@ FLAGS = {
 
 def parse(argv: list[str]) -> dict:
     """The command line's values. Raises InputError."""
-    given = commands.parse(argv, __doc__, USAGE, FLAGS)
+    given = commands.parse(argv, __doc__, FLAGS)
     first = given["WORKDIR"][0]
     if not first.is_dir() and (meant := nearest(first, ["samples"])):
-        raise InputError(f"{first}: there is no such folder; {meant}\n{USAGE}")
+        raise InputError(f"{first}: there is no such folder; {meant}")
     return given
 
 

@@ -1,4 +1,6 @@
-"""`python -m reft_jax.report samples`: what a stage sampled, in the terminal, read line by line and printed as it is found.
+"""What a stage sampled, in the terminal, read line by line and printed as it is found.
+
+    python -m reft_jax.report samples WORKDIR [--stage=S] [--step=N or A:B] [--status=S] [--item=ID] [--grep=RE] [--limit=N]
 
 --stage: whose samples (default: every stage that has some). --step: of one step, or of steps A to B, both included, of which either may be
 left out. --status: correct, wrong, no_answer, timeout, error, blocked. --item: of one question, by its item_id: how its answers changed.
@@ -18,9 +20,6 @@ from reft_jax.errors import InputError
 from reft_jax.report import read
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a response must not move the cursor or set colours
-
-
-USAGE = "usage: python -m reft_jax.report samples WORKDIR [--stage=S] [--step=N or A:B] [--status=S] [--item=ID] [--grep=RE] [--limit=N]"
 
 
 def steps(text: str) -> tuple[float, float]:
@@ -53,7 +52,7 @@ FLAGS = {
 
 def parse(argv: list[str]) -> dict:
     """The command line's values. Raises InputError."""
-    return commands.parse(argv, __doc__, USAGE, FLAGS)
+    return commands.parse(argv, __doc__, FLAGS)
 
 
 def files(workdir: pathlib.Path, stage: str) -> list[pathlib.Path]:

@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import marshal
 import math
 import os
@@ -28,6 +29,7 @@ import time
 import warnings
 from collections.abc import Sequence
 
+from reft_jax import commands
 from reft_jax.errors import InputError, RunError
 from reft_jax.rewards.sandbox import LAYERS
 
@@ -340,11 +342,13 @@ def _import_folders() -> list[str]:
     return list(dict.fromkeys(folders))
 
 
+@commands.command(unread=1)
 def main(argv: list[str]) -> int:
-    """`python -m reft_jax.rewards.program --check`: the layers in force; the exit code is 1 if one is missing."""
-    if argv != ["--check"]:
-        print("usage: python -m reft_jax.rewards.program --check", file=sys.stderr)
-        return 2
+    """The layers in force; the exit code is 1 if one is missing.
+
+    python -m reft_jax.rewards.program --check
+    """
+    commands.parse(argv, inspect.cleandoc(main.__doc__), {"--check": commands.Flag(None, needed=True, bare=True)})
     found = layers()
     for name, reason in found.items():
         print(f"{'no ' if reason else 'yes'}  {name:<13} {LAYERS[name]}" + (f": {reason}" if reason else ""))

@@ -1,4 +1,7 @@
-"""The paper's tables beside finished runs: python -m reft_jax.tables ROOT [--table=NAME] [--format=terminal|markdown|csv] [--plan]
+"""The paper's tables beside finished runs.
+
+    python -m reft_jax.tables ROOT [--table=NAME] [--format=terminal|markdown|csv] [--curves]
+    python -m reft_jax.tables ROOT --plan [--table=NAME] [--variant=paper|script] [--seed=N] [--smoke]
 
 A workdir under ROOT that has config.json and results.json fills a cell if what was trained is what configs/paper.py says of
 that row, setting by setting and back to the pretrained weights; how it was run (checks, logs, devices, precision) does not matter. All
@@ -8,8 +11,8 @@ of one seed is Wilson's, over questions; of several, Student's t over the seeds,
 The tables arithmetic and svamp_small are of configs/paper_small.py and configs/paper_text.py, and nothing is published of them; a folder with
 no other runs shows one alone, one without such runs leaves it out. --curves also writes its learning curves to ROOT/curves.csv and ROOT/curves.png.
 
---plan prints the commands that make a table, each run once and after those that it begins with. --variant=paper|script, --seed=N and
---smoke are arguments of those commands. Exit codes: 0, 2 bad arguments.
+--plan prints the commands that make a table, each run once and after those that it begins with. --variant, --seed and --smoke
+are arguments of those commands. Exit codes: 0, 2 bad arguments.
 """
 
 import csv
@@ -147,10 +150,6 @@ def legend(smoke: bool) -> str:
 # ------------------------------------------------------------------ main
 
 
-USAGE = (
-    "usage: python -m reft_jax.tables ROOT [--table=NAME] [--format=terminal|markdown|csv] [--curves]\n"
-    "       python -m reft_jax.tables ROOT --plan [--table=NAME] [--variant=paper|script] [--seed=N] [--smoke]"
-)
 FLAGS = {
     "ROOT": Flag(needed=True),
     "--table": Flag(lambda text: commands.one_of(*paper().TABLES, *SMALL)(text)),
@@ -165,7 +164,7 @@ FLAGS = {
 
 def parse(argv: list[str]) -> types.SimpleNamespace:
     """The command line's values. Raises InputError."""
-    args = types.SimpleNamespace(**commands.parse(argv, __doc__, USAGE, FLAGS))
+    args = types.SimpleNamespace(**commands.parse(argv, __doc__, FLAGS))
     args.variant = args.variant or paper().VARIANTS[0]
     args.root = args.ROOT if args.plan else str(expanded(args.ROOT))  # a plan is for a shell, perhaps another machine's
     if "," in args.root:
