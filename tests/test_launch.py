@@ -119,7 +119,7 @@ LAUNCHED = sorted(
 @pytest.mark.parametrize("script", LAUNCHED)
 def test_help_is_printed_at_once_and_nothing_is_installed(project, script):
     for arguments in (["--help"], ["-h"]):
-        process, log = project(script, *arguments, cwd=project.root)
+        process, log = project(script, *arguments, cwd=project.root, HOME=str(project.root))
         assert process.returncode == 0 and not process.stderr and not log
         assert f"launch/{script}" in process.stdout and "set -" not in process.stdout
         assert not (project.root / ".venv").exists()
@@ -127,7 +127,7 @@ def test_help_is_printed_at_once_and_nothing_is_installed(project, script):
 
 @pytest.mark.parametrize("script", [script for script in LAUNCHED if script not in ("demo.sh", "test.sh")])
 def test_an_unknown_option_is_one_error(project, script):
-    process, log = project(script, "--nonsense", cwd=project.root)
+    process, log = project(script, "--nonsense", cwd=project.root, HOME=str(project.root))
     assert process.returncode == 2 and process.stderr.startswith("error: ") and not process.stdout and not log
 
 

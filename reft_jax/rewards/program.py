@@ -344,9 +344,11 @@ def _import_folders() -> list[str]:
 
 @commands.command(unread=1)
 def main(argv: list[str]) -> int:
-    """The layers in force; the exit code is 1 if one is missing.
+    """The layers that stand between model-written programs and this machine.
 
-    python -m reft_jax.rewards.program --check
+        python -m reft_jax.rewards.program --check
+
+    --check: a line for each. Exit codes: 0 all are in force, 1 one is missing, 2 bad arguments.
     """
     commands.parse(argv, inspect.cleandoc(main.__doc__), {"--check": commands.Flag(None, needed=True, bare=True)})
     found = layers()
