@@ -22,6 +22,7 @@ from reft_jax.config.paths import expanded
 from reft_jax.errors import InputError
 from reft_jax.rewards import matchers, score
 from reft_jax.rollouts import figures
+from reft_jax.run.lineage import outdated
 from reft_jax.run.metrics import table, write_json
 
 FIELDS = ("item_id", "k", "prefix", "response", "status", "gold", "split", "mode")
@@ -208,7 +209,11 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
     figure_of = {name: {} for name in names}
     greedy = {"lines": [], **{name: [] for name in names}}
     ran: dict = {}  # programs are run once for all matchers
-    notes = []
+    notes = [
+        f"note: {label}: its responses are of a checkpoint that is no longer there; the run's command measures what is there now"
+        for label in labels
+        if outdated(workdir, results.get("stages", {}).get(label, {}))
+    ]
     for label, lines in labels.items():
         texts = [None if line["response"] is None else line["prefix"] + line["response"] for line in lines]
         places = [i for i, line in enumerate(lines) if line["mode"] == "greedy"]

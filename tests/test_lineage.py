@@ -14,7 +14,7 @@ from reft_jax import models, tables
 from reft_jax.errors import InputError, Stop
 from reft_jax.report import plots, read
 from reft_jax.run import checkpoint, lineage
-from reft_jax.run.lineage import fingerprint
+from reft_jax.run.fingerprint import fingerprint
 from reft_jax.stages import evaluate
 from tests import runs, tiny
 

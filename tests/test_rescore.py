@@ -293,3 +293,15 @@ def test_the_command_itself_and_ctrl_c(tmp_path):
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and not printed and errors == "\ninterrupted: nothing was changed\n"
+
+
+def test_responses_of_a_checkpoint_that_is_no_longer_there_are_named(tmp_path, capsys):
+    results = {label: {"source": label, "accuracy": 0.5, "measured": {label: "a" * 32}} for label in ("sft", "reft")}
+    make(tmp_path / "w", {label: GREEDY for label in results}, results=results)
+    for label, given in (("sft", "a"), ("reft", "b")):
+        (tmp_path / "w" / label / "DONE").write_text(json.dumps({"fingerprint": given * 32}))
+    assert ask(tmp_path / "w") == 0
+    out = capsys.readouterr().out
+    assert [text for text in out.splitlines() if "no longer there" in text] == [
+        "note: reft: its responses are of a checkpoint that is no longer there; the run's command measures what is there now"
+    ]

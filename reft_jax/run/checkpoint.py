@@ -21,6 +21,7 @@ import jax
 from reft_jax.errors import InputError, RunError
 from reft_jax.mesh import distributed
 from reft_jax.run import checksums, lineage
+from reft_jax.run.fingerprint import fingerprint as fingerprint_of
 from reft_jax.types import TrainState
 
 
@@ -158,7 +159,7 @@ class Checkpoints:
         items = _orbax().args.Composite(
             params=_orbax().args.StandardSave(params),
             opt=_orbax().args.StandardSave(opt),
-            progress=_orbax().args.JsonSave(progress | {"fingerprint": lineage.fingerprint(params)}),
+            progress=_orbax().args.JsonSave(progress | {"fingerprint": fingerprint_of(params)}),
         )
         self._saving = step
         with self._full_disk_said():
@@ -300,7 +301,7 @@ def write_params(path: pathlib.Path, params: dict):
 
 
 def fingerprint(path: pathlib.Path) -> str | None:
-    """`lineage.fingerprint` of the parameters in a stage's checkpoint; None of one that an older version wrote."""
+    """`fingerprint.fingerprint` of the parameters in a stage's checkpoint; None of one that an older version wrote."""
     return json.loads((path / "progress" / "metadata").read_text()).get("fingerprint")
 
 

@@ -44,9 +44,8 @@ class Stage(Checked):
     right ones of the current policy's own responses and on the gold CoTs."""
 
     mode: str = setting(one_of=("offline", "online"))
-    sample_from: str = setting(
-        default="", path=True
-    )  # offline: an earlier stage, or a directory as in init_from; online: ""
+    # offline: an earlier stage, or a directory as in init_from; online: ""
+    sample_from: str = setting(default="", path=True)
     num_samples: int = setting(1, default=1)  # responses per training question; online: per question of a step
     max_per_question: int = setting(1, default=10)  # offline: at most so many different right responses are learnt
     sampling: Sampling = Sampling()
