@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from reft_jax.errors import InputError, RunError
-from reft_jax.mesh import distributed
+from reft_jax.mesh import distributed, launchers
 from reft_jax.run import checksums
 from tests import runs, test_checkpoint, tiny
 
@@ -45,26 +45,95 @@ def test_flags_come_from_the_environment_and_the_command_line_wins():
     assert flags == dict(coordinator="a:1", processes=4, process=3, init_timeout=600, watchdog=0)
 
 
+STEP = dict(SLURM_JOB_ID="7", SLURM_STEP_NODELIST="n[1-2]", SLURM_LOCALID="0", SLURM_PROCID="1", SLURM_NTASKS="4",
+            SLURM_STEP_NUM_TASKS="4", SLURM_JOB_NUM_NODES="2")  # fmt: skip
+SHELL = dict(SLURM_JOB_ID="7", SLURM_NTASKS="4", SLURM_JOB_NUM_NODES="1")
+TERMINAL = dict(SLURM_PTY_PORT="4000", SLURM_TASK_PID="1")
+MPI = dict(
+    OMPI_COMM_WORLD_SIZE="8", OMPI_COMM_WORLD_RANK="3", OMPI_COMM_WORLD_LOCAL_RANK="3", OMPI_MCA_orte_hnp_uri="1.0;tcp"
+)
+
+
+def without(environment, *names):
+    return {name: value for name, value in environment.items() if name not in names}
+
+
+@pytest.fixture
+def no_chips(monkeypatch):
+    monkeypatch.setattr(launchers.glob, "glob", lambda pattern: [])
+
+
 @pytest.mark.parametrize(
-    "environment, several",
+    "environment, processes, process",
     [
-        ({}, False),
-        (dict(TPU_WORKER_HOSTNAMES="localhost"), False),
-        (dict(TPU_WORKER_HOSTNAMES="a,b"), True),
-        (dict(SLURM_NTASKS="1"), False),
-        (dict(SLURM_NTASKS="2"), True),
-        (dict(MEGASCALE_NUM_SLICES="2"), True),
-        (dict(OMPI_COMM_WORLD_SIZE="8"), True),
-        (dict(JAX_COORDINATOR_ADDRESS="a:1"), True),
+        ({}, 1, 0),
+        (dict(TPU_WORKER_HOSTNAMES="localhost"), 1, 0),
+        (dict(TPU_WORKER_HOSTNAMES="a,b"), 0, -1),
+        (dict(MEGASCALE_NUM_SLICES="2"), 0, -1),
+        (dict(JAX_COORDINATOR_ADDRESS="a:1"), 0, -1),
+        (STEP, 4, 1),
+        (STEP | dict(SLURM_NTASKS="9"), 4, 1),  # srun --preserve-env: the step's count is what runs
+        (STEP | dict(PMI_SIZE="4", PMI_RANK="1"), 4, 1),  # srun --mpi=pmi2
+        (STEP | TERMINAL | dict(SLURM_TASK_PID=str(os.getpid())), 4, 1),  # srun --pty python
+        (STEP | dict(SLURM_NTASKS="1", SLURM_STEP_NUM_TASKS="1"), 1, 0),  # one of a sweep's, on one node of two
+        (MPI, 8, 3),
+        (STEP | MPI, 8, 3),  # mpirun in a job: its own daemons are the tasks
+        (dict(OMPI_COMM_WORLD_SIZE="1", SLURM_NTASKS="many"), 1, 0),
+        (dict(WORLD_SIZE="8", RANK="0"), 1, 0),  # left over in a shell
     ],
 )
-def test_the_environment_decides_whether_there_are_others(environment, several, monkeypatch):
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
-    assert distributed.several_by_environment(environment) == several
+def test_the_environment_decides_whether_there_are_others(environment, processes, process, no_chips):
+    found = launchers.started(environment)
+    assert (found.processes, found.process, found.note) == (processes, process, "")
 
 
-def test_more_processes_than_can_be_found_are_a_loud_failure(monkeypatch):
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        SHELL,  # salloc, where it was called
+        SHELL | dict(SLURM_PROCID="0", SLURM_LOCALID="0"),  # a script of sbatch
+        STEP
+        | TERMINAL
+        | dict(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0", SLURM_JOB_NUM_NODES="1"),  # salloc, on the node
+    ],
+)
+def test_a_shell_of_slurm_that_is_no_task_runs_one_process_and_says_so(environment, no_chips, capsys):
+    distributed.initialize(distributed.read_flags({}, {}), environment)
+    said = capsys.readouterr().out
+    assert said.startswith("Slurm: the job asks for 4 tasks (SLURM_NTASKS), but this process is no task of srun")
+    assert not distributed.several()
+    distributed.initialize(distributed.read_flags(dict(processes="1"), {}), environment)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(RunError, match="--processes=4, but nothing here says .*this process is no task of srun"):
+        distributed.initialize(distributed.read_flags(dict(processes="4"), {}), environment)
+
+
+@pytest.mark.parametrize(
+    "environment, said",
+    [
+        (SHELL | dict(SLURM_JOB_NUM_NODES="2"), "the job has 2 nodes, but this process is no task of srun"),
+        (without(STEP, "SLURM_LOCALID"), "the step has 4 tasks (SLURM_STEP_NUM_TASKS), but SLURM_LOCALID is not set"),
+        (without(STEP, "SLURM_PROCID", "SLURM_NTASKS"), "but SLURM_NTASKS, SLURM_PROCID is not set"),
+        (STEP | TERMINAL, "this is a shell in a terminal (srun --pty), one of 4 tasks"),
+        (without(MPI, "OMPI_MCA_orte_hnp_uri"), "Open MPI started 8 processes (OMPI_COMM_WORLD_SIZE), but OMPI_MCA_orte_hnp_uri"),
+        (SHELL | dict(PMI_SIZE="4"), "MPICH or Intel MPI started 4 processes (PMI_SIZE), in which JAX does not find the others"),
+        (dict(TORCHELASTIC_RUN_ID="a", WORLD_SIZE="8"), "torchrun started 8 processes (WORLD_SIZE)"),
+    ],
+)  # fmt: skip
+def test_who_was_to_be_one_of_several_and_cannot_find_them_is_told_at_once(environment, said, no_chips):
+    with pytest.raises(InputError) as caught:
+        distributed.initialize(distributed.read_flags({}, {}), environment)
+    assert said in str(caught.value) and "--processes=1, and this process runs alone" in str(caught.value)
+    distributed.initialize(distributed.read_flags(dict(processes="1"), {}), environment)  # not refused
+
+
+def test_what_jax_raises_where_variables_are_set_by_half_is_one_error(no_chips, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    with pytest.raises(RunError, match="has not joined them .*Number of processes must be defined.*--processes=1"):
+        distributed.initialize(distributed.read_flags({}, {}))
+
+
+def test_more_processes_than_can_be_found_are_a_loud_failure(no_chips):
     with pytest.raises(RunError, match="nothing here says how to find the others"):
         distributed.initialize(distributed.read_flags(dict(processes="2"), {}), {})
 
@@ -79,7 +148,7 @@ def test_one_process_is_all_there_is():
 def test_the_watchdog_ends_a_process_that_makes_no_step_with_all_its_stacks():
     code = """
 import threading, time
-from reft_jax.mesh import distributed
+from reft_jax.mesh import distributed, launchers
 distributed.initialize(distributed.read_flags(dict(watchdog="1"), {}), {})
 distributed._STATE.watchdog_s /= 60
 def waits_for_another_host():
@@ -120,7 +189,7 @@ def test_the_launcher_says_what_is_wrong(arguments, said):
 
 CHECKPOINTS = """
 import os, pathlib, random, sys
-from reft_jax.mesh import distributed
+from reft_jax.mesh import distributed, launchers
 flags = dict(processes="2", process=sys.argv[1], coordinator=f"localhost:{sys.argv[2]}")
 distributed.initialize(distributed.read_flags(flags, {}))
 import jax

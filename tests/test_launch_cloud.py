@@ -549,10 +549,12 @@ def test_slurm(cloud, code, restarts, requeued):
     copy = cloud.tmp / "slurm_script"  # as Slurm does
     shutil.copy(ROOT / "launch/gpu/slurm.sbatch", copy)
     env = dict(SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="42", SLURM_NTASKS="16", SLURM_RESTART_COUNT=str(restarts))
+    env["SLURM_CPUS_PER_TASK"] = "8"
     process = cloud(str(copy), "--", *NASTY, **env)
     assert process.returncode == (1 if restarts == 100 else code), process.stderr
     (tool, *argv), *others = [call for call in cloud.calls() if call[0] != "squeue"]
     assert tool == "srun" and argv[-len(NASTY) - 3 :] == ["-m", "reft_jax.main", "--processes=16", *NASTY]
+    assert argv[:2] == ["--label", "--cpus-per-task=8"]  # srun does not take it from the job
     assert others == ([["scontrol", "requeue", "42"]] if requeued else [])
     (cloud.fake / "job").write_text("COMPLETING")  # cancelled: who does that means it
     assert cloud(str(copy), "--", *NASTY, **env).returncode == code

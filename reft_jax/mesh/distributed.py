@@ -8,13 +8,12 @@ hosts disagree; a signal to one stops all at the same step.
 import contextlib
 import dataclasses
 import faulthandler
-import glob
-import importlib.util
 import json
 import os
 import sys
 
 from reft_jax.errors import InputError, RunError
+from reft_jax.mesh import launchers
 
 FLAGS = dict(
     processes="how many processes the run has; another number than this is an error",
@@ -55,42 +54,48 @@ def read_flags(given: dict[str, str], environment) -> dict:
     return out
 
 
-def several_by_environment(environment) -> bool:
-    """Whether this host looks like one of several, or like a TPU VM, whose metadata tell: then JAX finds the others by itself."""
-    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or environment.get("JAX_COORDINATOR_ADDRESS"):
-        return True
-    sizes = ("MEGASCALE_NUM_SLICES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(environment.get(name, "1").isdigit() and int(environment.get(name, "1")) > 1 for name in sizes):
-        return True
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")  # up to v4, and since
-    with_library = importlib.util.find_spec("libtpu") is not None
-    return bool(chips) and with_library and "tpu" in environment.get("JAX_PLATFORMS", "tpu")
+def started(flags: dict, environment=os.environ) -> launchers.Started:
+    """How many processes there are and which this is, by the flags, else by the environment. Raises InputError, RunError."""
+    if flags["processes"] == 1:
+        return launchers.Started()
+    if flags["coordinator"]:
+        return launchers.Started(flags["processes"], flags["process"])
+    found = launchers.started(environment)
+    if found.processes == 1 and flags["processes"] > 1:
+        raise RunError(
+            f"--processes={flags['processes']}, but nothing here says how to find the others: give --coordinator=HOST:PORT and --process=I, "
+            f"or start under Slurm, MPI, or on all hosts of a TPU slice{found.note and f' ({found.note})'}"
+        )
+    return found
 
 
 def initialize(flags: dict, environment=os.environ):
-    """Joins the other processes, if there are any; before anything else asks JAX for a device. Raises RunError."""
+    """Joins the other processes, if there are any; before anything else asks JAX for a device. Raises InputError, RunError."""
     _STATE.watchdog_s = 60.0 * flags["watchdog"]
-    if flags["coordinator"] and flags["processes"] > 1:
-        known = dict(
-            coordinator_address=flags["coordinator"], num_processes=flags["processes"], process_id=flags["process"]
-        )
-    elif flags["processes"] != 1 and several_by_environment(environment):
-        known = {}
-    elif flags["processes"] > 1:
-        raise RunError(
-            f"--processes={flags['processes']}, but nothing here says how to find the others: give --coordinator=HOST:PORT and --process=I, "
-            "or start under Slurm, MPI, or on all hosts of a TPU slice"
-        )
-    else:
+    found = started(flags, environment)
+    if found.note:
+        print(found.note, flush=True)
+    if found.processes == 1:
         return
     import jax
 
     if environment.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # What it raises when not all come in time names the coordinator; it is not caught, since a run of one host would go on alone.
-    jax.distributed.initialize(
-        **known, initialization_timeout=flags["init_timeout"], heartbeat_timeout_seconds=HEARTBEAT_S
-    )
+    known = dict(num_processes=found.processes) if found.processes else {}
+    if flags["coordinator"]:
+        known |= dict(coordinator_address=flags["coordinator"], process_id=flags["process"])
+    if found.process == 0:
+        print(f"waiting for {found.processes - 1} more processes, at most {flags['init_timeout']} s", flush=True)
+    try:
+        jax.distributed.initialize(
+            **known, initialization_timeout=flags["init_timeout"], heartbeat_timeout_seconds=HEARTBEAT_S
+        )
+    except Exception as error:  # its ways to find the others, and their services, raise what they like
+        said = " ".join(str(error).split())[:500]
+        raise RunError(
+            f"several processes were started, as it seems here, and this one has not joined them ({type(error).__name__}: {said}): start all "
+            "within --init_timeout seconds, say --coordinator=HOST:PORT --processes=N --process=I, or --processes=1, and this process runs alone"
+        ) from error
     _STATE.process, _STATE.processes = jax.process_index(), jax.process_count()
     if flags["processes"] and _STATE.processes != flags["processes"]:
         raise RunError(f"--processes={flags['processes']}, but there are {_STATE.processes}: not every host has joined")
