@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from reft_jax import models
+from reft_jax.config import choices
 from reft_jax.errors import InputError
 from reft_jax.models.products import product
 from tests import reference, tiny
@@ -427,6 +428,114 @@ def test_wrong_weights_are_all_named(saved):
         "model.layers.1.mlp.up_proj.weight has shape (16, 24), not (24, 16)",
         "unmapped model.layers.7.extra.weight",
     )
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "base_model.model.", "model."])
+def test_the_names_of_wrappers_are_taken_off(saved, wrapper):
+    folder, tensors, write = saved
+    write({wrapper + name: tensor for name, tensor in tensors.items()})
+    tiny.assert_trees_equal(models.load_hf(folder)[1], tiny.params(tiny.model(None)))
+
+
+def test_parts_that_were_compiled_alone_have_their_names(saved):
+    folder, tensors, write = saved
+    write({name.replace(".mlp.", "._orig_mod.mlp."): tensor for name, tensor in tensors.items()})
+    tiny.assert_trees_equal(models.load_hf(folder)[1], tiny.params(tiny.model(None)))
+
+
+def test_a_wrapper_of_some_names_is_none(saved):
+    folder, tensors, write = saved
+    first, *rest = sorted(tensors)
+    write({first: tensors[first]} | {f"module.{name}": tensors[name] for name in rest})
+    with pytest.raises(InputError) as caught:
+        models.load_hf(folder)
+    said = str(caught.value)
+    assert said.count("model.layers") < 10 and f"and {len(rest) - 3} more" in said and "did you mean" in said
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        "model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.1.self_attn.rotary_emb.sin_cached", "model.layers.0.self_attn.masked_bias", "model.layers.0.self_attn.bias",
+        "model.rotary_emb_local.original_inv_freq", "model.embeddings.position_ids",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_buffers_of_older_files_are_no_weights(saved, buffer, wrapper):
+    folder, tensors, write = saved
+    write({wrapper + name: tensor for name, tensor in (tensors | {buffer: np.zeros(3, np.float32)}).items()})
+    models.check_hf(folder)
+
+
+@pytest.mark.parametrize("family", choices.names("models/families"))
+def test_no_weight_of_a_family_is_taken_for_a_buffer(family):
+    from reft_jax.models.families import weights
+
+    table = choices.module("models/families", family).table(
+        dataclasses.replace(tiny.ARCH, qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True, post_norms=True)
+    )
+    names = {weight.name.format(0) for weight in table.values()}
+    assert names and not [name for name in names if weights.BUFFERS.fullmatch(name) or weights.ADAPTERS.search(name)]
+
+
+def test_adapters_of_peft_are_said_to_be_unmerged(saved):
+    folder, tensors, write = saved
+    part = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    write({part: np.zeros((2, 16), np.float32)}, "adapter_model.safetensors")
+    refused(folder, f"1 weights of adapters, as {part}", "merge_and_unload")
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="adapter_config.json: PEFT's adapters must be merged"):
+        models.resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+    "key, same",
+    [
+        *((key, True) for key in ("rope_scaling", "head_dim", "sliding_window", "attention_bias", "mlp_bias", "initializer_range")),
+        *((key, True) for key in ("rope_theta", "eos_token_id", "layer_types", "use_cache", "something_of_ones_own")),
+        *((key, False) for key in ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")),
+        *((key, False) for key in ("hidden_act", "max_position_embeddings", "intermediate_size")),
+    ],
+)  # fmt: skip
+def test_null_in_a_config_is_as_if_absent_or_named(saved, key, same):
+    folder, path = saved[0], saved[0] / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {key: None}))
+    if not same:
+        refused(folder, f"{path}: {key} is null")
+        return
+    found = models.read_config(folder)
+    path.write_text(json.dumps({name: value for name, value in config.items() if name != key}))
+    assert found == models.read_config(folder)
+
+
+def test_null_keeps_what_transformers_says_of_it(saved):
+    folder, path = saved[0], saved[0] / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | dict(num_key_value_heads=None)))
+    assert models.read_config(folder).num_kv_heads == config["num_attention_heads"]
+    path.write_text(json.dumps(config | dict(model_type="mistral", sliding_window=None)))
+    assert models.read_config(folder).windows == ()
+    absent = {name: value for name, value in config.items() if name != "sliding_window"}
+    path.write_text(json.dumps(absent | dict(model_type="mistral")))
+    assert models.read_config(folder).windows != ()
+
+
+def test_null_in_rope_scaling(saved):
+    folder, path = saved[0], saved[0] / "config.json"
+    config = {name: value for name, value in json.loads(path.read_text()).items() if not name.startswith("rope")}
+    path.write_text(json.dumps(config | dict(rope_parameters=dict(rope_type="default", rope_theta=None))))
+    assert models.read_config(folder).rope_theta == 10000.0
+    path.write_text(json.dumps(config | dict(rope_scaling=dict(rope_type="linear", factor=None))))
+    refused(folder, "config.json", "factor")
+
+
+def test_a_key_of_a_config_that_stands_twice_is_refused(saved):
+    folder, path = saved[0], saved[0] / "config.json"
+    path.write_text(path.read_text().rstrip()[:-1] + ', "vocab_size": 3}')
+    refused(folder, f"{path}: the key 'vocab_size' stands twice in one object")
 
 
 def test_weights_in_several_files_are_put_together(saved):

@@ -6,6 +6,7 @@
 import hashlib
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -489,14 +490,30 @@ def test_the_first_of_several_ends_is_taken(tmp_path, ids, expected):
 
 @pytest.mark.parametrize(
     "text,expected",
-    [('{"eos_token_id": 1}', 1), ('{"eos_token_id": 5000}', 2)] + [(t, 2) for t in ("{", "[]", "3", "")],
+    [('{"eos_token_id": 1}', 1), ('{"eos_token_id": 5000}', 2), ('{"eos_token_id": null}', 2)],
 )
-def test_generation_config_comes_first_unless_it_is_broken(tmp_path, text, expected):
+def test_generation_config_comes_first(tmp_path, text, expected):
     write(tmp_path, *galactica())
     (tmp_path / "generation_config.json").write_text(text)
     assert tokenizer.load(tmp_path).eos_token_id == expected
-    (tmp_path / "generation_config.json").write_bytes(b"\xff\xfe{")
-    assert tokenizer.load(tmp_path).eos_token_id == 2
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (b"{", ":1: malformed JSON"),
+        (b"", ": the file is empty"),
+        (b"[]", ": holds '[]'; a JSON object is expected"),
+        (b"\xff\xfe{", ": not UTF-8"),
+        (b'{"eos_token": "a", "eos_token": "b"}', ": the key 'eos_token' stands twice in one object"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, file, text, said):
+    write(tmp_path, *galactica())
+    (tmp_path / file).write_bytes(text)
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / file}{said}")):
+        tokenizer.load(tmp_path)
 
 
 def test_special_tokens_in_files_of_their_own_are_found(tmp_path):
@@ -527,8 +544,7 @@ def test_further_ends_come_from_generation_config(named, expected, tmp_path, bpe
     assert bpe.eos_token_id == 1
     (tmp_path / "generation_config.json").write_text(json.dumps(dict(eos_token_id=named)))
     assert tokenizer.more_eos_ids(bpe, tmp_path) == expected
-    (tmp_path / "generation_config.json").write_text("{")
-    assert tokenizer.more_eos_ids(bpe, tmp_path) == tokenizer.more_eos_ids(bpe, tmp_path / "absent") == ()
+    assert tokenizer.more_eos_ids(bpe, tmp_path / "absent") == ()
 
 
 def test_decode_leaves_out_further_ends(bpe):

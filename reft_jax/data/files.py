@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from reft_jax.config.paths import expanded
+from reft_jax.data import json_text
 from reft_jax.errors import InputError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -121,7 +122,10 @@ def _lines(path, text: str, complaints: list | None) -> Iterator[tuple[int, obje
 def _decode(path, text: str, position: int, first_line: int = 1) -> tuple[object, int]:
     """The JSON value at `position` of `text`, which begins at `first_line` of the file, and where it ends."""
     try:
-        return json.JSONDecoder().raw_decode(text, position)
+        return json_text.DECODER.raw_decode(text, position)
+    except json_text.DoubledKey as error:
+        line = first_line + text.count("\n", 0, position)
+        raise RecordError(f"{path}:{line}", "", str(error)) from error
     except json.JSONDecodeError as error:
         raise _malformed(path, text, error.pos, error.msg, first_line) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting without end

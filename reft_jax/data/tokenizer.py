@@ -24,8 +24,10 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from reft_jax.data import json_text
 from reft_jax.errors import InputError
 
+REMEDY = "mend it, or fetch it again"  # where a directory's file is damaged
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 # GPT-2's split, with numbers cut into digits: a word or a digit with the space before it, punctuation, white space.
@@ -104,6 +106,8 @@ def load(directory):
         raise InputError(
             f"{directory} holds no tokenizer.json (nor tokenizer.model, vocab.json), only: {', '.join(present[:8]) or '-'}"
         )
+    if "tokenizer_config.json" in present:
+        json_text.read_object(directory / "tokenizer_config.json", REMEDY)
     try:
         reader = transformers.PreTrainedTokenizerFast if "tokenizer.json" in present else transformers.AutoTokenizer
         tokenizer = reader.from_pretrained(str(directory), local_files_only=True)
@@ -136,10 +140,9 @@ def load(directory):
 def _named(tokenizer, directory: pathlib.Path, key: str) -> str | None:
     """The token whose id the model's config files give under `key` (the first of several); None if they give none."""
     for file in ("generation_config.json", "config.json"):
-        try:
-            found = json.loads((directory / file).read_text()).get(key)
-        except (OSError, ValueError, AttributeError):
-            continue  # a broken config.json is refused where the model is read
+        if not (directory / file).is_file():
+            continue
+        found = json_text.read_object(directory / file, REMEDY).get(key)
         found = found[0] if isinstance(found, list) and found else found
         token = tokenizer.convert_ids_to_tokens(found) if type(found) is int and 0 <= found < 2**32 else None
         if token is not None:
@@ -174,10 +177,8 @@ def _check_exact(tokenizer, directory: pathlib.Path) -> None:
 def more_eos_ids(tokenizer, directory) -> tuple[int, ...]:
     """What else ends a response of the model in a Hugging Face directory: the ids that its generation_config.json names
     besides the tokenizer's EOS."""
-    try:
-        named = json.loads((pathlib.Path(directory) / "generation_config.json").read_text()).get("eos_token_id")
-    except (OSError, ValueError, AttributeError):
-        return ()
+    path = pathlib.Path(directory) / "generation_config.json"
+    named = json_text.read_object(path, REMEDY).get("eos_token_id") if path.is_file() else None
     named = named if isinstance(named, list) else [named]
     known = [i for i in named if type(i) is int and 0 <= i < len(tokenizer) and i != tokenizer.eos_token_id]
     return tuple(dict.fromkeys(known))

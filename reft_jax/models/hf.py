@@ -8,33 +8,45 @@ devices' share of the model. `heads.safetensors`, beside the decoder's files, ho
 value head, as `value_head.kernel` f32[D] and `value_head.bias` f32[]. Other programs do not read that file.
 """
 
+import contextlib
+import errno
 import functools
 import itertools
 import json
 import math
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from reft_jax.config import choices, records
+from reft_jax.config.words import nearest
+from reft_jax.data import json_text
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed
 from reft_jax.mesh.sharding import drop_leading
 from reft_jax.models import decoder
+from reft_jax.models.families import weights
 
 FAMILIES = "models/families"  # the room: a file is a family, by its `model_type`
 SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "assets"
 INDEX, HEADS = "model.safetensors.index.json", "heads.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
+# Fields of config.json without which a model is not known; a null is refused where transformers does not say what it means.
+NEEDED = """
+vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings
+rms_norm_eps hidden_act hidden_activation query_pre_attn_scalar ffn_dim activation_function n_embd n_layer n_head n_positions
+layer_norm_epsilon rotary_dim
+""".split()
 # What a weight may be stored as: safetensors' names
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 def resolve(name: str) -> pathlib.Path | None:
-    """The folder of a Hugging Face directory or of a shipped model's name; None if there is none."""
+    """The folder of a Hugging Face directory or of a shipped model's name; None if there is none. InputError for PEFT's adapters."""
+    if name and (pathlib.Path(name) / "adapter_config.json").is_file():
+        raise InputError(_unmerged(name, "adapter_config.json"))
     for folder in (pathlib.Path(name), SHIPPED / name):
         if name and (folder / "config.json").is_file() and not _of_a_run(folder):
             return folder
@@ -51,21 +63,17 @@ def _of_a_run(folder: pathlib.Path) -> bool:
 
 def read_config(directory):
     """The Arch that a directory's config.json describes. InputError for families and options that are not supported."""
-    import transformers
-
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
         raise InputError(
             f"{directory}: no config.json there; a Hugging Face directory has config.json, *.safetensors and the tokenizer's files"
         )
-    try:
-        model_type = json.loads(path.read_text()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a JSON object ({error})") from error
+    said = json_text.read_object(path, "mend it, or fetch it again")
+    model_type = said.get("model_type")
     if model_type not in (known := choices.names(FAMILIES)):
         raise InputError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(known)}")
     try:
-        config = transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True)
+        config = _without_nulls(said, model_type, str(path))
         arch = choices.module(FAMILIES, model_type).read(config, str(path))
     except InputError:
         raise
@@ -76,6 +84,34 @@ def read_config(directory):
         ) from error
     records.refuse(arch.check(), vars(arch), str(path))
     return arch
+
+
+def _without_nulls(said: dict, model_type: str, where: str):
+    """transformers' config of a config.json. null of a field is what transformers makes of it, else as if the field were absent; InputError
+    where the model cannot be without the field."""
+    import transformers
+
+    cls, given = transformers.CONFIG_MAPPING[model_type], {}
+    for key, value in said.items():
+        if value is None and not _may_be_null(cls, key):
+            if key in NEEDED:
+                raise InputError(f"{where}: {key} is null; give its value, as the model was trained with")
+            continue
+        given[key] = value
+    for group in ("rope_scaling", "rope_parameters"):
+        if isinstance(given.get(group), dict):
+            given[group] = {key: value for key, value in given[group].items() if value is not None}
+    return cls.from_dict(given)
+
+
+def _may_be_null(cls, key: str) -> bool:
+    if not hasattr(cls, key):
+        return False
+    try:
+        cls(**{key: None})
+    except Exception:  # of its checks, which raise what they like
+        return False
+    return True
 
 
 # ------------------------------------------------------------------ in
@@ -89,17 +125,20 @@ class _Files:
         self.file_of: dict[str, pathlib.Path] = {}
         self.name_of: dict[str, str] = {}  # full name -> name in the file
         self.headers = {path: self._header(path) for path in self._paths()}
-        for path, header in self.headers.items():
-            for name in header:
-                self._add(name, path)
+        names = [(path, name) for path, header in self.headers.items() for name in header]
+        if adapted := sorted(name for _, name in names if weights.ADAPTERS.search(name)):
+            raise InputError(_unmerged(directory, f"{len(adapted)} weights of adapters, as {adapted[0]}"))
+        own = weights.unwrapped((name for _, name in names), family.PREFIX)
+        for path, name in names:
+            self._add(name, own[name], path)
 
     def _paths(self) -> list[pathlib.Path]:
         directory = self.directory
         if (directory / INDEX).is_file():
-            try:
-                names = {str(name) for name in json.loads((directory / INDEX).read_text())["weight_map"].values()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(f"{directory / INDEX}: not an index of weights ({error!r})") from error
+            weight_map = json_text.read_object(directory / INDEX, "mend it, or fetch it again").get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise InputError(f"{directory / INDEX}: not an index of weights: it has no weight_map")
+            names = {str(name) for name in weight_map.values()}
             if absent := sorted(name for name in names if not (directory / name).is_file()):
                 raise InputError(
                     f"{directory}: {INDEX} names files that are not there: {', '.join(absent)}; fetch them, and run again"
@@ -127,23 +166,31 @@ class _Files:
         try:
             with safe_open(path, framework="numpy"):
                 pass
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
             raise InputError(
                 f"{path}: unreadable safetensors ({error}); the file is damaged or cut short: fetch it again"
             ) from error
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # a mount that maps no files: the file's size is looked at below
+                raise InputError(f"{path}: cannot be read ({error})") from error
         with open(path, "rb") as file:  # 8 bytes: the header's length; the header, JSON; the data
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
+        end = 8 + length + max((about["data_offsets"][1] for about in header.values()), default=0)
+        if path.stat().st_size != end:
+            raise InputError(
+                f"{path}: has {path.stat().st_size} bytes, not {end}; it is damaged or cut short: fetch it again"
+            )
         return {
             name: (about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
             for name, about in header.items()
         }
 
-    def _add(self, name, path):
-        prefix, ignored = self.family.PREFIX, self.family.IGNORED
-        full = name if name.startswith((prefix, "lm_head.")) else prefix + name
-        if ignored and re.fullmatch(ignored, full):
+    def _add(self, name, own, path):
+        prefix = self.family.PREFIX
+        full = own if own.startswith((prefix, "lm_head.")) else prefix + own
+        if weights.BUFFERS.fullmatch(full):
             return
         if full in self.file_of:
             self.wrong.append(f"{full} is in {self.file_of[full].name} and again in {path.name}")
@@ -159,24 +206,42 @@ class _Files:
 
     def check(self, expected: dict[str, tuple[int, ...]], tied: tuple[str, str] | None):
         """InputError with everything that does not fit; expected: name -> shape. tied: a name that may repeat another."""
-        wrong, there = self.wrong, set(self.file_of)
-        wrong += [f"missing {name}" for name in expected if name not in there]
+        there = set(self.file_of)
+        missing = [name for name in expected if name not in there]
+        unmapped = [name for name in sorted(there) if name not in expected and (tied is None or name != tied[0])]
+        shapes, stored, wrong = [], [], []
         for name in sorted(there):
             if name in expected:
                 dtype, shape, _ = self.about(name)
                 if shape != expected[name]:
-                    wrong.append(f"{name} has shape {shape}, not {expected[name]}")
+                    shapes.append(f"{name} has shape {shape}, not {expected[name]}")
                 elif dtype not in FLOATS:
-                    wrong.append(f"{name} is stored as {dtype}; supported are {', '.join(FLOATS)}")
+                    stored.append(f"{name} is stored as {dtype}; supported are {', '.join(FLOATS)}")
             elif tied is not None and name == tied[0]:
                 known = self.about(name)[0] in FLOATS and tied[1] in there and self.about(tied[1])[0] in FLOATS
                 if not known or not np.array_equal(self.read(name), self.read(tied[1])):
                     wrong.append(f"{name} differs from {tied[1]}, but config.json ties them (tie_word_embeddings)")
-            else:
-                wrong.append(f"unmapped {name}")
+        wrong += _few(self.wrong, "; ") + _few(shapes, "; ") + _few(stored, "; ")
+        wrong += [f"missing {text}" for text in _few(missing, ", ")]
+        for text in _few(unmapped, ", "):
+            near = nearest(self.name_of[unmapped[0]], missing)
+            wrong.append(f"unmapped {text}" + (f" ({unmapped[0]}: {near.strip()})" if near else ""))
         if wrong:
-            more = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-            raise InputError(f"{self.directory}: weights do not fit config.json: {'; '.join(wrong[:20])}{more}")
+            raise InputError(f"{self.directory}: weights do not fit config.json: {'; '.join(wrong)}")
+
+
+def _few(texts: list[str], separator: str) -> list[str]:
+    """The first three and how many more, in one text; [] of none."""
+    more = f"{separator}and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return [separator.join(texts[:3]) + more] if texts else []
+
+
+def _unmerged(directory, what: str) -> str:
+    return (
+        f"{directory}: holds {what}: PEFT's adapters must be merged into their base first: python -c \"from peft import "
+        f"AutoPeftModelForCausalLM as A; A.from_pretrained({str(directory)!r}).merge_and_unload().save_pretrained(NEW)\", the tokenizer's "
+        "files beside it, and name NEW"
+    )
 
 
 def _names(weight, num_layers: int) -> list[str]:
@@ -280,10 +345,10 @@ def _with_layer(stacked, layer, i):
 
 def _read_heads(path, dim: int, layout):
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     try:
-        heads = load_file(path)
+        heads = load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: unreadable safetensors ({error}); the file is damaged or cut short") from error
     if unknown := sorted(set(heads) - {"value_head.kernel", "value_head.bias"}):
@@ -364,4 +429,5 @@ def _write(path, tensors):
     if not distributed.is_primary():
         return
     save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # the library writes it for its owner alone
+    with contextlib.suppress(OSError):  # mounts without permissions
+        path.chmod(0o644)  # the library writes it for its owner alone

@@ -14,6 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from reft_jax.config import packages
 from reft_jax.errors import InputError
 
 STORED = {"int8": jnp.int8, "int4": jnp.int4, "nf4": jnp.uint4}
@@ -23,10 +24,11 @@ BLOCK = 64
 def library():
     """qwix, which only quantized bases need."""
     try:
-        import qwix
+        return packages.load("qwix", "dequantize")
     except ImportError as error:
-        raise InputError("config.model.base: a quantized base needs the package qwix: pip install qwix") from error
-    return qwix
+        raise InputError(
+            f"config.model.base: a quantized base needs the package qwix ({error}): pip install qwix"
+        ) from error
 
 
 def _tile(qtype: str, inputs: tuple[int, ...]) -> int:

@@ -6,7 +6,6 @@ from reft_jax.errors import InputError
 from reft_jax.models.families import translate, weights
 
 PREFIX = "transformer."
-IGNORED = r"transformer\.h\.\d+\.attn\.(causal_mask|bias|masked_bias)"
 CORES = 4  # rows of the fused matrix: per core, the queries, values and keys of a quarter of the heads
 NAMES = {
     "embed": "transformer.wte",

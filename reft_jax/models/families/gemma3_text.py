@@ -5,7 +5,7 @@ from reft_jax.config.settings import Arch
 from reft_jax.errors import InputError
 from reft_jax.models.families import translate, weights
 
-PREFIX, IGNORED = "model.", ""
+PREFIX = "model."
 table = weights.gemma_like
 
 

@@ -4,7 +4,6 @@ from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
 PREFIX = "transformer."  # the oldest files leave it out
-IGNORED = r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"  # the causal mask, stored as a buffer
 NAMES = {
     "embed": "transformer.wte",
     "positions": "transformer.wpe",

@@ -3,7 +3,7 @@
 from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
-PREFIX, IGNORED = "model.", r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # a buffer of old files
+PREFIX = "model."
 table = weights.llama_like
 
 

@@ -3,7 +3,7 @@
 from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
-PREFIX, IGNORED = "model.", ""  # the oldest files leave the prefix out
+PREFIX = "model."  # the oldest files leave it out
 OFFSET = 2
 SIZES = {
     "vocab_size": "vocab_size",

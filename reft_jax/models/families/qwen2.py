@@ -3,7 +3,7 @@
 from reft_jax.config.settings import Arch
 from reft_jax.models.families import translate, weights
 
-PREFIX, IGNORED = "model.", ""
+PREFIX = "model."
 table = weights.llama_like
 
 

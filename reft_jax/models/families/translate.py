@@ -20,7 +20,7 @@ def require(where: str, config, **legal):
     """InputError for the first option that the decoder does not have; legal: name -> the one supported value."""
     for key, value in legal.items():
         got = getattr(config, key)
-        if got != value:
+        if got != value and not (got is None and value is False):
             raise InputError(f"{where}: {key} is {got!r}; only {value!r} is supported")
 
 
@@ -45,6 +45,9 @@ def rope_scaling(where: str, rope: dict, max_positions: int) -> RopeScaling:
         raise InputError(
             f"{where}: yarn with mscale and mscale_all_dim is not supported; give attention_factor instead"
         )
+    needed = dict(linear=("factor",), llama3=("factor", "low_freq_factor", "high_freq_factor"))
+    if absent := [key for key in needed.get(kind, ()) if rope.get(key) is None]:
+        raise InputError(f"{where}: rope_type {kind!r} needs {', '.join(absent)}; it is null or absent")
     if kind == "linear":
         return RopeScaling(kind="linear", factor=float(rope["factor"]))
     original = int(rope.get("original_max_position_embeddings") or max_positions)

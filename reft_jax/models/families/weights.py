@@ -1,11 +1,36 @@
 """How a weight of a Hugging Face file becomes one of ours: what the families' tables are made of."""
 
 import math
+import re
 import typing
 
 import numpy as np
 
 from reft_jax.errors import InputError
+
+# What older files hold beside the weights: rotary tables, causal masks, positions. All of them follow from config.json.
+BUFFERS = re.compile(
+    r"(.*\.)?((original_)?inv_freq|cos_cached|sin_cached|masked_bias|causal_mask|position_ids|embed_scale"
+    r"|(attn|self_attn|attention)\.bias)"
+)
+# What wraps a model names its weights so: DistributedDataParallel, torch.compile, FSDP and its checkpointing, PEFT.
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
+INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # and parts of a model
+ADAPTERS = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|modules_to_save|ia3_l|hada_w\w+|lokr_w\w+)(\.|$)")  # PEFT's
+
+
+def unwrapped(names, prefix: str) -> dict[str, str]:
+    """Name in the files -> the model's own name, of all names in the files: without what a wrapper has put before every one of them, a
+    doubled `model.` among it. `prefix`: the family's."""
+    own = {name: INNER.sub("", name) for name in names}
+    while own:
+        found = [head for head in WRAPPERS if all(name.startswith(head) for name in own.values())]
+        inside = all(name.startswith((f"model.{prefix}", "model.lm_head.")) for name in own.values())
+        if not found and not inside:
+            break
+        head = found[0] if found else "model."
+        own = {name: there.removeprefix(head) for name, there in own.items()}
+    return own
 
 
 class Weight(typing.NamedTuple):
