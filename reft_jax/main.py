@@ -25,6 +25,7 @@ from reft_jax.config.paths import expanded
 from reft_jax.errors import Preempted, RunError, Stop
 from reft_jax.mesh import distributed
 from reft_jax.run import jax_settings, progress
+from reft_jax.run.lock import Lock
 
 FLAGS = {"--config": Flag(needed=True), "--config.": Flag(several=True), "--workdir": Flag(expanded, needed=True)}
 
@@ -128,13 +129,14 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     stop = Stop()
     try:
-        with stop.listening():
+        _, workdir, _, processes = parse(argv)
+        with stop.listening(), Lock(workdir) as lock:
+            if distributed.started(processes).processes == 1:  # of several, the first takes it when they have met
+                lock.take_if_there()
             run, about = prepare(argv, stop)
-            from reft_jax.run import workdirs
-
-            with workdirs.opened(run.workdir):
-                jax_settings.keep_compiled(run.workdir)
-                execute(run, about)
+            lock.make_and_take()
+            jax_settings.keep_compiled(run.workdir)
+            execute(run, about)
     except Preempted:
         again = shlex.join([sys.orig_argv[0], "-m", "reft_jax.main", *argv])
         print(f"stopped: everything is saved; run the same command again to go on:\n  {again}", file=sys.stderr)

@@ -19,6 +19,7 @@ from reft_jax import commands
 from reft_jax.commands import SWITCH, Flag
 from reft_jax.config import renamed
 from reft_jax.config.paths import expanded
+from reft_jax.data import json_text
 from reft_jax.errors import InputError
 from reft_jax.rewards import matchers, score
 from reft_jax.rollouts import figures
@@ -50,15 +51,9 @@ def parse(argv: list[str]) -> dict:
 
 
 def read_json(path: pathlib.Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; WORKDIR is the folder of a run that has evaluated") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds {type(value).__name__}; a JSON object is expected")
-    return value
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file; WORKDIR is the folder of a run that has evaluated")
+    return json_text.read_object(path, "WORKDIR is the folder of a run that has evaluated")
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:

@@ -1,19 +1,23 @@
 """Everything that a user can get wrong: exit code 2, one message that says what and where, and nothing written."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from reft_jax import main as main_lib
 from reft_jax import models, prepare, recipe
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError, Stop
-from reft_jax.run import checkpoint, metrics, workdirs
+from reft_jax.run import checkpoint, lock, metrics
 from tests import runs
 
 DEMO = f"--config={runs.ROOT / 'configs/demo.py'}:smoke"
@@ -475,8 +479,116 @@ def test_a_run_killed_while_it_began_is_no_stranger(tmp_path, monkeypatch, capfd
 
 
 def test_a_second_process_is_kept_out(refused, begun):
-    with workdirs.opened(begun):
+    with lock.Lock(begun) as held:
+        held.take_if_there()
         assert "another process is running" in refused(DEMO, workdir=begun)
+
+
+def test_a_second_process_is_told_before_jax_and_data_are_touched(begun):
+    code = f"""
+import sys
+from reft_jax import main
+code = main.main(["--config=no_such_file.py", "--workdir={begun}"])
+sys.exit(3 if "jax" in sys.modules or "reft_jax.tasks" in sys.modules else code)
+"""
+    with lock.Lock(begun) as held:
+        held.take_if_there()
+        done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "another process is running in it" in done.stderr, done.stderr
+    done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True)
+    assert "no file 'no_such_file.py'" in done.stderr  # the lock is free again
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "EBADF"])
+def test_a_file_system_without_locks(number, tmp_path, monkeypatch, capsys):
+    def refuse(handle, how):
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock.Lock(tmp_path / "run") as held:
+        held.take_if_there()
+        held.make_and_take()
+    said = capsys.readouterr().err
+    assert (tmp_path / "run").is_dir() and said.count("warning: ") == 1
+    assert f"--workdir={tmp_path / 'run'}: its file system has no locks" in said
+
+
+def test_a_file_system_without_fsync_or_permissions(tmp_path, monkeypatch):
+    def refuse(number):
+        def call(*args, **kwargs):
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
+    metrics.write_text(tmp_path / "a", "b")
+    monkeypatch.setattr(pathlib.Path, "chmod", refuse(errno.EPERM))
+    models.hf._write(tmp_path / "w.safetensors", {"x": np.zeros(2, np.float32)})
+    assert (tmp_path / "a").read_text() == "b" and (tmp_path / "w.safetensors").stat().st_size > 8
+    monkeypatch.setattr(os, "fsync", refuse(errno.EIO))  # it was not written
+    with pytest.raises(OSError, match="Input/output"):
+        metrics.write_text(tmp_path / "a", "c")
+
+
+def test_another_config_says_what_may_change_and_how_to_go_on(refused, begun):
+    (begun / "reft" / "checkpoints" / "20").mkdir(parents=True)
+    message = refused(DEMO, "--config.stages.reft.optim.lr=0.001", workdir=begun)
+    assert "a stage that has begun keeps all its settings but mesh.data" in message.replace("config.mesh", "mesh")
+    assert "log_every, log_samples, save_every" in message
+    assert f"--config.stages.reft.init_from={begun / 'reft'} goes on from the weights" in message
+
+
+@pytest.mark.parametrize(
+    "file, text, said",
+    [
+        ("results.json", "", "the file is empty; remove it, and the same command evaluates again"),
+        ("results.json", '{"stages": null}', "stages is None, not a group of results"),
+        ("results.json", '{"stages": {}, "stages": {}}', "the key 'stages' stands twice"),
+        ("reft/DONE", '{"selected_step', ":1: malformed JSON"),
+        ("reft/DONE", '{"selected_step": null}', "selected_step is None, not a step; remove it, and the stage goes on"),
+        ("config.json", "", "the file is empty; so it is not the config of a run"),
+        ("config.json", '{"config": null}', "not the config of a run"),
+        ("config.json", '{"config": {"stages": null}}', "not the config of a run"),
+    ],
+)
+def test_a_damaged_file_of_the_run(refused, begun, file, text, said):
+    write(begun / file, text)
+    message = refused(DEMO, workdir=begun)
+    assert str(begun / file) in message and said in message
+
+
+@pytest.mark.parametrize("below", [".", "run/a"])
+def test_a_workdir_that_is_a_link_to_nothing(refused, tmp_path, below):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    message = refused(DEMO, workdir=tmp_path / "link" / below)
+    assert f"{tmp_path / 'link'} is a link to {tmp_path / 'gone'}, which is not there" in message
+
+
+def test_a_key_that_stands_twice(refused, tmp_path):
+    line = json.dumps(RECORD)
+    twice = line[:-1] + ', "answer_value": "7"}'
+    path = write(tmp_path / "train.jsonl", f"{line}\n{twice}\n")
+    assert f"{path}:2: the key 'answer_value' stands twice in one object" in refused(svamp(path))
+    path = write(tmp_path / "list.json", f"[{line},\n{twice}]")
+    assert f"{path}:2: the key 'answer_value' stands twice in one object" in refused(svamp(path))
+
+
+@pytest.mark.parametrize("flag", ["logging.wandb=offline", "logging.wandb=online"])
+def test_a_folder_of_a_packages_name_is_not_the_package(refused, tmp_path, monkeypatch, flag):
+    """`wandb/`, as a run of W&B leaves it where it was started, and the package is not installed."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "wandb.py").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [str(tmp_path), *(path for path in sys.path if not os.path.isdir(f"{path}/wandb"))])
+        patch.delitem(sys.modules, "wandb", raising=False)
+        message = refused(DEMO, f"--config.{flag}")
+        assert "wandb is not installed; " in message and f"{tmp_path / 'wandb'} is a folder, not the package" in message
+        patch.setattr(sys, "path", [str(tmp_path / "hidden"), *sys.path])
+        patch.delitem(sys.modules, "wandb", raising=False)
+        message = refused(DEMO, f"--config.{flag}")
+        assert f"{tmp_path / 'hidden' / 'wandb.py'} is not the package wandb: it has no init" in message
+    sys.modules.pop("wandb", None)
 
 
 # ------------------------------------------------------------------ a full disk

@@ -21,6 +21,7 @@ import pytest
 
 from reft_jax import main as main_lib
 from reft_jax import recipe
+from reft_jax.config import packages
 from reft_jax.config import settings as settings_lib
 from reft_jax.errors import InputError, Preempted, Stop
 from reft_jax.mesh import distributed
@@ -272,7 +273,7 @@ def test_a_missing_package_is_said_before_a_device_is_touched(flag, package, ext
 
 def test_wandb_online_needs_a_key(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(login=lambda prompt: False))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(packages, "load", lambda name, *attributes: sys.modules.get(name))
     with pytest.raises(InputError, match="config.logging.wandb: got 'online'.*WANDB_API_KEY.*offline"):
         trackers.check(settings_lib.Logging(wandb="online"))
 

@@ -255,8 +255,8 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, arguments,
         ("base/predictions.jsonl", "[1]\n", r"predictions.jsonl:1: is no JSON object"),
         ("base/predictions.jsonl", '{"item_id": ', r"predictions.jsonl:1: not JSON"),
         ("config.json", "{}", r"config.json: lacks 'config'"),
-        ("config.json", "[]", r"config.json: holds list"),
-        ("results.json", "{", r"results.json: cannot be read as JSON"),
+        ("config.json", "[]", r"config.json: holds '\[\]'; a JSON object is expected"),
+        ("results.json", "{", r"results.json:1: malformed JSON"),
     ],
 )
 def test_bad_files_are_named(tmp_path, capsys, file, text, message):

@@ -10,6 +10,7 @@ import shutil
 
 from reft_jax.data import prompts
 from reft_jax.data import tokenizer as tokenizers
+from reft_jax.errors import RunError
 from reft_jax.mesh import distributed
 from reft_jax.rewards.total import Responses
 from reft_jax.rollouts.actor import Actor
@@ -101,4 +102,14 @@ def lines_text(lines: list[dict]) -> str:
 
 def read_lines(path) -> list[dict]:
     # not splitlines, which also splits at U+2028 and the like, as a response may hold them
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    out = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line:
+            continue
+        try:
+            out.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(
+                f"{path}:{number}: damaged ({error}); remove the file, and the same command draws these responses again"
+            ) from error
+    return out

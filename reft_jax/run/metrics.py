@@ -3,6 +3,7 @@
 A resumed stage first drops the lines after its checkpoint, so that the files of a killed run end equal to an unbroken one's.
 """
 
+import errno
 import json
 import math
 import os
@@ -11,6 +12,8 @@ import pathlib
 import numpy as np
 
 from reft_jax.mesh import distributed
+
+WITHOUT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # how mounts say that they know no fsync
 
 
 def write_text(path: pathlib.Path, text: str):
@@ -21,8 +24,16 @@ def write_text(path: pathlib.Path, text: str):
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        _sync(file.fileno())
     os.replace(temporary, path)
+
+
+def _sync(handle: int):
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in WITHOUT_SYNC:
+            raise
 
 
 def write_json(path: pathlib.Path, value):
@@ -57,7 +68,7 @@ class Lines:
                 try:
                     if not line.endswith(b"\n") or json.loads(line)["step"] > after_step:
                         break  # half-written, or later than the checkpoint
-                except ValueError:
+                except (ValueError, KeyError, TypeError):  # damaged
                     break
                 kept.append(line)
             write_text(path, b"".join(kept).decode())

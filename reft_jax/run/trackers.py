@@ -7,13 +7,13 @@ only grows, is sent what it has not had yet (steps computed again after a resume
     tensorboard --logdir runs/demo          wandb sync runs/demo/reft/wandb/offline-run-*
 """
 
-import importlib.util
 import json
 import math
 import pathlib
 import secrets
 import sys
 
+from reft_jax.config import packages
 from reft_jax.config.settings import Logging
 from reft_jax.errors import InputError, RunError
 from reft_jax.mesh import distributed
@@ -21,26 +21,29 @@ from reft_jax.run.metrics import Lines, plain, write_json
 
 
 def check(logging: Logging):
-    """InputError if a package that the settings need is not installed, or W&B has no key."""
-    if logging.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise InputError(
-            "config.logging.tensorboard: got True, and the package tensorboardX is not installed: pip install -e . "
-            "(or pip install tensorboardX), or --config.logging.tensorboard=False"
-        )
+    """InputError if a package that the settings need is not installed or cannot be imported, or W&B has no key."""
+    if logging.tensorboard:
+        where = "config.logging.tensorboard: got True"
+        remedy = "pip install -e . (or pip install tensorboardX), or --config.logging.tensorboard=False"
+        _needed(where, remedy, "tensorboardX.event_file_writer", "EventsWriter")
     if logging.wandb == "off":
         return
-    if importlib.util.find_spec("wandb") is None:
+    where = f"config.logging.wandb: got {logging.wandb!r}"
+    wandb = _needed(
+        where, "pip install -e '.[wandb]' (or pip install wandb), or --config.logging.wandb=off", "wandb", "init"
+    )
+    if logging.wandb == "online" and not wandb.login(prompt=False):
         raise InputError(
-            f"config.logging.wandb: got {logging.wandb!r}, and the package wandb is not installed: pip install -e '.[wandb]' "
-            "(or pip install wandb), or --config.logging.wandb=off"
+            f"{where}, and there is no key for W&B: run `wandb login`, set WANDB_API_KEY, or choose 'offline'"
         )
-    if logging.wandb == "online":
-        import wandb
 
-        if not wandb.login(prompt=False):
-            raise InputError(
-                "config.logging.wandb: got 'online', and there is no key for W&B: run `wandb login`, set WANDB_API_KEY, or choose 'offline'"
-            )
+
+def _needed(where: str, remedy: str, name: str, attribute: str):
+    try:
+        return packages.load(name, attribute)
+    except Exception as error:  # a package that does not fit another that is installed raises what it likes
+        said = str(error) if isinstance(error, ImportError) else f"{name} cannot be imported ({error!r})"
+        raise InputError(f"{where}, and {said}: {remedy}") from error
 
 
 class Metrics:

@@ -1,7 +1,5 @@
-"""A run's folder: whether a command may go on in it, one process at a time, and what config.json says of the run."""
+"""A run's folder: whether a command may go on in it, and what config.json says of the run."""
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -11,36 +9,20 @@ import subprocess
 
 from reft_jax.config.records import flatten
 from reft_jax.config.renamed import is_old
+from reft_jax.config.words import listed
+from reft_jax.data import json_text
 from reft_jax.errors import InputError
-from reft_jax.mesh import distributed
-
-
-@contextlib.contextmanager
-def opened(workdir: pathlib.Path):
-    """Makes the folder, and keeps a second process out of it while the block runs; the lock goes with the process."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # where permissions tell nothing: /proc, a name that is too long
-        raise InputError(f"--workdir={workdir}: cannot be made ({error.strerror}); choose another folder") from error
-    if not distributed.is_primary():
-        yield
-        return
-    handle = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"--workdir={workdir}: another process is running in it; wait for it, or choose another folder"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
+from reft_jax.run import checkpoint
 
 
 def check(workdir: pathlib.Path, tree: dict, binding):
     """Refuses a folder that cannot be written, or that holds a run of another config; writes nothing. binding(tree) -> {dotted path: value}
     of what a started run may not change. Gives {stage: its epochs so far} of begun stages whose epochs have grown."""
+    for path in (workdir, *workdir.parents):
+        if os.path.islink(path) and not os.path.exists(path):
+            raise InputError(
+                f"--workdir={workdir}: {path} is a link to {os.readlink(path)}, which is not there; make that folder, or choose another"
+            )
     parent = workdir
     while not os.path.exists(parent):  # unlike Path.exists, False also where one may not look
         parent = parent.parent
@@ -55,11 +37,15 @@ def check(workdir: pathlib.Path, tree: dict, binding):
                 f"--workdir={workdir}: holds other files and no config.json; choose an empty or a new folder"
             )
         return {}
+    about = json_text.read_object(path, "so it is not the config of a run: restore it, or choose another --workdir")
     try:
-        about = json.loads(path.read_text())
         flatten(before := dict(about["config"]))
+        dict(before["stages"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the config of a run ({error!r}); choose another --workdir") from error
+    for key in ("reads", "own_files"):
+        if not isinstance(about.get(key, {}), dict):
+            raise InputError(f"{path}: {key} is {about[key]!r}, not a group; restore it, or choose another --workdir")
     if is_old(before):
         commit = about.get("git_commit")
         raise InputError(
@@ -67,8 +53,9 @@ def check(workdir: pathlib.Path, tree: dict, binding):
             f"init_from read it, but to go on with it takes the commit that began it ({commit or 'unknown'}): git checkout "
             f"{commit or 'COMMIT'}; or choose another folder"
         )
+    _check_files(workdir, before)
     before, now = flatten(before), flatten(json.loads(json.dumps(tree)))
-    bound, changed, longer = binding(tree), [], {}
+    bound, changed, begun, longer = binding(tree), [], [], {}
     for key in sorted(before.keys() | now.keys()):
         # what is free may be new; of how a run is watched, gone too
         free = key not in bound and (key in now or key.startswith("config.logging."))
@@ -77,16 +64,53 @@ def check(workdir: pathlib.Path, tree: dict, binding):
         parts = key.split(".")
         if parts[1] == "stages" and not (workdir / parts[2]).exists():
             continue  # that stage has not begun
-        if key == f"config.stages.{parts[2]}.epochs" and 0 < before.get(key, 0) < now.get(key, 0):
+        if parts[1] == "stages" and parts[3:] == ["epochs"] and 0 < before.get(key, 0) < now.get(key, 0):
             longer[parts[2]] = before[key]
             continue
         changed.append(f"{key}: there {before.get(key, '(absent)')!r}, now {now.get(key, '(absent)')!r}")
+        if parts[1] == "stages" and parts[2] not in begun:
+            begun.append(parts[2])
     if changed:
-        shown = "\n  ".join(changed[:20])
-        raise InputError(
-            f"--workdir={workdir}: holds a run of another config:\n  {shown}\nchoose another folder, or give the config that it was begun with"
-        )
+        raise InputError(_other_config(workdir, tree, changed, begun, [key for key in now if key not in bound]))
     return longer
+
+
+def _check_files(workdir: pathlib.Path, config: dict):
+    """InputError for a file of the run that is damaged: a stage would meet it hours later."""
+    path = workdir / "results.json"
+    if path.exists():
+        remedy = "remove it, and the same command evaluates again"
+        results = json_text.read_object(path, remedy)
+        if not isinstance(results.get("stages"), dict):
+            raise InputError(f"{path}: stages is {results.get('stages')!r}, not a group of results; {remedy}")
+    for name in config["stages"]:
+        path = workdir / name / "DONE"
+        if path.exists():
+            facts = json_text.read_object(path, remedy := "remove it, and the stage goes on from its last checkpoint")
+            if type(facts.get("selected_step", 0)) is not int:
+                raise InputError(f"{path}: selected_step is {facts['selected_step']!r}, not a step; {remedy}")
+        path = workdir / name / "wandb" / "sent.json"
+        if path.exists():
+            sent = json_text.read_object(path, remedy := "remove it, and W&B gets a new run of this stage")
+            if not isinstance(sent.get("id"), str) or type(sent.get("step")) is not int:
+                raise InputError(f"{path}: holds {sent}, not id and step; {remedy}")
+
+
+def _other_config(workdir: pathlib.Path, tree: dict, changed: list[str], begun: list[str], free: list[str]) -> str:
+    """What is said of a folder whose run differs: what may, how to go on in it, and how to begin with its weights elsewhere."""
+    shown = "\n  ".join(changed[:20]) + (f"\n  and {len(changed) - 20} more" if len(changed) > 20 else "")
+    names = dict.fromkeys(key.split(".", 3)[3] if key.startswith("config.stages.") else key for key in free)
+    said = (
+        f"--workdir={workdir}: holds a run of another config:\n  {shown}\nGive the config that it was begun with, or choose another folder: a "
+        f"stage that has begun keeps all its settings but {listed(names)}; "
+        "its epochs may grow where its learning rate is not planned over them"
+    )
+    trained = [name for name, stage in tree["stages"].items() if "init_from" in stage]
+    trained = [name for name in trained if checkpoint.locate(workdir / name) and (name in begun or not begun)]
+    if not trained:
+        return said
+    source = f"--config.stages.{trained[-1]}.init_from={workdir / trained[-1]}"
+    return f"{said}. In the new folder {source} goes on from the weights that are here (its epochs count anew)"
 
 
 def describe(tree: dict, layout) -> dict:

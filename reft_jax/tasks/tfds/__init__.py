@@ -17,12 +17,13 @@ own `math_qa` has. SVAMP's are not known here: the first download is not checked
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
 
+from reft_jax.config import packages
 from reft_jax.config.paths import expanded
+from reft_jax.data import locks
 from reft_jax.errors import InputError
 
 
@@ -52,8 +53,8 @@ def read_raw(published: Published, split: str, *, tfds_dir: str = "", manual_dir
                 f"{', '.join(originals)} (or be empty, and TFDS downloads them)"
             )
     try:
-        import array_record  # noqa: F401  (what the files are written with)
-        import tensorflow_datasets as tfds
+        packages.load("array_record")  # what the files are written with
+        tfds = packages.load("tensorflow_datasets", "core")
 
         from reft_jax.tasks.tfds import builders
     except ImportError as error:
@@ -94,5 +95,5 @@ def _digest(folder: pathlib.Path, originals) -> str:
 def _alone(folder: pathlib.Path):
     """Keeps other processes from building into the folder while the block runs."""
     with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.take(file.fileno(), folder, wait=True)
         yield
