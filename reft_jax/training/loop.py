@@ -111,6 +111,12 @@ class Loop:
             self.began = time.monotonic()
             yield step
         self.checkpoints.wait()
+        best = self.progress["best_step"] if _chooses(self.stage) else None
+        if best is not None and not (path := self.checkpoints.folder / str(best)).is_dir():
+            raise RunError(
+                f"{self.name}: {path}, the best checkpoint, is gone; restore it from a copy and run the same command again, which without it "
+                "chooses the last"
+            )
         for closable in (self.bar, self.metric_lines, self.sample_lines, self.checkpoints):
             if closable is not None:
                 closable.close()
@@ -217,14 +223,9 @@ def warn(text: str):
 
 
 def finish(run, name, stage, progress, step, epochs, **facts):
-    """Marks the stage as finished, with the checkpoint that it chose and other facts. RunError if that is gone."""
+    """Marks the stage as finished, with the checkpoint that it chose and other facts."""
     best = _chooses(stage) and progress["best_step"] is not None
     chosen = progress["best_step"] if best else step
-    if not (folder := run.folder(name) / "checkpoints" / str(chosen)).is_dir():
-        raise RunError(
-            f"{name}: {folder} is gone, the checkpoint that the stage chooses; restore it from a copy and run the same command again "
-            "(without it, that chooses the last)"
-        )
     facts |= {key: progress[key] for key in ("lost_step", "lost_accuracy") if _chooses(stage) and key in progress}
     run.finish(
         name,
