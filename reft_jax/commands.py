@@ -213,7 +213,7 @@ def open_console(*, ends: bool):
         try:
             os.fstat(number)
         except OSError:  # `>&-`: the next file that is opened would get its number, and what is printed
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # program servers have it too
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):

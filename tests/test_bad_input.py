@@ -71,7 +71,7 @@ def svamp(train, test="", extra="cot=program", data="svamp"):
     (["--workdir=x"], ["--config is missing", "usage:"]),
     ([DEMO], ["--workdir is missing", "usage:"]),
     ([DEMO, "--workdir"], ["--workdir needs a value"]),
-    ([DEMO, "--workdir="], ["--workdir is missing"]),
+    ([DEMO, "--workdir="], ["--workdir needs a value"]),
     ([DEMO, "--wrokdir=x"], ["'--wrokdir'", "usage:"]),
     ([DEMO, "--workdir=x", "smoke"], ["'smoke'", "usage:"]),
     ([DEMO, "--workdir=x", "-config.seed=1"], ["'-config.seed'", "usage:"]),

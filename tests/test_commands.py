@@ -135,12 +135,13 @@ def test_a_record_has_the_path_and_config_json_what_was_given(tmp_path, monkeypa
 # ------------------------------------------------------------------ consoles
 
 WORKS = """
-import sys, threading, warnings
+import subprocess, sys, threading, warnings
 from reft_jax import commands
 
 @commands.command({how})
 def main(argv):
     open("record", "w").close()
+    subprocess.run([sys.executable, "-c", "import os; [os.fstat(number) for number in range(3)]"], check=True)
     def say(i):
         for _ in range(200):
             print(f"line of thread {{i}}", file=(sys.stdout, sys.stderr)[i % 2], flush=True)

@@ -10,7 +10,7 @@ import pytest
 from reft_jax import report, tasks
 from reft_jax.errors import InputError
 from reft_jax.report import __main__ as command
-from reft_jax.report import choose, curves, page, pieces, plots, read
+from reft_jax.report import choose, curves, page, pieces, plots, read, write
 from reft_jax.run import sources
 from tests import made_runs
 from tests.made_runs import Page
@@ -317,11 +317,11 @@ def test_questions_come_from_the_runs_data_if_it_is_still_that(tmp_path, monkeyp
     splits = tasks.Splits((), (), (record,))
     monkeypatch.setattr(tasks, "load", lambda settings: splits)
     run.about["data_sha256"] = sources.of_records(splits)
-    assert report.questions(run) == {"test_3": ("How many?", "3")} and run.notes == []
+    assert write.questions(run) == {"test_3": ("How many?", "3")} and run.notes == []
     run.about["data_sha256"] = "other"
-    assert report.questions(run) == {} and "not those of the run" in run.notes[-1]
+    assert write.questions(run) == {} and "not those of the run" in run.notes[-1]
     monkeypatch.undo()
-    assert report.questions(run) == {} and "without their questions" in run.notes[-1]  # this config names no file
+    assert write.questions(run) == {} and "without their questions" in run.notes[-1]  # this config names no file
 
 
 # ------------------------------------------------------------------ curves
