@@ -3,6 +3,7 @@
 import random
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -106,6 +107,15 @@ def test_stops_in_every_stage(tmp_path, number):
             assert steps(workdir, stage)[-1] >= runs.lines(workdir / stage / "metrics.jsonl")[-1]["step"]
     assert "Traceback" not in runs.log(workdir)
     runs.run(workdir)
+    runs.assert_same_run(runs.unbroken(), workdir)
+
+
+@pytest.mark.slow
+def test_a_run_that_nobody_reads_is_the_same(tmp_path):
+    """Without standard input, output and error, its programs included."""
+    workdir = tmp_path / "run"
+    command = f"'{sys.executable}' -m reft_jax.main --config={runs.SMOKE} --workdir='{workdir}' <&- >&- 2>&-"
+    subprocess.run(["bash", "-c", command], cwd=runs.ROOT, env=runs.environment(), check=True, timeout=runs.TIMEOUT)
     runs.assert_same_run(runs.unbroken(), workdir)
 
 
