@@ -59,12 +59,14 @@ def _sum(path: pathlib.Path, start: int, size: int) -> str:
 
 def _summed(files, root: pathlib.Path) -> dict:
     """{path under root: its size and checksums} of files."""
-    out = {}
-    for path in sorted(files):
-        size = path.stat().st_size
-        sums = [_sum(path, start, min(CHUNK, size - start)) for start in range(0, size, CHUNK)]
-        out[path.relative_to(root).as_posix()] = {"bytes": size, "sums": sums}
-    return out
+    sizes = {path: path.stat().st_size for path in sorted(files)}
+    chunks = [(path, start) for path, size in sizes.items() for start in range(0, size, CHUNK)]
+    out = {path: {"bytes": size, "sums": []} for path, size in sizes.items()}
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
+        sums = threads.map(lambda chunk: _sum(*chunk, min(CHUNK, sizes[chunk[0]] - chunk[1])), chunks)
+        for (path, _), one in zip(chunks, sums, strict=True):
+            out[path]["sums"].append(one)
+    return {path.relative_to(root).as_posix(): about for path, about in out.items()}
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
