@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 
 from reft_jax.config.records import flatten
@@ -99,7 +100,7 @@ def _check_files(workdir: pathlib.Path, config: dict):
 def _other_config(workdir: pathlib.Path, tree: dict, changed: list[str], begun: list[str], free: list[str]) -> str:
     """What is said of a folder whose run differs: what may, how to go on in it, and how to begin with its weights elsewhere."""
     shown = "\n  ".join(changed[:20]) + (f"\n  and {len(changed) - 20} more" if len(changed) > 20 else "")
-    names = dict.fromkeys(key.split(".", 3)[3] if key.startswith("config.stages.") else key for key in free)
+    names = dict.fromkeys(re.sub(r"^config\.(stages\.\w+\.)?", "", key) for key in free)
     said = (
         f"--workdir={workdir}: holds a run of another config:\n  {shown}\nGive the config that it was begun with, or choose another folder: a "
         f"stage that has begun keeps all its settings but {listed(names)}; "
