@@ -18,7 +18,7 @@ from reft_jax.run.run import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    init_from: str = setting()
+    init_from: str = setting(path=True)
 
     def sources(self) -> tuple:
         return (("init_from", self.init_from),)
