@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 from reft_jax import models, recipe, tasks
@@ -175,9 +176,9 @@ def check_sources(config: settings.Recipe):
 def check_checkpoints(config: settings.Recipe, workdir: pathlib.Path):
     """The checkpoints that unfinished stages will read, of finished stages and of directories, must be there and be what was saved."""
     names = [name for name, _ in config.stages]
-    finished = {name for name in names if (workdir / name / "DONE").exists()}
+    finished = {name for name in names if os.path.exists(workdir / name / "DONE")}
     results = workdir / "results.json"
-    evaluated = json.loads(results.read_text())["stages"] if results.exists() else ()
+    evaluated = json.loads(results.read_text())["stages"] if os.path.exists(results) else ()
     folders = {}
     for name in names:
         if name in finished:

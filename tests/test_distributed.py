@@ -128,7 +128,11 @@ def test_who_was_to_be_one_of_several_and_cannot_find_them_is_told_at_once(envir
 
 
 def test_what_jax_raises_where_variables_are_set_by_half_is_one_error(no_chips, monkeypatch):
+    def fail(**known):
+        raise ValueError("Number of processes must be defined.")
+
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    monkeypatch.setattr("jax.distributed.initialize", fail)
     with pytest.raises(RunError, match="has not joined them .*Number of processes must be defined.*--processes=1"):
         distributed.initialize(distributed.read_flags({}, {}))
 

@@ -468,15 +468,29 @@ def test_buffers_of_older_files_are_no_weights(saved, buffer, wrapper):
     models.check_hf(folder)
 
 
+UNGATED = ("codegen", "gpt2", "opt")
+
+
 @pytest.mark.parametrize("family", choices.names("models/families"))
 def test_no_weight_of_a_family_is_taken_for_a_buffer(family):
     from reft_jax.models.families import weights
 
-    table = choices.module("models/families", family).table(
-        dataclasses.replace(tiny.ARCH, qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True, post_norms=True)
-    )
+    arch, table = dataclasses.replace(tiny.ARCH, parallel=family == "codegen", gated=family not in UNGATED), None
+    for part in (None, "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "post_norms"):
+        more = dataclasses.replace(arch, **{part: True}) if part else arch
+        try:
+            table = choices.module("models/families", family).table(more)
+        except InputError:  # the family has no such parameters
+            assert part
+            continue
+        arch = more
     names = {weight.name.format(0) for weight in table.values()}
     assert names and not [name for name in names if weights.BUFFERS.fullmatch(name) or weights.ADAPTERS.search(name)]
+
+
+def test_a_parameter_that_a_family_has_no_place_for_is_named():
+    with pytest.raises(InputError, match="family 'llama' has no place for attention.q_norm"):
+        choices.module("models/families", "llama").table(dataclasses.replace(tiny.ARCH, qk_norm=True))
 
 
 def test_adapters_of_peft_are_said_to_be_unmerged(saved):
@@ -604,4 +618,6 @@ def test_resolve_finds_directories_only(saved, tmp_path):
         and models.resolve(str(folder / "absent")) is None
     )
     (folder / "results.json").write_text("{}")
+    assert models.resolve(str(folder)) == folder
+    (folder / "config.json").write_text('{"config": {}}')
     assert models.resolve(str(folder)) is None  # a workdir's config.json is no model's

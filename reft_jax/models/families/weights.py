@@ -79,25 +79,23 @@ def table(arch, names: dict[str, str], kernel=matrix) -> dict:
     matrices |= {f"mlp.{name}": ((d,), (f,), arch.mlp_bias) for name in (["gate"] if arch.gated else []) + ["up"]}
     matrices["mlp.down"] = (f,), (d,), arch.mlp_bias
 
-    def path(ours: str, leaf: str) -> tuple[str, ...]:
-        if ours not in names:
-            raise InputError(
-                f"config.model.arch: a Hugging Face directory of family {arch.family!r} has no place for {ours}"
-            )
-        return *(["blocks"] if "{}" in names[ours] else []), *ours.split("."), leaf
-
     out = {("embed", "kernel"): same(f"{names['embed']}.weight", v, d)}
     if arch.positions == "learned":
         rows = arch.max_positions + arch.position_offset
         out["positions", "kernel"] = same(f"{names['positions']}.weight", rows, d)
+    if absent := [ours for ours in (*norms, *matrices) if ours not in names]:
+        raise InputError(
+            f"config.model.arch: a Hugging Face directory of family {arch.family!r} has no place for {absent[0]}"
+        )
+    path = {ours: (*(["blocks"] if "{}" in name else []), *ours.split(".")) for ours, name in names.items()}
     for ours, size in norms.items():
-        out[path(ours, "scale")] = same(f"{names[ours]}.weight", size)
+        out[*path[ours], "scale"] = same(f"{names[ours]}.weight", size)
         if arch.norm == "layer":
-            out[path(ours, "bias")] = same(f"{names[ours]}.bias", size)
+            out[*path[ours], "bias"] = same(f"{names[ours]}.bias", size)
     for ours, (inputs, outputs, biased) in matrices.items():
-        out[path(ours, "kernel")] = kernel(f"{names[ours]}.weight", inputs, outputs)
+        out[*path[ours], "kernel"] = kernel(f"{names[ours]}.weight", inputs, outputs)
         if biased:
-            out[path(ours, "bias")] = bias(f"{names[ours]}.bias", *outputs)
+            out[*path[ours], "bias"] = bias(f"{names[ours]}.bias", *outputs)
     if not arch.tie_embeddings:
         out["unembed", "kernel"] = matrix("lm_head.weight", (d,), (v,))
         if arch.unembed_bias:
