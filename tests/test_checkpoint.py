@@ -81,8 +81,14 @@ def test_bfloat16_parameters_survive(open_checkpoints):
     tiny.assert_trees_equal(checkpoint.read_params(checkpoints.folder / "1"), params)
 
 
-@pytest.mark.parametrize("use", choices.names("optim"))
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "use, dtype",
+    [
+        ("muon", "float32"),
+        *(pytest.param(name, "float32", marks=pytest.mark.slow) for name in choices.names("optim") if name != "muon"),
+        *(pytest.param(name, "bfloat16", marks=pytest.mark.slow) for name in choices.names("optim")),
+    ],
+)
 def test_the_state_of_every_optimizer_survives(open_checkpoints, use, dtype):
     model = tiny.model("mixed", param_dtype=dtype)
     params = jax.tree.map(lambda x: x.astype(dtype), tiny.params(model))

@@ -73,7 +73,7 @@ def largest(tree):
     "critic, reduce",
     [
         ("separate", "token"),
-        ("none", "constant"),
+        pytest.param("none", "constant", marks=pytest.mark.slow),
         *(pytest.param("separate", how, marks=pytest.mark.slow) for how in ("sequence", "constant")),
     ],
 )

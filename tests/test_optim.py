@@ -256,7 +256,10 @@ def test_adafactor_keeps_a_thousandth_of_adamw_s_state():
 # ------------------------------------------------------------------ on a mesh
 
 PROMPTS, RESPONSES = [3, 6, 1, 5, 4, 2, 6, 3], [7, 2, 5, 1, 4, 7, 3, 6]
-KINDS = [(name, "float32") for name in NAMES] + [("adamw", "bfloat16")]
+KINDS = [
+    *(pytest.param(name, "float32", marks=[pytest.mark.slow] * (name != "adafactor")) for name in NAMES),
+    pytest.param("adamw", "bfloat16", marks=pytest.mark.slow),
+]
 
 
 def updated(where, name, dtype):

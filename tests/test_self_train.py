@@ -134,8 +134,10 @@ def make_step(model, tx, params, **changes):
     "reduce, nll",
     [
         ("token", 0.3),
-        ("sequence", None),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("token", None), ("sequence", 0.3))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("sequence", None), ("token", None), ("sequence", 0.3))
+        ),
     ],
 )
 def test_an_online_update_is_the_same_for_any_split_and_device_count(reduce, nll):

@@ -293,6 +293,7 @@ def test_eight_devices_compute_the_same(workdir, tmp_path, sizes):
     }
 
 
+@pytest.mark.slow
 def test_warmup_and_continuation_are_one_run(workdir, tmp_path):
     path = tmp_path / "straight.py"
     path.write_text(
