@@ -232,7 +232,8 @@ def leave_libtpu_alone(environment=os.environ):
     """Where libtpu is installed and there is neither a TPU nor a GPU, JAX is told to take the CPU. Else it would try libtpu, which prints five
     lines of errors first. Device files and the environment of TPU machines, and JAX_PLATFORMS, come before."""
     told = ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", "TPU_NAME", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES")
-    devices = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*")  # TPUs up to v4 and since, GPUs
-    if not any(map(environment.get, told)) and not any(map(glob.glob, devices)):
+    tpus = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # up to v4, and since
+    gpus = ("/dev/nvidia[0-9]*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")  # NVIDIA's, Jetson's, WSL's, AMD's
+    if not any(map(environment.get, told)) and not any(map(glob.glob, tpus + gpus)):
         if importlib.util.find_spec("libtpu") is not None:
             environment["JAX_PLATFORMS"] = "cpu"
