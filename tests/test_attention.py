@@ -159,6 +159,7 @@ def test_splash_attention_is_the_plain_one_with_its_gradients(where, length, lef
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE[dtype] * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_a_model_trains_the_same_with_the_kernel():
     """Layers that differ in window and scale, in one loop over layers that keeps only products, over eight devices."""
     model = tiny.model("mixed", arch(windows=(0, 5), scale_by_layer=True), remat="dots")

@@ -51,6 +51,7 @@ def test_every_function_of_a_run_is_compiled(capsys):
     assert step["largest_replicated"]["name"].endswith("kernel")  # two devices of `data` hold everything twice
 
 
+@pytest.mark.slow
 def test_every_function_of_self_training_and_the_reranker_is_compiled(capsys):
     assert compiler.main(["--config=tests/stages_config.py", "--topology=cpu:1"]) == 0
     got = {line["function"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}

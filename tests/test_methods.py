@@ -60,7 +60,7 @@ def grades(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # a stop ends the process
 @pytest.mark.parametrize(
-    "kind", ["none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("separate", "separate, adapters"))]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("none", "separate", "separate, adapters")]
 )
 def test_a_run_with_any_critic_is_whole_and_resumes_exactly(kind, tmp_path):
     config = config_of(kind)

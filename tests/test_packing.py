@@ -123,12 +123,11 @@ def test_scores_of_some_rows_at_a_time_are_those_of_all(where, most, together):
     "where, parts, reduce",
     [
         ("one", 2, "sequence"),
-        ("mixed", 1, "token"),
         *(
             pytest.param("one", parts, how, marks=pytest.mark.slow)
             for parts, how in ((1, "token"), (2, "token"), (4, "token"), (4, "sequence"))
         ),
-        pytest.param("mixed", 1, "sequence", marks=pytest.mark.slow),
+        *(pytest.param("mixed", 1, how, marks=pytest.mark.slow) for how in ("token", "sequence")),
     ],
 )
 def test_updates_are_the_unpacked_ones(where, parts, reduce):

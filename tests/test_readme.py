@@ -304,6 +304,7 @@ def test_the_added_loss_is_refused_where_a_stage_does_not_give_what_it_reads(che
         recipe.load(SPEC)
 
 
+@pytest.mark.slow
 def test_the_suite_passes_the_added_loss(checkout):
     path = str(checkout(ADDING) / "my_loss.py")
     test_rooms.test_a_record_builds_from_its_defaults_says_its_ranges_and_is_a_key("losses", path)
