@@ -12,6 +12,12 @@ for word; do
         sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
         exit 0
     fi
+    case $word in --config* | --workdir* | --process* | --coordinator* | --init_timeout* | --watchdog* | [!-]*) ;;
+    *)
+        echo "error: unknown argument '$word'; bash launch/demo.sh --help says what there is" >&2
+        exit 2
+        ;;
+    esac
 done
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=setup_env.sh

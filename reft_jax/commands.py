@@ -184,7 +184,7 @@ def no_device(error: Exception) -> tuple[str, int]:
 
 class _Output(io.FileIO):
     """Standard output or error, which may end before the command does: what cannot be written is then dropped. `ends`: the first time that
-    the main thread is told so, by BrokenPipeError."""
+    the main thread is told so, by BrokenPipeError, or by what else was raised (the disk under a file that it goes to is full)."""
 
     def __init__(self, number: int, ends: bool):
         super().__init__(number, "w", closefd=False)
@@ -196,6 +196,8 @@ class _Output(io.FileIO):
         except OSError as error:
             if self._ends and threading.current_thread() is threading.main_thread():
                 self._ends = False
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise OSError(errno.ENOSPC, "what was printed is cut short", "standard output") from error
                 raise BrokenPipeError from error
             return len(data)
 

@@ -50,7 +50,7 @@ def execute(run, about: dict):
     from reft_jax import models
     from reft_jax.config import choices
     from reft_jax.data import tokenizer as tokenizers
-    from reft_jax.run import overview
+    from reft_jax.run import lineage, overview
     from reft_jax.run.metrics import write_json
     from reft_jax.stages import evaluate, export
 
@@ -69,6 +69,11 @@ def execute(run, about: dict):
     for name, stage in run.config.stages:
         if hasattr(modules[name], "refresh"):
             modules[name].refresh(name, stage, run)
+        if run.done(name) and lineage.gone(run.workdir, name, stage):
+            print(
+                f"{name}: {', '.join(map(str, lineage.gone(run.workdir, name, stage)))} is no longer there; it is made again"
+            )
+            run.resume(name)
     print(overview.first_lines(run, about), flush=True)
     for name, stage in run.config.stages:
         if run.done(name):

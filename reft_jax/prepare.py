@@ -178,10 +178,15 @@ def check_checkpoints(config: settings.Recipe, workdir: pathlib.Path):
     names = [name for name, _ in config.stages]
     finished = {name for name in names if os.path.exists(workdir / name / "DONE")}
     results = workdir / "results.json"
-    evaluated = json.loads(results.read_text())["stages"] if os.path.exists(results) else ()
+    results = json.loads(results.read_text())["stages"] if os.path.exists(results) else {}
     folders = {}
-    for name in names:
-        if name in finished:
+    for name, stage in config.stages:
+        evaluated = lineage.fresh(workdir, stage, names, results) if hasattr(stage, "checkpoints") else set()
+        to_do = lineage.gone(workdir, name, stage) or evaluated < {
+            label for label, _ in getattr(stage, "checkpoints", ())
+        }
+        if name in finished and not to_do:
+            checkpoint.check_chosen(workdir / name)
             continue
         chosen, last = begin.read_by(config, name, evaluated)
         folders |= {checkpoint.selected(workdir / source): None for source in chosen if source in finished}

@@ -73,6 +73,9 @@ def read_lines(path: pathlib.Path) -> list[dict]:
         if not isinstance(line, dict) or (missing := [name for name in FIELDS if name not in line]):
             what = f"lacks {', '.join(missing)}" if isinstance(line, dict) else "is no JSON object"
             raise InputError(f"{path}:{number}: {what}; a line holds {', '.join(FIELDS)}")
+        if not isinstance(line["item_id"], str) or type(line["k"]) is not int:
+            got = f"item_id {line['item_id']!r} and k {line['k']!r}"
+            raise InputError(f"{path}:{number}: got {got}; they must be a text and a whole number")
         lines.append(line)
     return lines
 
@@ -187,16 +190,20 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
     if not workdir.is_dir():
         raise InputError(f"{workdir}: there is no such folder; WORKDIR is the folder of a run that has evaluated")
     path = workdir / "results.json"
-    run, results = read_json(workdir / "config.json"), read_json(path) if path.exists() or write else {}
+    run, results = read_json(workdir / "config.json"), read_json(path) if path.exists() or write else {"stages": {}}
+    rows = results.get("stages")
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise InputError(f"{path}: stages is not a group of labels with their figures; restore it, or evaluate again")
     try:
         config = renamed.modern(run["config"] | {"stages": {}})  # which are not read
         data, verifier = config["data"], config["verifier"]
         task, cot, own = data["task"], data["cot"], data["matcher"]
         kind = score.answer_kind(task)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{workdir / 'config.json'}: lacks {error}; it must be the config.json that the run wrote"
-        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        what = (
+            f"lacks {error}" if isinstance(error, KeyError) else "has null, or another value, where a group should be"
+        )
+        raise InputError(f"{workdir / 'config.json'}: {what}; it must be the config.json that the run wrote") from error
     names = matchers.names(kind) if every else [matcher or own]
     matchers.get(names[0], kind)
     labels = labels_of(workdir, results)
@@ -207,7 +214,7 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
     notes = [
         f"note: {label}: its responses are of a checkpoint that is no longer there; the run's command measures what is there now"
         for label in labels
-        if outdated(workdir, results.get("stages", {}).get(label, {}))
+        if outdated(workdir, rows.get(label, {}))
     ]
     for label, lines in labels.items():
         texts = [None if line["response"] is None else line["prefix"] + line["response"] for line in lines]

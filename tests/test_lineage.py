@@ -15,7 +15,7 @@ from reft_jax.errors import InputError, Stop
 from reft_jax.report import plots, read
 from reft_jax.run import checkpoint, lineage
 from reft_jax.run.fingerprint import fingerprint
-from reft_jax.stages import evaluate
+from reft_jax.stages import evaluate, export
 from tests import runs, tiny
 
 DEMO = f"--config={runs.ROOT / runs.SMOKE}"
@@ -136,7 +136,7 @@ def test_figures_of_a_stage_that_was_removed_are_taken_out_before_it_is_trained_
     shutil.rmtree(done / "reft")
     kept, still_done, said = refreshed(done, capfd, OTHER)
     assert kept == {"base", "warmup", "sft"} and not still_done
-    assert said == "evaluate: reft is measured again: its checkpoint is no longer there\n"
+    assert said == "evaluate: reft is measured again: its figures are not of the checkpoint that is there\n"
     assert refreshed(done, capfd, OTHER) == (kept, False, "")
 
 
@@ -156,7 +156,7 @@ def test_results_that_were_removed_are_measured_again(done, capfd):
 def test_an_evaluation_whose_folder_was_removed_is_done_again(done, capfd):
     shutil.rmtree(done / "evaluate")
     kept, _, said = refreshed(done, capfd, "--config.stages.evaluate.num_samples=2")
-    assert kept == set() and said.count(f"{done / 'evaluate'} is no longer there") == 4
+    assert kept == set() and said.count(f"{done / 'evaluate'} was removed") == 4
 
 
 def test_figures_of_another_checkpoint_are_left_out_of_report_plots_and_tables(done):
@@ -189,8 +189,43 @@ def test_a_run_of_an_older_version_is_read_and_goes_on(done, capfd):
     assert refreshed(done, capfd) == (set(runs.LABELS), True, "")
     assert set(read.run(done).results) == set(runs.LABELS)
     anew = done / "sft" / "DONE"
-    anew.write_text(json.dumps(json.loads(anew.read_text()) | {"fingerprint": "0" * 32}))
+    given = checkpoint.fingerprint(checkpoint.selected(done / "sft"))
+    anew.write_text(json.dumps(json.loads(anew.read_text()) | {"fingerprint": given}))
     assert refreshed(done, capfd)[0] == set(runs.LABELS) - {"sft"}
+
+
+@pytest.mark.parametrize("how", ["another checkpoint", "another DONE"])
+def test_a_checkpoint_that_the_stage_did_not_choose_is_refused(done, how):
+    folder = done / "reft" / "checkpoints"
+    facts = lineage.facts(done / "reft")
+    assert facts["selected_step"] != facts["last_step"]
+    if how == "another checkpoint":
+        shutil.rmtree(folder / str(facts["selected_step"]))
+        shutil.copytree(folder / str(facts["last_step"]), folder / str(facts["selected_step"]))
+    else:
+        (done / "reft" / "DONE").write_text(json.dumps(facts | {"selected_step": facts["last_step"]}))
+    for look in (lambda: prepare(done), lambda: checkpoint.selected(done / "reft")):
+        with pytest.raises(InputError, match="is not the checkpoint that the stage chose"):
+            look()
+
+
+def test_rows_keep_their_order_when_some_are_measured_again(done, monkeypatch):
+    path = done / "results.json"
+    stored = json.loads(path.read_text())
+    row = stored["stages"].pop("base")
+    path.write_text(json.dumps(stored))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: row)
+    run = prepare(done)
+    evaluate.refresh("evaluate", dict(run.config.stages)["evaluate"], run)
+    evaluate.run("evaluate", dict(run.config.stages)["evaluate"], run)
+    assert tuple(results(done)) == runs.LABELS
+
+
+def test_what_a_stage_left_and_is_gone_is_made_again(tmp_path):
+    stage = export.Stage(init_from="x")
+    assert lineage.gone(tmp_path, "out", stage) == [tmp_path / "out" / "hf"]
+    (tmp_path / "out" / "hf").mkdir(parents=True)
+    assert lineage.gone(tmp_path, "out", stage) == []
 
 
 def test_a_stage_may_go_on_to_more_epochs_where_its_rates_stay_what_they_were(done):

@@ -51,8 +51,8 @@ def on_a_directory(tmp_path_factory):
     (directory / "chat_template.jinja").write_text("{{ messages }}")
     spec = f"reft.py:smoke,data=arithmetic,model={directory}"
     about = prepare(folder / "run", spec)
-    assert set(about["reads"]["run"][str(directory)]) == {
-        str(path) for path in directory.iterdir() if path.suffix != ".md"
+    assert set(about["reads"]["run"]["read"][str(directory)]) == {
+        path.name for path in directory.iterdir() if path.suffix != ".md"
     }
     return directory, spec, begin(folder / "run", about, "warmup")
 
@@ -126,39 +126,40 @@ def test_large_weights_are_looked_at_in_many_places(tmp_path):
 
 
 def reads(run=None, **stages) -> dict:
-    return {"run": run or {}} | stages
+    return {part: {"read": groups or {}, "code": {}} for part, groups in {"run": run, **stages}.items()}
 
 
 @pytest.mark.parametrize("what", ["data", "tokenizer"])
 def test_records_and_tokenizers_may_not_change(tmp_path, what):
     about = prepare(tmp_path / "run", "demo.py:smoke")
-    [(name, digest)] = about["reads"]["run"][what].items()
-    about["reads"]["run"][what][name] = "0" * 64
+    [(name, digest)] = about["reads"]["run"]["read"][what].items()
+    about["reads"]["run"]["read"][what][name] = "0" * 64
     begin(tmp_path / "run", about)
     assert prepare(tmp_path / "run", "demo.py:smoke")  # nothing has begun with it
     (tmp_path / "run" / "warmup").mkdir()
     with pytest.raises(InputError) as caught:
         prepare(tmp_path / "run", "demo.py:smoke")
     then, now = f"SHA-256 {'0' * 16}... then", f"SHA-256 {digest[:16]}... now"
-    assert f"its run was begun with another {name} (it has changed since: {then}, {now}); restore it" in str(
+    assert f"its run was begun with another {what}/{name} (it has changed since: {then}, {now}); restore it" in str(
         caught.value
     )
 
 
 def test_the_code_of_every_choice_is_part_of_a_run(tmp_path):
     about = prepare(tmp_path / "run", "demo.py:smoke")
-    code = {part: {name for name in groups if "/" in name} for part, groups in about["reads"].items()}
+    code = {part: groups["code"].keys() for part, groups in about["reads"].items()}
     assert {"tasks/arithmetic", "rewards/matchers/reft"} <= code["run"]
     assert {"stages/reft", "advantages/gae", "losses/policy", "rewards/terms/right", "optim/adamw"} <= code["reft"]
     assert {"stages/sft", "losses/nll"} <= code["sft"] and not {"advantages/gae", "losses/policy"} & code["sft"]
-    files = about["reads"]["reft"]["advantages/gae"]
+    files = about["reads"]["reft"]["code"]["advantages/gae"]
     assert {"reft_jax/advantages/gae.py", "reft_jax/advantages/rewards.py"} <= files.keys()  # what it is made of
 
 
 def test_code_may_change_only_under_what_has_not_begun(tmp_path):
     workdir = tmp_path / "run"
     about = prepare(workdir, "demo.py:smoke")
-    about["reads"]["reft"]["losses/policy"]["reft_jax/losses/policy.py"] = "0" * 64
+    now = json.loads(json.dumps(about["reads"]))
+    about["reads"]["reft"]["code"]["losses/policy"]["reft_jax/losses/policy.py"] = "0" * 64
     begin(workdir, about, "warmup", "sft")
     assert prepare(workdir, "demo.py:smoke")
     (workdir / "reft").mkdir()
@@ -169,39 +170,69 @@ def test_code_may_change_only_under_what_has_not_begun(tmp_path):
         "begun with another reft_jax/losses/policy.py" in said
         and f"remove {workdir / 'reft'}, so that the stage" in said
     )
+    (workdir / "reft" / "DONE").write_text("{}")
+    sources.check(workdir, now)  # it is not run again
+
+
+OWN_MODULES = {  # what my.py imports, and what that imports: at once, from a package, relatively, and later in a function
+    "helper_of_a_term.py": "BONUS = 0.5\ndef later():\n    import late_helper\n",
+    "late_helper.py": "x = 1\n",
+    "pkg_of_a_term/__init__.py": "",
+    "pkg_of_a_term/sub.py": "from . import rel\nfrom .deep import inner as inner\n",
+    "pkg_of_a_term/rel.py": "y = 1\n",
+    "pkg_of_a_term/deep/__init__.py": "",
+    "pkg_of_a_term/deep/inner.py": "import numpy\n",
+}
 
 
 def test_what_ones_own_file_imports_is_part_of_it(tmp_path, monkeypatch):
-    helper = "helper_of_a_term"
-    (tmp_path / "my.py").write_text(OWN.format(helper=helper))
-    (tmp_path / f"{helper}.py").write_text("BONUS = 0.5\n")
+    (tmp_path / "my.py").write_text("import pkg_of_a_term.sub\n" + OWN.format(helper="helper_of_a_term"))
+    for name, text in OWN_MODULES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     flags = ["--config.stages.reft.rewards.mine.use=my.py"]
     about = prepare(tmp_path / "run", "demo.py:smoke", *flags)
-    assert set(about["reads"]["reft"]["my.py"]) == {"my.py", f"{helper}.py"}
+    assert set(about["reads"]["reft"]["code"]["my.py"]) == {"my.py", *OWN_MODULES}
     assert about["own_files"] == {"my.py": choices.sha256("my.py")}
     begin(tmp_path / "run", about, "warmup", "reft")
     assert prepare(tmp_path / "run", "demo.py:smoke", *flags)
-    (tmp_path / f"{helper}.py").write_text("BONUS = 0.25\n")
-    with pytest.raises(InputError, match=f"begun with another {helper}.py"):
-        prepare(tmp_path / "run", "demo.py:smoke", *flags)
+    for name, text in OWN_MODULES.items():
+        (tmp_path / name).write_text(text + "# changed\n")
+        with pytest.raises(InputError, match=f"begun with another {name}"):
+            prepare(tmp_path / "run", "demo.py:smoke", *flags)
+        (tmp_path / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    "damaged", [None, {"run": None}, {"run": {"read": None}}, {"run": {"read": {"data": None}}, "warmup": {}}]
+)
+def test_a_damaged_record_of_what_was_read(tmp_path, damaged):
+    about = prepare(tmp_path / "run", "demo.py:smoke")
+    begin(tmp_path / "run", about | dict(reads=damaged), "warmup")
+    with pytest.raises(InputError, match=r"config.json: reads is "):
+        prepare(tmp_path / "run", "demo.py:smoke")
 
 
 @pytest.mark.parametrize(
     ("now", "said"),
     [
-        (reads(dict(d={"d/a": "1", "d/b": "2"})), None),
-        (reads(dict(d={"d/a": "1"})), "another d/b (it has changed since: SHA-256 2... then, none now)"),
+        (reads(dict(d={"a": "1", "b": "2"})), None),
+        (reads(dict(d={"a": "1"})), "another d/b (it has changed since: SHA-256 2... then, none now); restore"),
         (
-            reads(dict(d={"d/a": "1", "d/b": "2", "d/c": "3"})),
+            reads(dict(d={"a": "1", "b": "2", "c": "3"})),
             "another d/c (it has changed since: none then, SHA-256 3... now)",
         ),
-        (reads(dict(e={"e/a": "1"})), None),  # the config binds which is read
+        (
+            reads(dict(d={"a": "2"})),
+            "another d/a (it has changed since: SHA-256 1... then, SHA-256 2... now) (and so have 1 more files)",
+        ),
+        (reads(dict(e={"a": "1"})), None),  # the config binds which is read
     ],
 )
 def test_files_that_come_and_go(tmp_path, now, said):
-    before = reads(dict(d={"d/a": "1", "d/b": "2"}), sft={})
+    before = reads(dict(d={"a": "1", "b": "2"}), sft={})
     begin(tmp_path / "run", dict(reads=before), "sft")
     if said is None:
         return sources.check(tmp_path / "run", now)

@@ -111,20 +111,43 @@ def files(room: str, name: str) -> dict[str, pathlib.Path]:
 
 
 def _closure(first: pathlib.Path, belongs) -> list[pathlib.Path]:
-    """A file of Python, and the files that it imports, and they, of those that belong."""
+    """A file of Python, and the files that it imports, at its top or later, and they, of those that belong."""
     found = [first]
     for path in found:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in getattr(node, "names", ())] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
-            found += [
-                other
-                for file in dict.fromkeys(files)
-                if file and (other := pathlib.Path(file)) not in found and belongs(other)
-            ]
-    return found
+            if isinstance(node, ast.Import):
+                modules = [_below(_top(alias.name), alias.name.split(".")[1:]) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                parts = (node.module or "").split(".") if node.module else []
+                place = path.parents[node.level - 1] if node.level else _top(parts[0])
+                from_ = parts if node.level else parts[1:]
+                modules = [_below(place, [*from_, *more]) for more in ([], *([alias.name] for alias in node.names))]
+            else:
+                continue
+            found += [one for files in modules for one in files if one not in found and belongs(one)]
+    return list(dict.fromkeys(found))
+
+
+def _top(name: str) -> pathlib.Path | None:
+    """The folder of a package, or the file of a module, of that name without a dot; None of what has neither."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
+        return None
+    return pathlib.Path([*spec.submodule_search_locations][0] if spec.submodule_search_locations else spec.origin)
+
+
+def _below(place: pathlib.Path | None, parts: list[str]) -> list[pathlib.Path]:
+    """The files of Python that importing parts[0].parts[1]... from a package's folder runs."""
+    out = []
+    for part in (None, *parts):
+        place = place if part is None or place is None else place / part
+        if place is not None:
+            files = (place, place.with_name(place.name + ".py"), place / "__init__.py")
+            out += [path for path in files if path.suffix == ".py" and path.is_file()]
+    return out
 
 
 def _of_folder(folder: pathlib.Path, path: pathlib.Path) -> bool:

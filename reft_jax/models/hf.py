@@ -223,9 +223,10 @@ class _Files:
                     wrong.append(f"{name} differs from {tied[1]}, but config.json ties them (tie_word_embeddings)")
         wrong += _few(self.wrong, "; ") + _few(shapes, "; ") + _few(stored, "; ")
         wrong += [f"missing {text}" for text in _few(missing, ", ")]
-        for text in _few(unmapped, ", "):
-            near = nearest(self.name_of[unmapped[0]], missing)
-            wrong.append(f"unmapped {text}" + (f" ({unmapped[0]}: {near.strip()})" if near else ""))
+        for text in _few([self.name_of[name] for name in unmapped], ", "):
+            first = self.name_of[unmapped[0]]
+            near = nearest(first, missing)
+            wrong.append(f"unmapped {text}" + (f" ({first}: {near.strip()})" if near else ""))
         if wrong:
             raise InputError(f"{self.directory}: weights do not fit config.json: {'; '.join(wrong)}")
 

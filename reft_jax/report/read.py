@@ -15,6 +15,7 @@ import numpy as np
 
 from reft_jax.config.paths import expanded
 from reft_jax.config.words import nearest
+from reft_jax.data import json_text
 from reft_jax.errors import InputError
 from reft_jax.run import lineage
 
@@ -145,13 +146,10 @@ def json_object(path: pathlib.Path, notes: list[str]) -> dict:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, *LEFT) as error:
+        return json_text.read_object(path, "the rest is shown without it")
+    except InputError as error:
         notes.append(f"{path.name} was left out: {error}")
         return {}
-    if not isinstance(value, dict):
-        notes.append(f"{path.name} was left out: it is not a JSON object")
-    return as_dict(value)
 
 
 def metrics(path: pathlib.Path, notes: list[str]) -> dict[str, np.ndarray]:

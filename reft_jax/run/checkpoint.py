@@ -302,7 +302,10 @@ def write_params(path: pathlib.Path, params: dict):
 
 def fingerprint(path: pathlib.Path) -> str | None:
     """`fingerprint.fingerprint` of the parameters in a stage's checkpoint; None of one that an older version wrote."""
-    return json.loads((path / "progress" / "metadata").read_text()).get("fingerprint")
+    try:
+        return json.loads((path / "progress" / "metadata").read_text()).get("fingerprint")
+    except (OSError, ValueError, AttributeError):  # a damaged one, as its checksum says
+        return None
 
 
 def shapes(path: pathlib.Path) -> dict:
@@ -365,8 +368,21 @@ def facts(stage_folder: pathlib.Path) -> dict:
 
 
 def selected(stage_folder: pathlib.Path) -> pathlib.Path:
-    """The checkpoint that a finished stage chose (its DONE file names it). Raises InputError if it is gone."""
-    return _named(stage_folder, "selected_step", "chose")
+    """The checkpoint that a finished stage chose (its DONE file names it). Raises InputError if it is gone, or another one."""
+    path = _named(stage_folder, "selected_step", "chose")
+    check_chosen(stage_folder)
+    return path
+
+
+def check_chosen(stage_folder: pathlib.Path):
+    """Raises InputError where a finished stage's DONE and the checkpoint that it names, if that is there, do not belong together."""
+    known = facts(stage_folder)
+    path = pathlib.Path(stage_folder) / "checkpoints" / str(known.get("selected_step"))
+    if "fingerprint" in known and path.is_dir() and (there := fingerprint(path)) != known["fingerprint"]:
+        raise InputError(
+            f"{path}: is not the checkpoint that the stage chose (its fingerprint is {there}, {pathlib.Path(stage_folder) / 'DONE'} says "
+            f"{known['fingerprint']}); restore both from one copy, or remove {stage_folder} and run the same command again: it trains the stage anew"
+        )
 
 
 def last(stage_folder: pathlib.Path) -> pathlib.Path:

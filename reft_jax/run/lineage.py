@@ -61,6 +61,21 @@ def check(workdir: pathlib.Path, stages, looks_itself, longer=()):
         )
 
 
+def gone(workdir: pathlib.Path, name: str, stage) -> list[pathlib.Path]:
+    """What a stage leaves beside checkpoints (`leaves`), and is not there."""
+    paths = [workdir / name / one for one in getattr(stage, "leaves", ())]
+    return [path for path in paths if not os.path.exists(path)]
+
+
+def fresh(workdir: pathlib.Path, stage, names, results: dict) -> set[str]:
+    """The labels of an evaluation whose figures in `results` (label -> row) are of the checkpoints that are there now."""
+    return {
+        label
+        for label, source in stage.checkpoints
+        if label in results and results[label].get("measured", {}) == measured(workdir, stage, names, label, source)
+    }
+
+
 def measured(workdir: pathlib.Path, stage, names, label: str, source: str) -> dict[str, str] | None:
     """{stage: fingerprint} of what a label of an evaluation looks at, as it is now; None where that is still to be done. Stages
     that an older version finished are left out."""

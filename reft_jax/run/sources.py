@@ -53,48 +53,63 @@ def of_directory(source: str) -> dict[str, str]:
     """{file: SHA-256} of a Hugging Face directory, or of the checkpoint that `source` means."""
     if (folder := models.resolve(source)) is not None:
         paths = [path for path in folder.iterdir() if path.suffix in READ and path.is_file()]
-        return {str(path): of_file(path, weights=path.suffix == WEIGHTS) for path in sorted(paths)}
-    paths = [path for path in (checkpoint.locate(source).resolve() / "params").rglob("*") if path.is_file()]
-    return {str(path): of_file(path, weights=True) for path in sorted(paths)}
+        return {path.name: of_file(path, weights=path.suffix == WEIGHTS) for path in sorted(paths)}
+    folder = checkpoint.locate(source).resolve()
+    paths = [path for path in (folder / "params").rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): of_file(path, weights=True) for path in sorted(paths)}
 
 
 def reads(config: Recipe, used: dict[str, list], splits, tokenizer, eos_ids: tuple[int, ...]) -> dict:
-    """{"run" or a stage: {source: {file: SHA-256}}}. used: {"run" or a stage: [(room, name)]} of the choices (`recipe.used`)."""
+    """{"run" or a stage: {"read": {source: {file: SHA-256}}, "code": {choice: {file: SHA-256}}}}. used: {"run" or a stage: [(room, name)]} of the
+    choices (`recipe.used`)."""
     inside, seen = {"random", *(name for name, _ in config.stages)}, {}
     sources = {"run": [config.model.directory] if config.model.directory else []}
     sources |= {name: [source for _, source in stage.sources()] for name, stage in config.stages}
     out = {}
     for part, names in sources.items():
-        for source in (one for one in names if one not in inside and one not in seen):
-            seen[source] = of_directory(source)
+        outside = [source for source in names if source not in inside]
+        seen |= {source: of_directory(source) for source in outside if source not in seen}
         code = {
             name if choices.is_path(name) else f"{room}/{name}": {
                 file: of_file(path) for file, path in choices.files(room, name).items()
             }
             for room, name in used[part]
         }
-        out[part] = {source: seen[source] for source in names if source not in inside} | code
-    out["run"] |= {
-        "data": {"set of records (of the data files)": of_records(splits)},
-        "tokenizer": {"tokenizer": of_tokenizer(tokenizer, eos_ids)},
+        out[part] = {"read": {source: seen[source] for source in outside}, "code": code}
+    out["run"]["read"] |= {
+        "data": {"records": of_records(splits)},
+        "tokenizer": {"all": of_tokenizer(tokenizer, eos_ids)},
     }
     return out
 
 
 def check(workdir: pathlib.Path, now: dict):
     """Refuses to go on with a run where what it reads is no longer what it was: of the whole run once a stage has begun, of a stage that has
-    begun itself."""
+    begun itself. The code of what is done may change: it is not run again."""
     path = workdir / "config.json"
     before = json.loads(path.read_text()).get("reads", {}) if os.path.exists(path) else {}
-    begun = {part for part in before if part != "run" and (workdir / part).exists()}
-    for part in (part for part in before if part in begun or part == "run" and begun):
-        for source, files in before[part].items():
-            files_now = now.get(part, {}).get(source, files)
-            for file in sorted(files.keys() | files_now.keys()):
-                then, this = (f"SHA-256 {x[file][:16]}..." if file in x else "none" for x in (files, files_now))
-                if then != this:
-                    again = "" if part == "run" else f"remove {workdir / part}, so that the stage is done again, "
-                    raise InputError(
-                        f"--workdir={workdir}: its run was begun with another {file} (it has changed since: {then} then, {this} now); "
-                        f"restore it, {again}or choose another folder"
-                    )
+    stages = [part for part in before if part != "run" and os.path.exists(workdir / part)]
+    done = [part for part in stages if os.path.exists(workdir / part / "DONE")]
+    kinds = {part: ("read",) if part in done else ("read", "code") for part in stages}
+    kinds = ({"run": ("read",) if len(done) == len(before) - 1 else ("read", "code")} if stages else {}) | kinds
+    changed = {}  # file -> what is said of it; the run's before a stage's
+    try:
+        for part, groups in before.items():
+            for kind in ("read", "code"):
+                for source, old in groups[kind].items():
+                    new = now.get(part, {}).get(kind, {}).get(source, old)
+                    for file in sorted(old.keys() | new.keys()):
+                        if old.get(file) != new.get(file) and kind in kinds.get(part, ()):
+                            shown = f"{source}/{file}" if kind == "read" else file
+                            changed.setdefault(shown, (part, old.get(file), new.get(file)))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: reads is damaged ({error!r}); restore the file, or choose another folder") from error
+    if changed:
+        (file, (part, *digests)), *others = changed.items()
+        then, this = (f"SHA-256 {digest[:16]}..." if digest else "none" for digest in digests)
+        again = "" if part == "run" else f"remove {workdir / part}, so that the stage is done again, "
+        more = f" (and so have {len(others)} more files)" if others else ""
+        raise InputError(
+            f"--workdir={workdir}: its run was begun with another {file} (it has changed since: {then} then, {this} now){more}; "
+            f"restore it, {again}or choose another folder"
+        )

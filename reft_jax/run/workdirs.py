@@ -82,19 +82,31 @@ def _check_files(workdir: pathlib.Path, config: dict):
     if path.exists():
         remedy = "remove it, and the same command evaluates again"
         results = json_text.read_object(path, remedy)
-        if not isinstance(results.get("stages"), dict):
-            raise InputError(f"{path}: stages is {results.get('stages')!r}, not a group of results; {remedy}")
-    for name in config["stages"]:
+        check_results(results, path, remedy)
+    for name, stage in config["stages"].items():
+        if os.path.exists(workdir / name) and not (workdir / name).is_dir():
+            raise InputError(f"{workdir / name}: is a file, where the folder of stage {name} belongs; move it away")
         path = workdir / name / "DONE"
         if path.exists():
             facts = json_text.read_object(path, remedy := "remove it, and the stage goes on from its last checkpoint")
-            if type(facts.get("selected_step", 0)) is not int:
-                raise InputError(f"{path}: selected_step is {facts['selected_step']!r}, not a step; {remedy}")
+            for key in ("selected_step", "last_step") if "epochs" in stage else ():
+                if type(facts.get(key)) is not int:
+                    raise InputError(f"{path}: {key} is {facts.get(key)!r}, not a step; {remedy}")
         path = workdir / name / "wandb" / "sent.json"
         if path.exists():
             sent = json_text.read_object(path, remedy := "remove it, and W&B gets a new run of this stage")
             if not isinstance(sent.get("id"), str) or type(sent.get("step")) is not int:
                 raise InputError(f"{path}: holds {sent}, not id and step; {remedy}")
+
+
+def check_results(results: dict, path: pathlib.Path, remedy: str):
+    """InputError where results.json is not a group of results."""
+    stages = results.get("stages")
+    if not isinstance(stages, dict):
+        raise InputError(f"{path}: stages is {stages!r}, not a group of results; {remedy}")
+    for label, row in stages.items():
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: stages.{label} is {row!r}, not a group of figures; {remedy}")
 
 
 def _other_config(workdir: pathlib.Path, tree: dict, changed: list[str], begun: list[str], free: list[str]) -> str:

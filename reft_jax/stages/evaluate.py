@@ -92,13 +92,13 @@ class Stage:
 def refresh(name: str, stage: Stage, run: Run):
     """Takes figures and predictions away whose checkpoint is no longer the one that they were measured on, and all of a stage whose folder was
     removed; a stage that lacks any is no longer done."""
-    results, names, there = read_results(run), dict(run.config.stages), run.folder(name).exists()
+    results, there = read_results(run), run.folder(name).exists()
     known = results["stages"]
-    for label, source in stage.checkpoints:
-        now = lineage.measured(run.workdir, stage, names, label, source)
-        if label in known and (not there or known[label].get("measured", {}) != now):
-            what = "its checkpoint" if there else str(run.folder(name))
-            print(f"{name}: {label} is measured again: {what} is no longer there", flush=True)
+    fresh = lineage.fresh(run.workdir, stage, dict(run.config.stages), known) if there else ()
+    for label, _ in stage.checkpoints:
+        if label in known and label not in fresh:
+            why = "its figures are not of the checkpoint that is there" if there else f"{run.folder(name)} was removed"
+            print(f"{name}: {label} is measured again: {why}", flush=True)
             del known[label]
             write_json(run.workdir / "results.json", results)
             if distributed.is_primary():
@@ -111,7 +111,9 @@ def run(name: str, stage: Stage, run: Run):
     for label, source in stage.checkpoints:
         results = read_results(run)
         if label not in results["stages"]:
-            results["stages"][label] = evaluate(run, stage, label, source)
+            known = results["stages"] | {label: evaluate(run, stage, label, source)}
+            order = [one for _, other in run.config.stages for one, _ in getattr(other, "checkpoints", ())]
+            results["stages"] = {one: known[one] for one in sorted(known, key=(order + list(known)).index)}
             write_json(run.workdir / "results.json", results)
             distributed.barrier(f"{label} is evaluated")
         run.stop_if_asked()

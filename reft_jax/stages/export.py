@@ -20,6 +20,8 @@ from reft_jax.run.run import Run
 class Stage:
     init_from: str = setting(path=True)
 
+    leaves = ("hf",)  # what it has made: where that is gone, it is made again
+
     def sources(self) -> tuple:
         return (("init_from", self.init_from),)
 

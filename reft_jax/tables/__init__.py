@@ -15,6 +15,7 @@ import statistics
 
 from reft_jax import recipe
 from reft_jax.config import renamed
+from reft_jax.data import json_text
 from reft_jax.run.lineage import outdated
 
 CONFIG = "configs/paper.py"
@@ -63,8 +64,7 @@ def as_dict(tree: dict) -> dict:
 
 def read_run(folder: pathlib.Path) -> Finished:
     """The run in a workdir; ValueError or KeyError with what is wrong with its files."""
-    about = json.loads((folder / "config.json").read_text())
-    results = json.loads((folder / "results.json").read_text())
+    about, results = (json_text.read_object(folder / name, "restore it") for name in ("config.json", "results.json"))
     groups = [about, about["config"], results, results["stages"]]
     groups += results["stages"].values() if isinstance(results["stages"], dict) else []
     for group in groups:
