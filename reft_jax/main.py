@@ -56,7 +56,9 @@ def execute(run, about: dict):
 
     jax_settings.multiply_in(run.model.compute_dtype)
     workdir = run.workdir
-    for name in run.longer:  # before config.json says so, or a kill between the two would leave them done
+    remade = [name for name, stage in run.config.stages if run.done(name) and lineage.gone(workdir, name, stage)]
+    distributed.barrier("what is done is known")  # to every process, before it changes
+    for name in (*run.longer, *remade):  # before config.json says so, or a kill between the two would leave them done
         run.resume(name)
     write_json(workdir / "config.json", about)  # first of what a new run writes: it says whose folder this is
     if distributed.is_primary():
@@ -69,11 +71,8 @@ def execute(run, about: dict):
     for name, stage in run.config.stages:
         if hasattr(modules[name], "refresh"):
             modules[name].refresh(name, stage, run)
-        if run.done(name) and lineage.gone(run.workdir, name, stage):
-            print(
-                f"{name}: {', '.join(map(str, lineage.gone(run.workdir, name, stage)))} is no longer there; it is made again"
-            )
-            run.resume(name)
+        if name in remade:
+            print(f"{name}: {lineage.gone(workdir, name, stage)[0]} is no longer there; it is made again")
     print(overview.first_lines(run, about), flush=True)
     for name, stage in run.config.stages:
         if run.done(name):

@@ -430,6 +430,7 @@ def test_a_file_of_ones_own_that_changed_under_a_run(refused, begun, tmp_path, c
     capfd.readouterr()
     write(path, json.loads(json.dumps(about)))
     write(own, own.read_text() + "# changed\n")
+    (begun / "reft" / "DONE").unlink()  # what is done is not run again
     message = refused(DEMO, flag, workdir=begun)
     assert f"--workdir={begun}: its run was begun with another {own} (it has changed since: SHA-256 " in message
 

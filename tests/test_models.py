@@ -489,8 +489,8 @@ def test_no_weight_of_a_family_is_taken_for_a_buffer(family):
 
 
 def test_a_parameter_that_a_family_has_no_place_for_is_named():
-    with pytest.raises(InputError, match="family 'llama' has no place for attention.q_norm"):
-        choices.module("models/families", "llama").table(dataclasses.replace(tiny.ARCH, qk_norm=True))
+    with pytest.raises(InputError, match="family 'llama' has no place for attention_post_norm"):
+        choices.module("models/families", "llama").table(dataclasses.replace(tiny.ARCH, post_norms=True))
 
 
 def test_adapters_of_peft_are_said_to_be_unmerged(saved):
