@@ -114,18 +114,23 @@ def _closure(first: pathlib.Path, belongs) -> list[pathlib.Path]:
     """A file of Python, and the files that it imports, at its top or later, and they, of those that belong."""
     found = [first]
     for path in found:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in _imports(path, path.stat().st_mtime_ns):
             if isinstance(node, ast.Import):
-                modules = [_below(_top(alias.name), alias.name.split(".")[1:]) for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
+                modules = [_below(_top(alias.name.split(".")[0]), alias.name.split(".")[1:]) for alias in node.names]
+            else:
                 parts = (node.module or "").split(".") if node.module else []
                 place = path.parents[node.level - 1] if node.level else _top(parts[0])
                 from_ = parts if node.level else parts[1:]
                 modules = [_below(place, [*from_, *more]) for more in ([], *([alias.name] for alias in node.names))]
-            else:
-                continue
             found += [one for files in modules for one in files if one not in found and belongs(one)]
     return list(dict.fromkeys(found))
+
+
+@functools.cache
+def _imports(path: pathlib.Path, changed: int) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of a file, wherever they stand; changed: when it was."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _top(name: str) -> pathlib.Path | None:
