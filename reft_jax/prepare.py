@@ -97,7 +97,7 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
     about = workdirs.describe(tree, layout) | {
         "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": more},
         "attention": {what: f"{way}: {why}" if why else way for what, (way, why) in ways.items()},
-        "data_sha256": sources.of_records(splits),
+        "data_sha256": reads["run"]["read"]["data"]["records"],
         "own_files": recipe.own_files(tree),
         "reads": reads,
         "notes": notes,

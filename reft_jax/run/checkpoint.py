@@ -148,18 +148,20 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, progress: dict, *, wait: bool = True):
+    def save(self, step: int, state: TrainState, progress: dict, *, wait: bool = True, choice: bool = False):
         """Blocks until step is on disk, or without `wait` until it is copied from the devices (it may be donated then, and the next call
-        waits for the disk). A step that is there already is left as it is. Raises RunError on a full disk."""
+        waits for the disk). A step that is there already is left as it is. choice: the stage may choose it, and it gets a fingerprint. Raises
+        RunError on a full disk."""
         self.wait()
         if step == self.latest():
             return
         self._policy.best_step = progress["best_step"]
         params, opt = _items(state)
+        known = {"fingerprint": fingerprint_of(params)} if choice else {}
         items = _orbax().args.Composite(
             params=_orbax().args.StandardSave(params),
             opt=_orbax().args.StandardSave(opt),
-            progress=_orbax().args.JsonSave(progress | {"fingerprint": fingerprint_of(params)}),
+            progress=_orbax().args.JsonSave(progress | known),
         )
         self._saving = step
         with self._full_disk_said():
@@ -301,7 +303,8 @@ def write_params(path: pathlib.Path, params: dict):
 
 
 def fingerprint(path: pathlib.Path) -> str | None:
-    """`fingerprint.fingerprint` of the parameters in a stage's checkpoint; None of one that an older version wrote."""
+    """`fingerprint.fingerprint` of the parameters in a stage's checkpoint; None of one that no stage could choose, or that an older version
+    wrote."""
     try:
         return json.loads((path / "progress" / "metadata").read_text()).get("fingerprint")
     except (OSError, ValueError, AttributeError):  # a damaged one, as its checksum says

@@ -154,7 +154,8 @@ class Loop:
                 self.sample_lines.write({"step": step, **line})
             self.tokens, self.logged = 0, time.monotonic()
         if saved:
-            self.checkpoints.save(step, state, self.progress, wait=False)
+            choice = last or step == self.progress["best_step"]
+            self.checkpoints.save(step, state, self.progress, wait=False, choice=choice)
         if self.run.stop.requested:
             check_finite(self.name, step, host(metrics))
             self.checkpoints.save(step, state, self.progress)
