@@ -216,7 +216,7 @@ def test_a_chosen_checkpoint_that_is_gone_is_said_with_what_to_do(tmp_path):
     with pytest.raises(InputError, match="a finished stage whose checkpoints are gone"):
         checkpoint.load_params(tmp_path)
     (tmp_path / "DONE").write_text('{"selected_step": 1')
-    with pytest.raises(InputError, match="DONE: cannot be read"):
+    with pytest.raises(InputError, match="DONE:1: malformed JSON .*; restore it, or remove"):
         checkpoint.selected(tmp_path)
 
 

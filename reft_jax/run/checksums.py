@@ -1,24 +1,17 @@
 """Checksums of a checkpoint's files: `<step>/checksums.json`, written before the step has its name and compared before it is read.
 
 Orbax's arrays have none of their own (OCDBT protects its index; the Zarr codecs that Orbax writes protect no data): without these a
-flipped bit is restored as another weight. Each process sums up what it has written itself, in the thread that writes; process 0 sums up
-the rest and gathers all in one file.
+flipped bit is restored as another weight. CRC-32 finds every burst of up to 32 bits, and of other damage all but one case in 4 billion. Each
+process sums up what it has written itself, in the thread that writes; process 0 sums up the rest and gathers all in one file.
 
-A chunk's checksum is the BLAKE2b (8 bytes) of 64-bit sums: each MiB (zeros behind its end) is a matrix of 256 x 512 little-endian integers,
-of which the sums of rows and of columns, modulo 2^64, are hashed. Whatever happens to up to three of a MiB's integers changes one of the
-sums; of other damage one case in 2^64 passes. zlib's CRC-32 takes about twice the time.
-
-{"files": {"params/_METADATA": {"bytes": 3559, "sums": ["0123456789abcdef"]}, ...}, "chunk_bytes": 67108864, "sum": of all that, as JSON with
-sorted keys}
+{"files": {"params/_METADATA": {"bytes": 3559, "sums": ["01234567"]}, ...}, "chunk_bytes": 67108864, "sum": of all that, as JSON with sorted keys}
 """
 
 import concurrent.futures
-import hashlib
 import json
 import os
 import pathlib
-
-import numpy as np
+import zlib
 
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed
@@ -26,10 +19,9 @@ from reft_jax.mesh import distributed
 NAME = "checksums.json"
 PROMISE = {"checksums": NAME}  # in Orbax's metadata: a step that says so is damaged where the file is gone
 CHUNK = 2**26  # bytes under one checksum
-ROW = 2**12  # bytes of a row of a MiB's matrix
-METADATA = (
-    "_CHECKPOINT_METADATA"  # the step's own has no checksum: Orbax changes it once more, and restoring does not need it
-)
+MB = 2**20
+# the step's own has no checksum: Orbax changes it once more, and restoring does not need it
+METADATA = "_CHECKPOINT_METADATA"
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -44,17 +36,13 @@ class Damaged(InputError):
 
 
 def _sum(path: pathlib.Path, start: int, size: int) -> str:
-    """The checksum of a part of a file, as 16 hexadecimal digits."""
-    digest, buffer = hashlib.blake2b(digest_size=8), np.zeros(min(2**20, -(-size // ROW) * ROW), np.uint8)
+    """CRC-32 of a part of a file, as 8 hexadecimal digits."""
+    value, buffer = 0, memoryview(bytearray(min(size, MB)))
     with open(path, "rb") as file:
         file.seek(start)
-        for left in range(size, 0, -(2**20)):
-            count = file.readinto(memoryview(buffer)[: min(left, len(buffer))])
-            buffer[count:] = 0
-            words = buffer.view("<u8").reshape(-1, ROW // 8)
-            digest.update(words.sum(axis=1, dtype="<u8"))
-            digest.update(words.sum(axis=0, dtype="<u8"))
-    return digest.hexdigest()
+        for left in range(size, 0, -MB):
+            value = zlib.crc32(buffer[: file.readinto(buffer[:left])], value)
+    return f"{value:08x}"
 
 
 def _summed(files, root: pathlib.Path) -> dict:
@@ -92,7 +80,7 @@ def write(step: pathlib.Path):
 
 
 def _of(about: dict) -> str:
-    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return f"{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
 
 
 def _promised(step: pathlib.Path) -> bool:

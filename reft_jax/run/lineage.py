@@ -4,25 +4,19 @@ A stage's DONE has the fingerprint of what it gives; its BEGUN, written before a
 label of results.json has under `measured` those of the checkpoints that its figures are of.
 """
 
-import json
 import os
 import pathlib
 
 from reft_jax.config.words import listed
+from reft_jax.data import json_text
 from reft_jax.errors import InputError
 
 
 def facts(folder: pathlib.Path, word: str = "DONE") -> dict | None:
     """What a stage's DONE (or BEGUN) says; None without the file. Raises InputError if it cannot be read."""
     path = folder / word
-    if not os.path.exists(path):
-        return None
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); restore it, or remove {folder} and the same command does the stage again"
-        ) from error
+    remedy = f"restore it, or remove {folder} and the same command does the stage again"
+    return json_text.read_object(path, remedy) if os.path.exists(path) else None
 
 
 def given(workdir: pathlib.Path, stage: str) -> str | None:
