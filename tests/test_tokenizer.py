@@ -516,6 +516,15 @@ def test_a_damaged_file_is_named(tmp_path, file, text, said):
         tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"model_max_length": "x"}, {"eos_token": 5}, {"padding_side": "up"}])
+def test_a_setting_of_another_type_is_one_error(tmp_path, bpe, change):
+    tokenizer.save(bpe, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match="cannot load the tokenizer in"):
+        tokenizer.load(tmp_path)
+
+
 def test_special_tokens_in_files_of_their_own_are_found(tmp_path):
     built, _, model = llama_normalizer()
     write(tmp_path, built, {}, {"model_type": "llama"})

@@ -111,6 +111,7 @@ def load(directory):
     try:
         reader = transformers.PreTrainedTokenizerFast if "tokenizer.json" in present else transformers.AutoTokenizer
         tokenizer = reader.from_pretrained(str(directory), local_files_only=True)
+        tokenizer.encode("a", add_special_tokens=False)  # meets settings of another type
     except Exception as error:  # `tokenizers` raises nothing more specific for a file that it cannot read
         said = " ".join(str(error).split())
         raise InputError(f"cannot load the tokenizer in {directory}: {type(error).__name__}: {said}") from error
