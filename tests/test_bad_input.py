@@ -548,6 +548,8 @@ def test_another_config_says_what_may_change_and_how_to_go_on(refused, begun):
         ("results.json", "", "the file is empty; remove it, and the same command evaluates again"),
         ("results.json", '{"stages": null}', "stages is None, not a group of results"),
         ("results.json", '{"stages": {}, "stages": {}}', "the key 'stages' stands twice"),
+        ("results.json", '{"stages": {"reft": null}}', "stages.reft is None, not a group of figures; remove it"),
+        ("reft/DONE", "{}", "selected_step is None, not a step; remove it, and the stage goes on"),
         ("reft/DONE", '{"selected_step', ":1: malformed JSON"),
         ("reft/DONE", '{"selected_step": null}', "selected_step is None, not a step; remove it, and the stage goes on"),
         ("config.json", "", "the file is empty; so it is not the config of a run"),
@@ -559,6 +561,12 @@ def test_a_damaged_file_of_the_run(refused, begun, file, text, said):
     write(begun / file, text)
     message = refused(DEMO, workdir=begun)
     assert str(begun / file) in message and said in message
+
+
+def test_a_file_where_a_stage_s_folder_belongs(refused, begun):
+    shutil.rmtree(begun / "reft")
+    write(begun / "reft", "")
+    assert f"{begun / 'reft'}: is a file, where the folder of stage reft belongs" in refused(DEMO, workdir=begun)
 
 
 @pytest.mark.parametrize("below", [".", "run/a"])

@@ -191,6 +191,11 @@ def test_what_only_prints_ends_quietly_with_its_reader(tmp_path):
     assert "Error" not in said and "Exception" not in said and said.count("line of thread") == 400
 
 
+def test_what_only_prints_says_that_its_output_was_cut_short(tmp_path):
+    done = worked(tmp_path, "python >/dev/full 2>err; echo $?", how="unread=3")
+    assert done.stdout == "1\n" and "the disk is full (standard output)" in (tmp_path / "err").read_text()
+
+
 def test_what_the_console_cannot_show_is_escaped(tmp_path):
     code = (
         "import sys\nfrom reft_jax import commands\nfrom reft_jax.errors import InputError\n"
@@ -264,6 +269,7 @@ def test_in_a_thread_a_command_runs_without_signals(capsys):
         ({}, "/dev/accel0", None),
         ({}, "/dev/vfio/0", None),
         ({}, "/dev/nvidia0", None),
+        ({}, "/dev/dxg", None),
     ],
 )
 def test_libtpu_is_left_alone_where_there_is_no_tpu(environment, device, platforms, monkeypatch):

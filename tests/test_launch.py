@@ -104,6 +104,8 @@ def test_demo_passes_workdir_flags_and_exit_code(project, tmp_path):
     assert "run with glibc.malloc.check=1" in log
     process, log = project("demo.sh", "here", cwd="/")
     assert any(line.endswith("--workdir=/here") for line in log)
+    process, log = project("demo.sh", "here", "--dry-run")  # before anything is installed
+    assert process.returncode == 2 and "unknown argument '--dry-run'" in process.stderr and not log
     process, log = project("demo.sh", "--help")
     assert process.returncode == 0 and "bash launch/demo.sh [workdir]" in process.stdout and not log
 

@@ -159,6 +159,13 @@ def test_the_scan_of_samples_finds_what_parsing_finds(tmp_path):
     assert notes == ["reft/samples.jsonl: the last line is half-written and was left out"]
 
 
+def test_a_key_that_stands_twice_is_no_figure(tmp_path):
+    run = made_runs.write(tmp_path / "one")
+    (run / "results.json").write_text('{"stages": {"reft": {"accuracy": 0.1, "accuracy": 0.9}}}')
+    found = read.run(run)
+    assert found.results == {} and "the key 'accuracy' stands twice" in found.notes[-1]
+
+
 def test_workdirs_with_nothing_to_read_are_refused(tmp_path, capsys):
     empty, foreign = tmp_path / "empty", tmp_path / "foreign"
     empty.mkdir()

@@ -256,7 +256,16 @@ def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, arguments,
         ("base/predictions.jsonl", '{"item_id": ', r"predictions.jsonl:1: not JSON"),
         ("config.json", "{}", r"config.json: lacks 'config'"),
         ("config.json", "[]", r"config.json: holds '\[\]'; a JSON object is expected"),
+        ("config.json", '{"config": null}', r"config.json: has null, or another value, where a group should be"),
+        ("config.json", '{"config": {"data": null, "verifier": {}}}', r"config.json: has null"),
         ("results.json", "{", r"results.json:1: malformed JSON"),
+        ("results.json", '{"stages": null}', r"results.json: stages is not a group of labels"),
+        ("results.json", '{"stages": {"base": null}}', r"results.json: stages is not a group of labels"),
+        (
+            "base/predictions.jsonl",
+            json.dumps(GREEDY[0] | dict(item_id=None, k=None)),
+            r"predictions.jsonl:1: got item_id None and k None; they must be a text and a whole number",
+        ),
     ],
 )
 def test_bad_files_are_named(tmp_path, capsys, file, text, message):

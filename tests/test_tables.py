@@ -237,7 +237,10 @@ def test_markdown_and_csv(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", '{"stages": []}', '{"stages": {"reft": 3}}', '{"stages": {"reft": {"accuracy": 75.3}}}', '{"seed": 1}'],
+    [
+        *("{", "[]", '{"stages": []}', '{"stages": {"reft": 3}}', '{"stages": {"reft": {"accuracy": 75.3}}}', '{"seed": 1}'),
+        '{"stages": {}, "stages": {}}',
+    ],
 )
 def test_a_corrupt_file_is_named_and_the_others_are_shown(tmp_path, capsys, text):
     make_run(tmp_path / "good", row(REFT), dict(reft=990))
