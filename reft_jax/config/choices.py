@@ -20,7 +20,7 @@ from reft_jax.config.paths import expanded
 from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
 
-PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = pathlib.Path(__file__).parents[1]  # with the links in its path, as the modules' own files have them
 # room -> what a file of it defines: a record's class, or for matchers and families what they are
 ROOMS = {
     "stages": "Stage",
@@ -162,7 +162,7 @@ def _of_folder(folder: pathlib.Path, path: pathlib.Path) -> bool:
 def _of_users(path: pathlib.Path) -> bool:
     """Whether a module's file is neither of Python, nor of an installed package, nor of this one."""
     others = (PACKAGE, *(sysconfig.get_path(one) for one in ("stdlib", "platstdlib", "purelib", "platlib")))
-    return path.suffix == ".py" and not any(path.is_relative_to(one) for one in others)
+    return path.suffix == ".py" and not any(path.resolve().is_relative_to(os.path.realpath(one)) for one in others)
 
 
 def legal(room: str) -> str:
