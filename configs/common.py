@@ -147,10 +147,10 @@ def sft(init_from, epochs, optim, *, batch_size, **changes):
     return dict(kind="sft", init_from=init_from, epochs=float(epochs), batch_size=batch_size, optim=optim) | changes
 
 
-# Advantages without a critic, and what their papers change beside: where the KL counts, and how tokens are averaged.
+# Advantages without a critic, and what their papers change beside: where the KL counts and by which estimate, and how tokens are averaged.
 CRITIC_FREE = dict(
-    grpo=dict(advantage=dict(use="grpo")),
-    dr_grpo=dict(advantage=dict(use="dr_grpo", kl={"in": "loss"}), reduce="constant"),
+    grpo=dict(advantage=dict(use="grpo", kl=dict(estimator="k3"))),
+    dr_grpo=dict(advantage=dict(use="dr_grpo", kl={"in": "loss", "estimator": "k3"}), reduce="constant"),
     rloo=dict(advantage=dict(use="rloo")),
     reinforce_pp=dict(advantage=dict(use="reinforce_pp")),
 )

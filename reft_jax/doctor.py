@@ -4,7 +4,8 @@
         [--max-prompt=N] [--max-response=N] [--json]
 
 Findings, each with file and line: records that training would refuse (malformed JSON, fields that are absent or of another
-type, ids that stand twice), questions that stand twice or in --test too (case and punctuation aside), gold CoTs whose
+type, ids that stand twice), questions that stand twice or in --test too (case and punctuation aside), right options that stand under two
+letters, gold CoTs whose
 answer is not the label (programs are run in the sandbox; N-CoT is compared where it says "the answer is ..." itself),
 and records over --max-prompt or --max-response tokens. Reading is training's own (`data/reader.py`). Then a census of each file.
 
@@ -27,6 +28,7 @@ from reft_jax import commands
 from reft_jax.commands import SWITCH, Flag
 from reft_jax.config import choices
 from reft_jax.config.paths import expanded
+from reft_jax.config.words import listed
 from reft_jax.configs.models import PRESETS
 from reft_jax.data import files, prompts, reader, splits
 from reft_jax.data import tokenizer as tokenizers
@@ -116,7 +118,7 @@ def examine(path: str, options: Options) -> tuple[dict, list[Finding]]:
     if not records:
         return census, found
     kind = score.answer_kind(how.task)
-    found += _twice(records, kind)
+    found += _twice(records, kind) + _equal_options(records)
     census |= {
         "distinct_questions": len({splits.question_words(r.question) for r in records}),
         "answers": dict(collections.Counter(_answer_form(r.answer, kind) for r in records)),
@@ -195,6 +197,16 @@ def _twice(records, kind: str) -> list[Finding]:
             problem = f"the question stands at {before.place} already, with {answers}; keep one, or make them differ"
             found.append(_finding(record.place, "question", "question", problem))
     return found
+
+
+def _equal_options(records) -> list[Finding]:
+    """Questions whose right option stands under another letter too."""
+    problem = "the option of the right letter {} stands under {} too; both count as right: make them differ"
+    return [
+        _finding(record.place, "question", "question", problem.format(record.answer, listed(record.also)))
+        for record in records
+        if record.also
+    ]
 
 
 def _run(gold, how: Options) -> tuple[dict, list[Finding]]:

@@ -136,7 +136,7 @@ def check_data(config: settings.Recipe, tokenizer, splits) -> list[str]:
             data.task,
             data.cot,
             texts,
-            [r.answer for r in gold],
+            [r.gold for r in gold],
             [r.item_id for r in gold],
             matcher=data.matcher,
             **verifier.limits,

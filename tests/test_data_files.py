@@ -226,6 +226,24 @@ def test_mathqa_of_all_four_forms_comes_through_load(tmp_path, name, value, cot)
     assert {(r.answer, r.cot, r.kind) for r in splits.train} == {(value.lower(), texts[cot], cot)}
 
 
+@pytest.mark.parametrize(
+    "options, right, also",
+    [
+        ("a ) 23 sec , b ) 15 sec , c ) 15  SEC , d ) 15 min , e ) 15", "b", ("c",)),
+        ("a ) 2 / 5 , b ) 1 / 3 , c ) 2 / 6 , d ) 3 / 9 , e ) 1 / 3 rd", "b", ("c", "d")),
+        ("a ) 8 am , b ) 8 pm , c ) rs . 8 , d ) none , e ) 9 / π", "a", ()),
+        ("a ) 1.50 , b ) 1.5 , c ) 15 , d ) none of these , e ) None of these", "e", ("d",)),
+        ("a )  , b )  , c ) 3", "a", ()),
+    ],
+)
+def test_equal_options_are_both_right(tmp_path, options, right, also):
+    made = row(0, answer_value=right, question=f"How many ?\n{options}")
+    own = {"Problem": "How many ?", "options": options, "Rationale": "So.", "correct": right}
+    for raw in (made, own):
+        (record,) = read("mathqa", write(tmp_path / "a.json", [raw]), cot="nl")
+        assert (record.answer, record.also, record.gold) == (right, also, " or ".join((right, *also)))
+
+
 # GSM8K's original form
 
 ORIGINAL = {

@@ -1,6 +1,7 @@
 """One named test for each known defect of other implementations: mistakes that stay silent while a run goes on."""
 
 import ast
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from reft_jax import main, masked, models, prepare, recipe, tasks
+from reft_jax.config.settings import GREEDY, Sampling
 from reft_jax.configs import common as fragments
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError, RunError, Stop
@@ -21,6 +23,8 @@ from reft_jax.rewards import score as rewards
 from reft_jax.rewards.program import ProgramResult, VerifierError
 from reft_jax.rewards.score import Grade
 from reft_jax.rewards.total import Responses, total
+from reft_jax.rollouts.actor import Actor
+from reft_jax.rollouts.questions import ask
 from reft_jax.run.metrics import Lines
 from reft_jax.run.run import DROPOUT, INIT, PERMUTE, SAMPLE, Run, key_of
 from reft_jax.stages import evaluate, reft
@@ -107,6 +111,41 @@ def watched(tmp_path_factory):
         run_stage(run, "reft")
         run_stage(run, "evaluate", evaluate)
     return run, rollouts, batches, rows
+
+
+def test_a_question_that_is_drawn_again_is_drawn_with_other_numbers(watched):
+    """As where a data set has fewer questions than a batch; the others' samples stay what they are."""
+    run = watched[0]
+    params = models.init(run.model, jax.random.key(1))
+    questions, key = ask(run, run.splits.train, "rollout"), key_of(0, "reft", 1, SAMPLE)
+    actor = Actor(run, run.model, Sampling(), 4, 2, ahead=False)
+
+    def tokens(*rows):
+        drawn = actor.draw(params, questions, key, rows)
+        return drawn.by_question(drawn.tokens)
+
+    once, again = tokens(0, 1, 2), tokens(0, 1, 0, 2, 1, 0)
+    assert [again[i] for i in (0, 1, 3)] == once
+    distinct = {tuple(one) for place in (0, 2, 5) for one in again[place]}
+    assert len(distinct) == 6 and again[1] != again[4]
+    assert tokens(2, 0)[::-1] == [once[0], once[2]]
+
+
+def test_greedy_decoding_ends_where_samples_do(watched, monkeypatch):
+    """Checks on dev and evaluation: the stage's stop strings, limits and forbidden tokens, and nothing that shapes a distribution."""
+    run = watched[0]
+    sampling = Sampling(0.7, 5, 0.9, repetition_penalty=1.2, forbidden=(3,), stop=("x",), min_new=2, max_new=5)
+    greedy = Sampling(0.0, 0, 1.0, forbidden=(3,), stop=("x",), min_new=2, max_new=5)
+    assert sampling.greedy == greedy and Sampling().greedy == GREEDY.greedy == GREEDY
+    seen = []
+    for module in (loop, evaluate):
+        monkeypatch.setattr(module, "Actor", lambda run, model, sampling, *rest: seen.append(sampling))
+    stages = dict(run.config.stages)
+    loop.make_check(run, dataclasses.replace(stages["reft"], sampling=sampling), "rollout", {})
+    again = dataclasses.replace(stages["evaluate"], sampling=sampling, checkpoints=(("again", "reft"),))
+    with pytest.raises(AttributeError):  # asks the actor for answers
+        evaluate.run("evaluate", again, run)
+    assert seen == [greedy] * 2
 
 
 def lines(path):

@@ -184,6 +184,9 @@ def test_published_forms_and_answers_are_told(tmp_path, capsys):
     places, census, problems = found(capsys, path)
     assert (census["task"], census["cot"], census["answers"]) == ("mathqa", "nl", {"letter": 1})
     assert places == [(3, "record", "options")] and "has no 'c' )" in problems[0]
+    twice = mathqa | {"Problem": "Half of that?", "options": "a ) 8 / 10 , b ) 4 / 5"}
+    places, _, problems = found(capsys, write(tmp_path / "t.json", [mathqa, twice], as_list=True))
+    assert places == [(3, "question", "question")] and "right letter b stands under a too" in problems[0]
     _, census, _ = found(capsys, write(tmp_path / "n.json", [mathqa]), "--task=mathqa-numeric")
     assert census["answers"] == {"fraction": 1}
     original = {"question": "Q?", "answer": "x\n#### 1,125"}

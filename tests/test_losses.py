@@ -337,14 +337,11 @@ def test_the_kl_loss_is_the_mean_of_its_weighted_estimates(name, reduce, weighte
 @pytest.mark.parametrize(
     "settings, parts",
     [
-        ({"in": "loss", "estimator": "k1"}, ["kl.estimator: got 'k1'", "legal there are auto, unbiased, k2, k3"]),
-        (
-            {"in": "reward", "estimator": "unbiased"},
-            ["kl.estimator: got 'unbiased'", "legal there are auto, k1, k2, k3"],
-        ),
+        ({"in": "loss", "estimator": "k1"}, ["kl.estimator: got 'k1'", "legal there are unbiased, k2, k3"]),
         ({"in": "los"}, ["kl.in: got 'los'", "did you mean 'loss'", "reward, loss, off"]),
         ({"coef": -1.0}, ["kl.coef: got -1.0", ">= 0"]),
-        ({"estimator": "k4"}, ["kl.estimator: got 'k4'", "auto, unbiased, k1, k2, k3"]),
+        ({"estimator": "k4"}, ["kl.estimator: got 'k4'", "legal are unbiased, k1, k2, k3"]),
+        ({"estimator": "auto"}, ["kl.estimator: got 'auto'", "it is now 'unbiased'"]),
     ],
 )
 def test_a_kl_that_cannot_be_is_refused(settings, parts):
@@ -359,6 +356,14 @@ def test_the_kl_loss_itself_has_no_k1_either():
         records.build(kl.Loss, dict(estimator="k1"), "config.stages.reft.losses.kl")
 
 
+def test_a_run_says_that_k3_in_the_loss_pulls_elsewhere():
+    says = {
+        where: {name: bool(KL(where, 0.1, name).note) for name in ESTIMATORS} for where in ("reward", "loss", "off")
+    }
+    assert says["loss"] == {name: name == "k3" for name in ESTIMATORS}
+    assert not any(says["reward"].values()) and not any(says["off"].values()) and not KL("loss", 0.0, "k3").note
+
+
 def test_an_advantage_brings_its_critic_s_loss_and_that_of_a_kl_in_the_loss():
     def brought(use, **tree):
         return owned(records.build(choices.load("advantages", use), tree, use))
@@ -366,7 +371,7 @@ def test_an_advantage_brings_its_critic_s_loss_and_that_of_a_kl_in_the_loss():
     critic = value_loss.Loss(coef=2.0, clip=0.3)
     assert brought("gae", critic=dict(coef=2.0, clip=0.3)) == (critic,)
     both = brought("gae", critic=dict(coef=2.0, clip=0.3), kl={"in": "loss", "coef": 0.3})
-    assert both == (critic, kl.Loss(coef=0.3, estimator="k3"))
+    assert both == (critic, kl.Loss(coef=0.3, estimator="unbiased"))
     for name in ("unbiased", "k2", "k3"):
         in_loss = {"in": "loss", "coef": 0.3, "estimator": name}
         assert brought("grpo", kl=in_loss) == (kl.Loss(coef=0.3, estimator=name),)
@@ -420,8 +425,9 @@ def advantage_of(use, **tree):
 PLACES = [
     ({"in": "reward", "coef": 0.3}, 0.3, "k1"),
     *(({"in": "reward", "coef": 0.3, "estimator": name}, 0.3, name) for name in ESTIMATORS[:3]),
+    ({"in": "reward", "coef": 0.3, "estimator": "unbiased"}, 0.3, "k1"),
     ({"in": "loss", "coef": 0.3}, 0.0, "k1"),
-    ({"in": "loss", "coef": 0.3, "estimator": "unbiased"}, 0.0, "k1"),
+    ({"in": "loss", "coef": 0.3, "estimator": "k3"}, 0.0, "k1"),
     ({"in": "off", "coef": 0.3}, 0.0, "k1"),
 ]
 

@@ -13,6 +13,7 @@ import pytest
 
 from reft_jax import checkpoint, convert, main, models, recipe, rescore, tables
 from reft_jax.config import renamed
+from reft_jax.errors import InputError, Stop
 from reft_jax.report import __main__ as report
 from tests import runs, tiny
 
@@ -38,6 +39,7 @@ def test_its_settings_have_todays_names(older):
     reft, grpo, online = stages["reft"], stages["grpo"], stages["online"]
     assert (reft.advantage.kl.where, reft.advantage.kl.coef, reft.advantage.critic.coef) == ("reward", 0.05, 1.0)
     assert (grpo.advantage.kl.where, grpo.critic, grpo.num_samples) == ("loss", None, 2)
+    assert (reft.advantage.kl.estimator, grpo.advantage.kl.estimator) == ("unbiased", "k3")  # as it was
     assert dict(online.losses)["own_gold"].own == 0.5 and dict(reft.rewards)["partial"].weight == 0.1
     assert not renamed.is_old(renamed.modern(tree)) and renamed.modern(renamed.modern(tree)) == renamed.modern(tree)
 
@@ -48,6 +50,19 @@ def test_going_on_with_it_is_refused_with_the_commit_that_can(older, tmp_path, c
     told = capsys.readouterr().err
     assert "begun by an older version" in told and f"git checkout {COMMIT}" in told and str(older) in told
     assert runs.contents(older) == before
+
+
+@pytest.mark.parametrize("where, meant", [("reward", "unbiased"), ("loss", "k3")])
+def test_a_run_begun_when_the_estimator_was_auto_goes_on_with_what_it_was(tmp_path, where, meant):
+    flags = [f"--config={runs.ROOT}/configs/demo.py:smoke", f"--workdir={tmp_path}"]
+    flags += [f"--config.stages.reft.advantage.kl.in={where}", f"--config.stages.reft.advantage.kl.estimator={meant}"]
+    about = main.prepare(flags, Stop())[1]
+    about["config"]["stages"]["reft"]["advantage"]["kl"]["estimator"] = "auto"
+    (tmp_path / "reft").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    assert main.prepare(flags, Stop())
+    with pytest.raises(InputError, match=f"advantage.kl.estimator: there '{meant}', now 'k2'"):
+        main.prepare([*flags[:-1], "--config.stages.reft.advantage.kl.estimator=k2"], Stop())
 
 
 def test_report_and_samples_read_it(older, tmp_path, capsys):
@@ -63,7 +78,7 @@ def test_tables_and_rescore_read_it(older, capsys):
     found, warnings = tables.find_runs(older.parent)
     assert [run.path for run in found] == [older] and warnings == []
     assert set(found[0].labels) == {"warmup", "reft", "grpo"} and found[0].commit.startswith(COMMIT)
-    assert found[0].stages["reft"]["advantage"]["kl"] == {"in": "reward", "coef": 0.05, "estimator": "auto"}
+    assert found[0].stages["reft"]["advantage"]["kl"] == {"in": "reward", "coef": 0.05, "estimator": "unbiased"}
     assert rescore.main([str(older)]) == 0
     assert "vote@2" in capsys.readouterr().out
 

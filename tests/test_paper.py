@@ -124,7 +124,7 @@ def test_reft_has_the_papers_settings():
     assert (optim.schedule.warmup, optim.schedule.final) == (0.1, 0.0)
     assert (reft.epochs, reft.batch_size, reft.optim.lr, reft.optim.schedule.final) == (300, 32, 3e-7, 1.0)
     ppo, gae, policy = reft.ppo, reft.advantage, dict(reft.losses)["policy"]
-    assert (gae.kl.where, gae.kl.coef, gae.kl.estimator) == ("reward", 0.01, "auto")  # which is k1 there
+    assert (gae.kl.where, gae.kl.coef, gae.kl.estimator) == ("reward", 0.01, "unbiased")  # which is k1 there
     assert (gae.critic.coef, gae.critic.clip, policy.clip, policy.clip_high) == (5.0, 0.2, 0.2, 0.0)
     assert (gae.gamma, gae.lam, ppo.epochs, policy.coef) == (1.0, 0.95, 2, 1.0)
     assert (ppo.minibatch_size, gae.whiten, reft.reduce, gae.critic.trunk) == (32, True, "sequence", "shared")

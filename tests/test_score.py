@@ -67,6 +67,14 @@ def test_multiple_choice():
     ] * 2
 
 
+def test_letters_of_equal_options_are_both_right():
+    texts = [SENTENCE + said for said in ("b", "E", "c", "b or e")]
+    golds = ["b or e"] * 4
+    assert [g.status for g in grade("mathqa", "nl", texts, golds)] == ["correct", "correct", "wrong", "no_answer"]
+    with pytest.raises(InputError, match="gold answer 0 of mathqa is 'b or f'"):
+        grade("mathqa", "nl", texts[:1], ["b or f"])
+
+
 def test_the_authors_matcher():
     texts = [SENTENCE + said for said in ("5", "5 apples", "$5")]
     assert [g.status for g in grade("svamp", "nl", texts, ["5"] * 3, matcher="reft_paper")] == [

@@ -16,6 +16,5 @@ def owned(advantage) -> tuple:
     if critic is not None:
         out.append(value.Loss(coef=critic.coef, clip=critic.clip))
     if divergence is not None and divergence.in_loss:
-        estimator = "k3" if divergence.estimator == "auto" else divergence.estimator
-        out.append(kl.Loss(coef=divergence.coef, estimator=estimator))
+        out.append(kl.Loss(coef=divergence.coef, estimator=divergence.estimator))
     return tuple(out)

@@ -28,7 +28,7 @@ def token_rewards(
 def paid(rollout, kl) -> jax.Array:
     """f32[B, R] of a rollout, by an advantage's `kl`: penalised only where it is in the reward."""
     coef = kl.coef if kl.in_reward else 0.0
-    estimator = "k1" if kl.estimator == "auto" or not kl.in_reward else kl.estimator
+    estimator = "k1" if kl.estimator == "unbiased" or not kl.in_reward else kl.estimator
     return token_rewards(
         rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, kl_coef=coef, estimator=estimator
     )

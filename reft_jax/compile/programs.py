@@ -144,7 +144,8 @@ class Lowering:
 
     def check(self, name: str, stage, beside: dict):
         """The greedy responses of a check."""
-        self.sampling(f"{name}/check", self.tuned, self.everything, GREEDY, stage.eval_batch_size, 1, beside)
+        greedy = getattr(stage, "sampling", GREEDY).greedy
+        self.sampling(f"{name}/check", self.tuned, self.everything, greedy, stage.eval_batch_size, 1, beside)
 
     def draws(self, name: str, stage):
         """The responses of another stage's model that a stage learns from."""

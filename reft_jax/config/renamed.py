@@ -31,15 +31,15 @@ KEYS = (
 )
 # Old settings of GAE that did nothing with another advantage, and of one mode of self-training in the other.
 OF_GAE = ("gamma", "lam", "whiten", "critic", "value_init", "value_bias", "value_coef", "value_clip")
-VALUES = {("data.append_prefix", "reft"): "rollouts"}  # (key, old value) -> new value
+# (key, old value) -> new value
+VALUES = {("data.append_prefix", "reft"): "rollouts", ("stages.*.advantage.kl.estimator", "auto"): "unbiased"}
 
 
 def told(path: str) -> str:
     """What to say of an unknown key `path` ("config.a.b") that had this name before; "" for any other."""
     key = path.removeprefix("config.")
     for old, new in KEYS:
-        found = re.fullmatch(re.escape(old).replace(r"\*", r"([^.]+)"), key)
-        if found:
+        if found := _matched(old, key):
             return f"it is now config.{new.replace('*', found[1] if found.groups() else '')}"
     if key == "rewards":
         return "it is now config.verifier"
@@ -48,8 +48,13 @@ def told(path: str) -> str:
 
 def value_told(path: str, value) -> str:
     """The beginning of what to say of an illegal value that was legal before; "" for any other."""
-    new = VALUES.get((path.removeprefix("config."), value))
-    return f"it is now {new!r}; " if new else ""
+    key = path.removeprefix("config.")
+    new = [new for (old, before), new in VALUES.items() if before == value and _matched(old, key)]
+    return f"it is now {new[0]!r}; " if new else ""
+
+
+def _matched(old: str, key: str) -> re.Match | None:
+    return re.fullmatch(re.escape(old).replace(r"\*", r"([^.]+)"), key)
 
 
 def is_old(tree: dict) -> bool:
@@ -73,10 +78,12 @@ def _of_one_shape(stage) -> bool:
 
 
 def modern(tree: dict) -> dict:
-    """The tree of an older config.json with today's keys; another one as it is."""
-    if not is_old(tree):
-        return tree
+    """The tree of an older config.json with today's keys and values; another one as it is."""
     out = copy.deepcopy(tree)
+    for stage in _stages(out):
+        _name_estimator(stage)
+    if not is_old(tree):
+        return out
     if _of_rewards(out):
         _modern_rewards(out)
     for stage in _stages(out):
@@ -86,14 +93,20 @@ def modern(tree: dict) -> dict:
     return out
 
 
+def _name_estimator(stage):
+    """`auto` was k1 in the reward and k3 in the loss."""
+    advantage = stage.get("advantage") if isinstance(stage, dict) else None
+    kl = advantage.get("kl") if isinstance(advantage, dict) else None
+    if isinstance(kl, dict) and kl.get("estimator") == "auto":
+        kl["estimator"] = "k3" if kl.get("in") == "loss" else "unbiased"
+
+
 def _modern_rewards(out: dict):
     out["verifier"] = out.pop("rewards")
     if "name" in out["data"]:
         out["data"]["task"] = out["data"].pop("name")
-    for (key, old), new in VALUES.items():
-        room, _, leaf = key.partition(".")
-        if out[room].get(leaf) == old:
-            out[room][leaf] = new
+    if out["data"].get("append_prefix") == "reft":
+        out["data"]["append_prefix"] = VALUES["data.append_prefix", "reft"]
     for stage in out["stages"].values():
         if stage.get("kind") == "reft":
             _modern_reft(stage)
@@ -108,6 +121,7 @@ def _modern_reft(stage: dict):
     ppo = dict(kl_in="reward", advantage="gae", critic="shared", clip_high=0.0) | ppo
     stage["rewards"] = {"right": {}, "partial": {"weight": stage.pop("partial_reward"), "on": stage.pop("partial_on")}}
     advantage = {"use": ppo.pop("advantage"), "kl": {"in": ppo.pop("kl_in"), "coef": ppo.pop("kl_coef")}}
+    advantage["kl"]["estimator"] = "k3" if advantage["kl"]["in"] == "loss" else "unbiased"
     of_gae = {key: ppo.pop(key) for key in OF_GAE if key in ppo}
     if advantage["use"] == "gae":
         advantage |= {key: of_gae[key] for key in ("gamma", "lam", "whiten")}

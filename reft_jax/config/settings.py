@@ -295,6 +295,12 @@ class Sampling:
             yield "min_new", f"a response has at most {max_new} tokens"
 
     @property
+    def greedy(self) -> "Sampling":
+        """The likeliest tokens of responses that end, and may be, as these."""
+        of_response = ("forbidden", "stop", "min_new", "max_new")
+        return Sampling(0.0, 0, 1.0, **{name: getattr(self, name) for name in of_response})
+
+    @property
     def shapes_distribution(self) -> bool:
         """Whether a token's distribution differs from the model's by more than the temperature."""
         return self != Sampling(self.temperature, 0, 1.0, stop=self.stop, max_new=self.max_new)

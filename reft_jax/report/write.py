@@ -98,7 +98,7 @@ def questions(run: read.Workdir) -> dict[str, tuple[str, str]]:
         splits = tasks.load(dataclasses.replace(settings, num_train=0) if generated else settings)
         if not generated and sources.of_records(splits) != run.about.get("data_sha256"):
             raise InputError("the data files are not those of the run any more")
-        return {record.item_id: (record.question, record.answer) for record in (*splits.dev, *splits.test)}
+        return {record.item_id: (record.question, record.gold) for record in (*splits.dev, *splits.test)}
     except (InputError, OSError) as error:
         why = str(error)
     except (KeyError, TypeError, AttributeError) as error:

@@ -101,12 +101,13 @@ def grade(
 ) -> list[Grade]:
     """Grades responses (`cot` "nl": text with the closing sentence; "program": the whole program) against gold answers.
 
-    `texts` and `golds` are parallel. `task`, `matcher`: files of `tasks` and of `rewards/matchers`, or paths of your own; what a program
-    returns is matched by the matcher's rule for bare answers, and "reft_paper" also cuts a program at its first blank line, and for a choice
-    takes a None returned for the answer "none", as the authors do. Equal programs are run once; so are those with which "math" asks sympy
-    whether two expressions are equal. Unknown names and gold answers that are none raise InputError; VerifierError, which holds the
-    programs, when more than the share `max_verifier_failures` of them fail for a reason that is not theirs. `timeout_s`, `memory_mb`,
-    `workers`: see `run_programs`; programs that `ahead` has run are not run again, nor those in `ran`, which gets what was run here.
+    `texts` and `golds` are parallel. `task`, `matcher`: files of `tasks` and of `rewards/matchers`, or paths of your own; what a program returns
+    is matched by the matcher's rule for bare answers, and "reft_paper" also cuts a program at its first blank line, and for a choice takes a None
+    returned for the answer "none", as the authors do. A gold choice "b or e" is either letter: a question may have equal options. Equal programs
+    are run once; so are those with which "math" asks sympy whether two expressions are equal. Unknown names and gold answers that are none raise
+    InputError; VerifierError, which holds the programs, when more than the share `max_verifier_failures` of them fail for a reason that is not
+    theirs. `timeout_s`, `memory_mb`, `workers`: see `run_programs`; programs that `ahead` has run are not run again, nor those in `ran`, which
+    gets what was run here.
     """
     kind = answer_kind(task)
     if cot not in COTS:
@@ -115,7 +116,7 @@ def grade(
     if len(texts) != len(golds):
         raise ValueError(f"{len(texts)} texts but {len(golds)} golds: they must be parallel")
     for i, gold in enumerate(golds):
-        if rule.gold(gold, kind) is None:
+        if any(rule.gold(one, kind) is None for one in _alternatives(gold, kind)):
             raise InputError(
                 f"gold answer {i} of {task} is {gold!r}: not {a_kind(kind)}; correct or remove that record"
             )
@@ -166,6 +167,10 @@ def a_kind(kind: str) -> str:
     return f"{'an' if kind == 'expression' else 'a'} {kind}"
 
 
+def _alternatives(gold: str, kind: str) -> list[str]:
+    return gold.split(" or ") if kind == "choice" else [gold]
+
+
 def _check_verifier(sources: Sequence[str], results: dict[str, ProgramResult], most: float) -> None:
     failed = [(source, results[source].detail) for source in sources if results[source].detail.startswith("verifier:")]
     if len(failed) > most * len(sources):
@@ -188,5 +193,5 @@ def _grade(status: str, key: str | None, gold: str, kind: str, rule: matchers.Ma
     if key is None:
         return Grade("no_answer", None, False)
     # Compared by its key, so that equal votes are graded alike.
-    correct = rule.agree(key, gold, kind)
+    correct = any(rule.agree(key, one, kind) for one in _alternatives(gold, kind))
     return Grade("correct" if correct else "wrong", key, correct)

@@ -32,7 +32,7 @@ class Responses:
 
     @property
     def gold(self) -> list[str]:
-        return [record.answer for record in self.records]
+        return [record.gold for record in self.records]
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:

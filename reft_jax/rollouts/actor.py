@@ -33,8 +33,8 @@ class Actor:
     def draw(self, params, questions: Questions, key, rows=None, *, each=None, in_order: bool = False) -> Responses:
         """num_samples responses to each of the questions `rows` (None = all), in that order, not graded yet.
 
-        A response is a function of the key, the question's index and k alone. each(responses so far) is called as they end. Prompts of like
-        length are read together unless they are to be read `in_order`.
+        A response is a function of the key, the question's index, how often `rows` had that question before, and k alone. each(responses so
+        far) is called as they end. Prompts of like length are read together unless they are to be read `in_order`.
         """
         rows = range(len(questions.records)) if rows is None else rows
         order = list(range(len(rows)))

@@ -20,7 +20,7 @@ def grade(
         data.task,
         data.cot,
         [prompts.completed(records[row], texts[row], data, purpose=purpose) for row in rows],
-        [records[row].answer for row in rows],
+        [records[row].gold for row in rows],
         matcher=data.matcher,
         max_verifier_failures=verifier.max_verifier_failures,
         ahead=ahead,

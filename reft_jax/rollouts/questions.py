@@ -1,5 +1,6 @@
 """Questions as a model is asked them, and what draws responses."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -39,11 +40,17 @@ def ask(run: Run, records, purpose: str, limit: int = 0) -> Questions:
 
 
 def make_prompts(run: Run, encoded, rows) -> Prompts:
-    """The prompts of those rows, left-padded to the bucket of the longest; host arrays."""
+    """The prompts of those rows, left-padded to the bucket of the longest; host arrays. A question that stands there again has another
+    index, so that its responses are drawn with other numbers."""
     tokens = [encoded[i].prompt for i in rows]
     length = batching.bucket(max(map(len, tokens)), run.config.data.prompt_buckets)
     padded, mask = batching.pad_left(tokens, length, run.tokenizer.pad_token_id)
-    return Prompts(padded, mask, np.asarray(rows, np.int32))
+    before = collections.Counter()
+    index = []
+    for row in rows:
+        index.append(row + before[row] * len(encoded))
+        before[row] += 1
+    return Prompts(padded, mask, np.asarray(index, np.int32))
 
 
 def pack(run: Run, prompts: Prompts, mask, groups, parts: int = 1) -> list[packing.Packing | None]:

@@ -9,7 +9,7 @@ import re
 import subprocess
 
 from reft_jax.config.records import flatten
-from reft_jax.config.renamed import is_old
+from reft_jax.config.renamed import is_old, modern
 from reft_jax.config.words import listed
 from reft_jax.data import json_text
 from reft_jax.errors import InputError
@@ -55,7 +55,7 @@ def check(workdir: pathlib.Path, tree: dict, binding):
             f"{commit or 'COMMIT'}; or choose another folder"
         )
     _check_files(workdir, before)
-    before, now = flatten(before), flatten(json.loads(json.dumps(tree)))
+    before, now = flatten(modern(before)), flatten(json.loads(json.dumps(tree)))
     bound, changed, begun, longer = binding(tree), [], [], {}
     for key in sorted(before.keys() | now.keys()):
         # what is free may be new; of how a run is watched, gone too

@@ -10,7 +10,7 @@ import pathlib
 
 from reft_jax import models
 from reft_jax.config.records import labelled, setting
-from reft_jax.config.settings import GREEDY, OWN_FOLDERS, Sampling
+from reft_jax.config.settings import OWN_FOLDERS, Sampling
 from reft_jax.config.words import listed, nearest
 from reft_jax.data import prompts
 from reft_jax.mesh import distributed
@@ -84,7 +84,7 @@ class Stage:
 
     def programs(self, name: str, at):
         params = at.parameters(at.model, models.shapes(at.model))
-        at.sampling(f"{name}/greedy", at.model, params, GREEDY, self.batch_size, 1, {})
+        at.sampling(f"{name}/greedy", at.model, params, self.sampling.greedy, self.batch_size, 1, {})
         if self.num_samples:
             at.sampling(f"{name}/samples", at.model, params, self.sampling, self.batch_size, self.num_samples, {})
 
@@ -128,7 +128,7 @@ def evaluate(run: Run, stage: Stage, label: str, source: str) -> dict:
 
     result, lines = {}, []
     key = key_of(run.config.seed, "evaluate", 0, SAMPLE)
-    greedy = Actor(run, run.model, GREEDY, stage.batch_size)
+    greedy = Actor(run, run.model, stage.sampling.greedy, stage.batch_size)
     for split, records in (("dev", run.splits.dev), ("test", run.splits.test)):
         if not records:
             continue
@@ -193,7 +193,7 @@ def predictions(questions, answers: Responses, data, *, split: str, mode: str, s
             "response": answers.texts[i],
             "extracted": answers.grades[i].extracted,
             "status": answers.grades[i].status,
-            "gold": record.answer,
+            "gold": record.gold,
             **where,
             **({} if scores is None else {"rerank_score": scores[i]}),
         }

@@ -169,6 +169,8 @@ class Stage(Checked):
 
 def run(name: str, stage: Stage, run: Run):
     seed, size, ppo, k = run.config.seed, stage.batch_size, stage.ppo, stage.num_samples
+    if note := getattr(getattr(stage.advantage, "kl", None), "note", ""):
+        print(f"[{name}] {note}", flush=True)
     questions = ask(run, run.splits.train, "rollout")
     num, num_rows = len(questions.records), size * k
     tx = stage.optim(loop.num_scheduled(stage, num) * ppo.epochs * (num_rows // ppo.minibatch_size))

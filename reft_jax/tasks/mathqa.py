@@ -7,10 +7,14 @@ together as the authors have them. Its numeric answer is the one number in the r
 whose right option holds none, or several ("7 1 / 2", "288 cm 2"), are left out of the numeric variant. On the authors'
 1,605 test questions 1,574 come out with their label, 26 are left out, and 5 differ: there the label is the less
 plausible one (the option "$ 1,354" is labelled 1.0, "- 6" 6.0).
+
+Options may be equal: of 6 of the authors' test questions, the right one's text or value ("1 / 3" and "2 / 6") stands under another letter
+too, which then counts as right (`Record.also`).
 """
 
 import dataclasses
 import re
+from fractions import Fraction
 
 from reft_jax.data import reader
 from reft_jax.tasks import base, tfds
@@ -48,6 +52,14 @@ class Task(base.FromFiles):
         },
     )
 
+    def read(self, raw, data, *, split, complaints=None):
+        records = super().read(raw, data, split=split, complaints=complaints)
+        if self.kind != "choice":
+            return records
+        return tuple(
+            dataclasses.replace(record, also=equal_options(record.question, record.answer)) for record in records
+        )
+
 
 def split_options(text: str) -> dict[str, str]:
     """{letter: text} of "a ) 38 , b ) 27.675 , c ) none" (or of the list that some records spell out)."""
@@ -60,6 +72,21 @@ def option_numbers(question: str) -> dict[str, str]:
     """{letter: number} of the options on a question's last line; without those that hold none, or several."""
     options = split_options(question.rpartition("\n")[2])
     return {letter: number for letter, text in options.items() if (number := only_number(text)) is not None}
+
+
+def equal_options(question: str, letter: str) -> tuple[str, ...]:
+    """The other letters whose option, on a question's last line, is that of `letter`: its text, or the same number with the same words."""
+    options = {letter: _value(text) for letter, text in split_options(question.rpartition("\n")[2]).items()}
+    right = options.pop(letter, None)
+    return tuple(other for other, value in options.items() if value == right) if right else ()
+
+
+def _value(option: str) -> tuple:
+    """What equal options have in common: the words around the only number, and its value; () of an empty one."""
+    text, number = " ".join(_FRACTION.sub("/", option.lower()).split()), only_number(option)
+    if number is None:
+        return (text,) if text else ()
+    return *_NUMBER.sub("#", text).split(), Fraction(number)
 
 
 def only_number(option: str) -> str | None:

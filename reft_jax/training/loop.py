@@ -172,7 +172,7 @@ def make_check(run, stage, purpose: str, frozen: dict):
     if not split:
         return lambda state, bar: {}
     questions = ask(run, split, purpose)
-    actor = Actor(run, run.tuned, GREEDY, stage.eval_batch_size)
+    actor = Actor(run, run.tuned, getattr(stage, "sampling", GREEDY).greedy, stage.eval_batch_size)
 
     def check(state: TrainState, bar: Progress) -> dict:
         began, num = time.monotonic(), len(questions.records)

@@ -12,7 +12,7 @@ def paid(rollout, kl):
         for t in real:
             log_r = float(rollout.ref_logp[b, t]) - float(rollout.logp[b, t])
             k1, k2, k3 = -log_r, log_r**2 / 2, math.exp(log_r) - 1 - log_r
-            rewards[b, t] -= kl.coef * {"auto": k1, "k1": k1, "k2": k2, "k3": k3}[kl.estimator]
+            rewards[b, t] -= kl.coef * {"unbiased": k1, "k1": k1, "k2": k2, "k3": k3}[kl.estimator]
     return rewards
 
 
