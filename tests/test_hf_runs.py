@@ -21,18 +21,6 @@ QUESTIONS = [
     for b in range(2, 10)
 ]
 SHAPES = {
-    "opt": dict(
-        positions="learned",
-        position_offset=2,
-        max_positions=420,
-        norm="layer",
-        activation="gelu",
-        gated=False,
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        num_kv_heads=4,
-    ),
     "codegen": dict(
         rotary_dim=4,
         rope_interleaved=True,

@@ -265,12 +265,8 @@ def test_run_again_finds_everything_done(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sizes",
-    [dict(data=2, fsdp=4), pytest.param(dict(data=8, fsdp=1), marks=pytest.mark.slow)],
-    ids=["data2_fsdp4", "data8"],
-)
-def test_eight_devices_compute_the_same(workdir, tmp_path, sizes):
+def test_eight_devices_compute_the_same(workdir, tmp_path):
+    sizes = dict(data=2, fsdp=4)
     overrides = [f"--config.mesh.{axis}={size}" for axis, size in sizes.items()]
     other = runs.run(tmp_path / "run", *overrides, devices=8)
     assert json.loads((other / "config.json").read_text())["mesh"] == sizes | {"tensor": 1}
