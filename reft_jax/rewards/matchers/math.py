@@ -19,7 +19,7 @@ printed here.
 import re
 from fractions import Fraction
 
-from reft_jax.rewards.matchers import algebra, sentence
+from reft_jax.rewards.matchers import algebra, quantity, sentence
 from reft_jax.rewards.matchers.base import MAX_ANSWER, NOTHING, Found, Matcher, found
 
 RELATIVE = Fraction(1, 10**6)
@@ -136,7 +136,7 @@ def _rational(key: str) -> Fraction | None:
 def undress(text: str) -> str:
     """The answer without what does not change it, in the few spellings that `_key` knows. Applied twice it does no more."""
     if not text.isascii():
-        text = "".join(_SYMBOLS.get(c, c) if c in _SYMBOLS else sentence.ascii_of(c) for c in text)
+        text = "".join(_SYMBOLS.get(c, c) if c in _SYMBOLS else quantity.ascii_of(c) for c in text)
     text = _AND.sub(",", text.strip())
     bracketed = text[:1] in "([" or text.startswith("\\")
     grouped = _GROUPED if bracketed and not text.startswith(("\\$", "\\(", "\\[")) else _THOUSANDS

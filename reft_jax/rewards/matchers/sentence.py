@@ -6,24 +6,13 @@ arXiv 2401.08967, section 3).
 
 import math
 import re
-import unicodedata
 
+from reft_jax.rewards.matchers import quantity
 from reft_jax.rewards.matchers.base import MAX_ANSWER, NOTHING, Found, found
 
 TRIGGER = "Therefore, the answer is:"
 TOLERANCE = 1e-2
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)"
-_NUMBER = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,3}}(?![\w.]))?"
-_CURRENCY = r"(?:(?:US|CA|AU)?\\?\$|[€£¥₹])"
-_SIGN = rf"(?:(?P<sign>[-+]?)\s?{_CURRENCY}?|{_CURRENCY}\s?(?P<inner_sign>-))\s?"
-_POWER = r"\s?(?:[x×*·]|\\times)\s?10\s?\^\s?[{(]?(?P<power>[+-]?\d{1,3})(?!\d)[)}]?"
-_NUMERIC = re.compile(
-    rf"[\s<(\[{{\"'`*=]*{_SIGN}(?:(?P<whole>\d+)\s{{1,3}}(?=\d+\s?/))?"
-    rf"(?P<num>{_NUMBER})(?:\s?/\s?(?P<den>{_NUMBER})|{_POWER})?(?P<rest>(?![\^+=:⁰¹²³⁴-⁹]).*)",
-    re.ASCII | re.DOTALL,
-)
-_UNIT_POWER = re.compile(r"[a-wyz]\^?-?\d(?!\d)", re.ASCII | re.IGNORECASE)  # m2, s^-1; not 5x3
 _CHOICE = re.compile(
     r"[\s<(\[{\"'`*]*(?:(?:option|choice)\s*:?\s*)?[<(\[{\"'`*]*(?P<letter>[a-e])(?:\s*[)\]}>.:,;\"'`*].*|\s*)",
     re.IGNORECASE | re.DOTALL,
@@ -82,38 +71,14 @@ def strict_number(answer: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def ascii_of(character: str) -> str:
-    """Digits, minus signs and fractions of other alphabets as 0-9, - and " 1/2"; any other character as it is."""
-    if character in "−－–":
-        return "-"
-    decimal = unicodedata.decimal(character, None)
-    if decimal is not None:
-        return str(decimal)
-    kind, _, parts = unicodedata.decomposition(character).partition(" ")
-    if kind == "<fraction>" and not parts.endswith("2044"):  # "⅟" has no denominator
-        return " " + "".join(chr(int(part, 16)) for part in parts.split()).replace("⁄", "/")
-    return character
-
-
 def lenient_number(answer: str) -> float | None:
-    """A number at the start of `answer`, then at most words: a second number would make the answer ambiguous."""
+    """The number at the start of `answer` with at most words behind it (`quantity.py`)."""
     answer = answer.strip()
     if len(answer) > MAX_ANSWER:
         # Only a plain spelling may be long (1e300 written out is 301 digits).
         return strict_number(answer) if len(answer) <= 2 * MAX_ANSWER else None
-    match = _NUMERIC.fullmatch(answer if answer.isascii() else "".join(map(ascii_of, answer)).strip())
-    if match is None or re.search(r"\d", _UNIT_POWER.sub("", match["rest"])):
+    value = quantity.read(answer)
+    try:
+        return None if value is None else float(value)
+    except OverflowError:
         return None
-    value = float(match["num"].replace(",", "") + ("e" + match["power"] if match["power"] else ""))
-    if match["den"] is not None:
-        denominator = float(match["den"].replace(",", ""))
-        if denominator == 0:
-            return None
-        value /= denominator
-    if match["whole"] is not None:
-        if not 0 < value < 1:
-            return None  # "5 6/2" is two numbers
-        value += float(match["whole"])
-    if match["sign"] == "-" or match["inner_sign"]:
-        value = -value
-    return value if math.isfinite(value) else None

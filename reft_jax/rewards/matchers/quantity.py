@@ -1,0 +1,162 @@
+"""A number and the words around it: [brackets, sign, currency] number [multiplier] [what it counts], read from left to right.
+
+`read("$1.5 million")` is 1500000, exactly. Words that multiply are read: hundred to trillion, dozen, lakh, crore, bn, mn, also k, K, M, B written at
+the number ("5k") or behind an amount of money ("$5 M"), squared, cubed and "and a half". Other words are what is counted ("5 km", "5 m" and
+"5 apples" are 5). None is what holds a second number, a variable or an operator ("5 or six", "2x", "5!", "5 plus tax", "5π"), and
+what may multiply or not ("5 K", "5 mil", "3 score"). Words are English.
+"""
+
+import re
+import unicodedata
+from fractions import Fraction
+
+MULTIPLIERS = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+MULTIPLIERS |= {"lakh": 10**5, "crore": 10**7, "mn": 10**6, "mln": 10**6, "bn": 10**9, "bln": 10**9}
+MULTIPLIERS |= {f"{name}s": factor for name, factor in MULTIPLIERS.items() if len(name) > 3}
+POWERS = {"squared": 2, "cubed": 3}
+MONEY_LETTERS = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12, "tn": 10**12}  # behind money, in either case
+LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}  # at a number; "5m" is metres, "5T" may be tesla
+IDEOGRAMS = {"百": 100, "千": 10**3, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
+CURRENCY = r"(?:(?:US|CA|AU)?\\?\$|[€£¥₹])"
+
+_NUMBER_WORDS = set(
+    "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
+    "thirty forty fifty sixty seventy eighty ninety half"
+    "".split()
+) | MULTIPLIERS.keys()
+_OPERATORS = {"plus", "minus", "divided", "multiplied", "mod", "sqrt", "factorial"}
+_BEFORE_ONE = {"or", "and", "to", "times", "by", "over", "through"}
+_VARIABLES = {"x", "y", "z", "n"}
+_UNIT_LETTERS = set("mgshlLNJVWACFΩ")
+# Words behind a number that change it in ways not read here, or may do so.
+_DOUBTFUL = set(
+    "one once twice thrice doubled tripled quadrupled halved halves score gross grand mil pi sin cos tan log ln exp root choose power".split()
+)
+_FRACTION = re.compile(
+    r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|\w+dredth|\w+sandth|\w+lionth)s?|(?:\w+teenth|twelfth|\w+tieth)s"
+)
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)"
+_NUMBER = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,3}}(?![\w.]))?"
+_SIGN = rf"(?:(?P<sign>[-+]?)\s?(?P<money>{CURRENCY})?|(?P<before>{CURRENCY})\s?(?P<inner_sign>-))\s?"
+_POWER = r"\s?(?:[x×*·]|\\times)\s?10\s?\^\s?[{(]?(?P<power>[+-]?\d{1,3})(?!\d)[)}]?"
+_HEAD = re.compile(
+    rf"(?P<opening>[\s<(\[{{\"'`*=]*){_SIGN}(?:(?P<whole>\d+)\s{{1,3}}(?=\d+\s?/))?"
+    rf"(?P<num>{_NUMBER})(?:\s?/\s?(?P<den>{_NUMBER})|{_POWER})?(?![\d^+=:⁰¹²³⁴-⁹])",
+    re.ASCII,
+)
+_AND_PART = re.compile(r"[\s-]+and[\s-]+an?[\s-]+(half|third|quarter)(?![a-z])", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]+(?:['’.][^\W\d_]+)*")
+_FIRST = re.compile(rf"(?P<gap>[\s\-/({{\[,]*)(?P<word>{_WORD.pattern})")
+
+_TEXT = re.compile(r"\\(?:text|mathrm|textbf|textrm|mbox)\s*\{([^{}]*)\}")
+_EMPHASIS = re.compile(r"(?<![\w*)])(\*{1,3})(?=[^\s*])([^*]*[^\s*])\1(?![\w*(])|\*{2,3}(?=\s*(?:[.,;:]|\n|$))")
+_MARK = re.compile(r"<[/|]?[a-zA-Z_|]+>|\\[%$,; )\]]|\\\\$")
+_UNIT_POWER = re.compile(r"(?<=[a-wyz])(?:\^?-?[\dⁿ](?!\d)|⁻?[¹²³⁴-⁹])", re.IGNORECASE)  # m2, s^-1; not 5x3
+_SENTENCE_END = re.compile(r"\n|[.;?!](?=\s|$)")
+_OPERATOR = re.compile(r"[+^=×·÷±∓√≤≥≈∞*\\⁰¹²³⁴-⁹⁺⁻]|<|(?<=[\w)])!")
+
+
+def ascii_of(character: str) -> str:
+    """Digits, minus signs and fractions of other alphabets as 0-9, - and " 1/2"; any other character as it is."""
+    if character in "−－–":
+        return "-"
+    decimal = unicodedata.decimal(character, None)
+    if decimal is not None:
+        return str(decimal)
+    kind, _, parts = unicodedata.decomposition(character).partition(" ")
+    if kind == "<fraction>" and not parts.endswith("2044"):  # "⅟" has no denominator
+        return " " + "".join(chr(int(part, 16)) for part in parts.split()).replace("⁄", "/")
+    return character
+
+
+def read(text: str) -> Fraction | None:
+    """The number that stands at the start of `text`, a few hundred characters at most, if no second one follows it."""
+    text = text if text.isascii() else "".join(map(ascii_of, text)).strip()
+    text = _EMPHASIS.sub(r"\2", _TEXT.sub(r" \1 ", text))
+    head = _HEAD.match(text)
+    value = _value(head) if head else None
+    if value is None:
+        return None
+    rest = text[head.end() :]
+    money = bool(head["money"] or head["before"])
+    plain = not (money or head["den"] or head["power"] or head["whole"] or head["sign"])
+    if plain and (part := _AND_PART.match(rest)):
+        value, rest = value + Fraction(1, {"half": 2, "third": 3, "quarter": 4}[part[1].lower()]), rest[part.end() :]
+    value, rest = _multiplied(value, rest, money=money, plain=plain)
+    if value is None or not _counts(rest, money):
+        return None
+    accounted = head["money"] and not head["sign"] and head["opening"].endswith("(") and rest.startswith(")")
+    return -value if head["sign"] == "-" or head["inner_sign"] or accounted else value
+
+
+def _value(head: re.Match) -> Fraction | None:
+    value = Fraction(head["num"].replace(",", "")) * Fraction(10) ** int(head["power"] or 0)
+    if head["den"] is not None:
+        denominator = Fraction(head["den"].replace(",", ""))
+        if denominator == 0:
+            return None
+        value /= denominator
+    if head["whole"] is not None:
+        if not 0 < value < 1:
+            return None  # "5 6/2" is two numbers
+        value += int(head["whole"])
+    return value
+
+
+def _multiplied(value: Fraction, rest: str, *, money: bool, plain: bool) -> tuple[Fraction | None, str]:
+    """(value times the multipliers at the start of `rest`, what is left); None as the value where a power is not clear."""
+    while (found := _FIRST.match(rest)) and not found["gap"].strip(" -"):
+        word, end = found["word"], found.end()
+        if factor := MULTIPLIERS.get(word.lower()) or IDEOGRAMS.get(word[0]):
+            end = end if word.lower() in MULTIPLIERS else found.start("word") + 1
+        elif money and not found["gap"].strip(" "):
+            factor = MONEY_LETTERS.get(word.lower())
+        elif not found["gap"]:
+            factor = LETTERS.get(word)
+        if word in POWERS:
+            clear = plain and not _FIRST.match(rest, end)  # -5 squared, 5 squared metres
+            return (value ** POWERS[word] if clear else None), rest[end:]
+        if factor is None:
+            break
+        value, rest, money = value * factor, rest[end:], False
+    return value, rest
+
+
+def _counts(rest: str, money: bool) -> bool:
+    """Whether what follows a number says at most what it counts: no second number, variable or operator."""
+    rest = _MARK.sub(" ", _UNIT_POWER.sub("", rest))
+    if re.search(r"\d", rest):
+        return False
+    sentence = rest[: end.start()] if (end := _SENTENCE_END.search(rest)) and not rest.lstrip().startswith("!") else rest
+    if _OPERATOR.search(sentence.rstrip("*")) or re.match(r"\s*!", sentence):
+        return False
+    first = _FIRST.match(sentence)
+    if first and not _may_follow(first["word"], first["gap"], last=first.end() == len(sentence), money=money):
+        return False
+    return no_second_number(sentence)
+
+
+def _may_follow(word: str, gap: str, *, last: bool, money: bool) -> bool:
+    """Whether the word right behind a number can be what it counts."""
+    if money and not gap.strip(" ") and word.lower() in {*_UNIT_LETTERS, "mm"}:
+        return False  # "$5 mm" may be millions
+    if len(word) == 1 and word in "aA":
+        return gap.isspace() and not last  # "$5 a day"
+    if len(word) == 1 and not 0x2E80 <= ord(word):  # a letter, not an ideogram
+        return word in _UNIT_LETTERS
+    return word.lower() not in _DOUBTFUL and not _FRACTION.fullmatch(word.lower())
+
+
+def no_second_number(words: str) -> bool:
+    """Whether words behind a number name no other number, variable or operation; "a dozen" in "$5 a dozen" is what it counts."""
+    before, since = "", 0
+    for place, found in enumerate(_WORD.finditer(words)):
+        word = found[0].lower()
+        rate = before in ("per", "each", "every") or (before in ("a", "an") and since == 1)
+        if word in _OPERATORS or found[0] in _VARIABLES or (word in _NUMBER_WORDS and not rate):
+            return False
+        if (word == "one" and before in _BEFORE_ONE) or (before == "to" and word == "the" and place == 1):
+            return False
+        before, since = word, place + 1
+    return True
