@@ -246,7 +246,7 @@ def test_a_megabyte_takes_no_time(text):
 def test_unknown_names_raise():
     with pytest.raises(ValueError, match="legal: number, choice"):
         extract(SENTENCE + "5", kind="letter", matcher="reft")
-    with pytest.raises(ValueError, match="legal are gsm8k_flexible, gsm8k_strict, math, reft, reft_paper"):
+    with pytest.raises(ValueError, match="legal are auto, gsm8k_flexible, gsm8k_strict, math, reft, reft_paper"):
         extract(SENTENCE + "5", kind="number", matcher="exact")
 
 

@@ -945,7 +945,7 @@ FOUND = dict(
     advantages="dr_grpo gae grpo reinforce_pp rloo",
     losses="classifier kl nll own_gold policy value",
     tasks="arithmetic gsm8k math mathqa mathqa-numeric stories svamp",
-) | {"rewards/terms": "partial right", "rewards/matchers": "gsm8k_flexible gsm8k_strict math reft reft_paper"}
+) | {"rewards/terms": "partial right", "rewards/matchers": "auto gsm8k_flexible gsm8k_strict math reft reft_paper"}
 
 
 @pytest.mark.parametrize("room", choices.ROOMS)

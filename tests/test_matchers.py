@@ -17,7 +17,7 @@ from reft_jax.rewards import answer, matchers
 from reft_jax.rewards.matchers import algebra, gsm8k_flexible, gsm8k_strict
 from reft_jax.rewards.matchers import math as boxed
 from reft_jax.rewards.score import Ahead, Grade, VerifierError, grade
-from tests.matcher_cases import PROGRAMS, SENTENCE, cases
+from tests.matcher_cases import EQUALITIES, PROGRAMS, QUANTITIES, SENTENCE, cases
 
 LIMITS = {"timeout_s": 20.0, "memory_mb": 512, "workers": 1}  # a busy machine can hold up one process for seconds
 NAMES = choices.names("rewards/matchers")
@@ -44,9 +44,23 @@ def test_the_golden_table_is_large():
     assert len(cases()) + 5 * len(PROGRAMS) > 500 and {c[0] for c in cases()} == set(NAMES)
 
 
+def test_words_behind_a_number_multiply_it_or_are_what_it_counts_or_leave_no_answer():
+    got = {text: answer.canonical(text, kind="number") for texts in QUANTITIES.values() for text in texts}
+    assert got == {text: want for want, texts in QUANTITIES.items() for text in texts}
+
+
+def test_the_same_mathematics_and_only_that_is_right():
+    got = []
+    for text, gold, _ in EQUALITIES:
+        key = answer.extract(f"\\boxed{{{text}}}", kind="expression", matcher="math")
+        assert answer.canonical(key, kind="expression", matcher="math") == key, text
+        got.append((text, gold, answer.equal(key, gold, kind="expression", matcher="math")))
+    assert got == EQUALITIES
+
+
 @pytest.mark.parametrize("column", range(4))
 def test_what_a_program_returns_is_read_as_a_bare_answer(column):
-    names = [("reft",), ("reft_paper",), ("gsm8k_strict", "gsm8k_flexible"), ("math",)][column]
+    names = [("reft",), ("reft_paper",), ("gsm8k_strict", "gsm8k_flexible"), ("math", "auto")][column]
     sources = [f"def solution():\n    return {row[0]}" for row in PROGRAMS]
     for name in names:
         grades = grade("gsm8k", "program", sources, [row[1] for row in PROGRAMS], matcher=name, **LIMITS)
@@ -91,10 +105,11 @@ def test_an_unknown_matcher_names_the_known_and_the_nearest(matcher):
 
 def test_a_matcher_is_not_asked_for_what_it_does_not_read():
     with pytest.raises(
-        InputError, match="'gsm8k_strict' does not read answers of kind 'choice'; those that do: math, reft, reft_paper"
+        InputError,
+        match="'gsm8k_strict' does not read answers of kind 'choice'; those that do: auto, math, reft, reft_paper",
     ):
         grade("mathqa", "nl", [], [], matcher="gsm8k_strict")
-    with pytest.raises(InputError, match="those that do: math$"):
+    with pytest.raises(InputError, match="those that do: auto, math$"):
         grade("math", "nl", [], [], matcher="reft")
     with pytest.raises(InputError, match="gold answer 0 of svamp is '1/2': not a number"):
         grade("svamp", "nl", ["#### 1"], ["1/2"], matcher="gsm8k_strict")
@@ -115,7 +130,7 @@ def test_a_config_names_a_matcher_that_reads_its_answers():
         load("mathqa", "gsm8k_flexible")
     with pytest.raises(
         InputError,
-        match="config.data.matcher: got 'gsm8k_strikt'; did you mean 'gsm8k_strict'.*legal are gsm8k_flexible, gsm8k_strict, math",
+        match="config.data.matcher: got 'gsm8k_strikt'; did you mean 'gsm8k_strict'.*legal are auto, gsm8k_flexible, gsm8k_strict, math",
     ):
         load("gsm8k", "gsm8k_strikt")
 
@@ -152,7 +167,7 @@ def test_a_matcher_of_ones_own_is_a_file(tmp_path):
     for ask, message in (
         (
             lambda: matchers.get(str(path), "choice"),
-            "my.py' does not read answers of kind 'choice'; those that do: math, reft",
+            "my.py' does not read answers of kind 'choice'; those that do: auto, math, reft",
         ),
         (lambda: matchers.get(f"{path}:wrong"), "my.py:wrong: MATCHER is 'a text'; it must be a Matcher"),
         (lambda: matchers.get(f"{path}:none"), "my.py: defines no none, which a file of rewards/matchers does"),
@@ -166,7 +181,7 @@ def test_names_are_listed_and_one_matcher_is_loaded_without_the_others():
     code = (
         "import sys; from reft_jax.config import choices; from reft_jax.rewards import answer, matchers, score\n"
         "choices.names('rewards/matchers'), matchers.get('reft')\n"
-        "sys.exit(', '.join(m for m in ('math', 'algebra', 'reft_paper') if f'reft_jax.rewards.matchers.{m}' in sys.modules) or None)"
+        "sys.exit(', '.join(m for m in ('math', 'mathematics', 'algebra', 'reft_paper') if f'reft_jax.rewards.matchers.{m}' in sys.modules) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -174,9 +189,9 @@ def test_names_are_listed_and_one_matcher_is_loaded_without_the_others():
 
 def test_spans_are_what_was_read():
     text = f"One: 3.\n{SENTENCE} $1,042. \n"
-    for name, read in (("reft", "$1,042."), ("gsm8k_flexible", "$1,042."), ("math", "$1,042.")):
+    for name, key in (("reft", "1042"), ("gsm8k_flexible", "1042"), ("math", "1042 dollar"), ("auto", "1042 dollar")):
         value, status, span = matchers.match(text, kind="number", matcher=name)
-        assert (value, status, text[slice(*span)]) == ("1042", "ok", read), name
+        assert (value, status, text[slice(*span)].strip()) == (key, "ok", "$1,042."), name
     text = "#### 3,000 and \\boxed{7}"
     assert [matchers.match(text, kind="number", matcher=name)[2] for name in ("gsm8k_strict", "math")] == [
         (5, 10),
@@ -188,7 +203,7 @@ def test_spans_are_what_was_read():
 # ------------------------------------------------------------------ votes
 
 
-@pytest.mark.parametrize("matcher", ["reft", "reft_paper", "math"])
+@pytest.mark.parametrize("matcher", ["auto", "reft", "reft_paper", "math"])
 def test_42_and_42_point_0_are_one_vote(matcher):
     keys = {answer.extract(SENTENCE + text, kind="number", matcher=matcher) for text in ("42", "42.0", "42.", "042")}
     assert keys == {"42"}
@@ -320,7 +335,9 @@ def test_the_last_box_whose_braces_balance_counts():
     assert boxed.last_box("\\boxed{a\\}b}") == (7, 11)
     assert boxed.last_box("\\boxed{{1}{2}}") == (7, 13)
     assert boxed.last_box("\\boxed{" * 100) is None
-    assert boxed.last_box("\\boxed 5") is None
+    for text, content in (("\\boxed 5", "5"), ("$\\boxed 42$.", "42"), ("\\boxed 3/4, so", "3/4"), ("\\boxed x", "x")):
+        assert text[slice(*boxed.last_box(text))] == content
+    assert boxed.last_box("\\boxed five") is None
 
 
 # ------------------------------------------------------------------ any text

@@ -191,7 +191,7 @@ def test_bad_input_is_named(arguments, message):
 
 
 def test_bad_matcher_and_lengths_are_named():
-    with pytest.raises(InputError, match="'exact' is no file of rewards/matchers; legal are gsm8k_flexible, "):
+    with pytest.raises(InputError, match="'exact' is no file of rewards/matchers; legal are auto, gsm8k_flexible, "):
         grade("svamp", "nl", [], [], matcher="exact")
     with pytest.raises(ValueError, match="1 texts but 0 golds"):
         grade("svamp", "nl", ["x"], [])

@@ -14,6 +14,7 @@ MAX_DEPTH, MAX_TERMS, MAX_BITS, MAX_POWER = 40, 40, 700, 40
 MAX_WORK = 4000  # products of terms for one text: some 10 ms
 MAX_RADICAND = 10**12
 MAX_FRACTION_DIGITS = 12  # significant digits of a decimal that count: 0.30000000000000004 is 0.3
+MIN_DECIMALS = 4  # which count whatever stands before them
 FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp sqrt abs factorial".split()
 GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta lambda mu nu xi rho sigma tau phi varphi chi psi omega "
@@ -481,7 +482,8 @@ def _decimal(text: str) -> Fraction:
     if len(text) > 200:
         raise Unreadable("too large")
     value = Fraction(text + "0" if text.endswith(".") else text)
-    digits = text.lstrip("0.").replace(".", "")
-    if value.denominator == 1 or len(digits) <= MAX_FRACTION_DIGITS:
-        return value
-    return Fraction(f"{float(text):.{MAX_FRACTION_DIGITS}g}")
+    whole, _, decimals = text.lstrip("0").partition(".")
+    leading = len(whole) or len(decimals.lstrip("0")) - len(
+        decimals
+    )  # digits before the first that counts, below 0 behind the point
+    return round(value, max(MAX_FRACTION_DIGITS - leading, MIN_DECIMALS))

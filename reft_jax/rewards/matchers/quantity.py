@@ -19,11 +19,14 @@ LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}  # at a number; "5m" 
 IDEOGRAMS = {"百": 100, "千": 10**3, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 CURRENCY = r"(?:(?:US|CA|AU)?\\?\$|[€£¥₹])"
 
-_NUMBER_WORDS = set(
-    "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
-    "thirty forty fifty sixty seventy eighty ninety half"
-    "".split()
-) | MULTIPLIERS.keys()
+_NUMBER_WORDS = (
+    set(
+        "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
+        "thirty forty fifty sixty seventy eighty ninety half"
+        "".split()
+    )
+    | MULTIPLIERS.keys()
+)
 _OPERATORS = {"plus", "minus", "divided", "multiplied", "mod", "sqrt", "factorial"}
 _BEFORE_ONE = {"or", "and", "to", "times", "by", "over", "through"}
 _VARIABLES = {"x", "y", "z", "n"}
@@ -84,7 +87,7 @@ def read(text: str) -> Fraction | None:
     if plain and (part := _AND_PART.match(rest)):
         value, rest = value + Fraction(1, {"half": 2, "third": 3, "quarter": 4}[part[1].lower()]), rest[part.end() :]
     value, rest = _multiplied(value, rest, money=money, plain=plain)
-    if value is None or not _counts(rest, money):
+    if value is None or not counts(rest, money=money):
         return None
     accounted = head["money"] and not head["sign"] and head["opening"].endswith("(") and rest.startswith(")")
     return -value if head["sign"] == "-" or head["inner_sign"] or accounted else value
@@ -123,18 +126,20 @@ def _multiplied(value: Fraction, rest: str, *, money: bool, plain: bool) -> tupl
     return value, rest
 
 
-def _counts(rest: str, money: bool) -> bool:
+def counts(rest: str, *, money: bool = False) -> bool:
     """Whether what follows a number says at most what it counts: no second number, variable or operator."""
     rest = _MARK.sub(" ", _UNIT_POWER.sub("", rest))
     if re.search(r"\d", rest):
         return False
-    sentence = rest[: end.start()] if (end := _SENTENCE_END.search(rest)) and not rest.lstrip().startswith("!") else rest
+    sentence = (
+        rest[: end.start()] if (end := _SENTENCE_END.search(rest)) and not rest.lstrip().startswith("!") else rest
+    )
     if _OPERATOR.search(sentence.rstrip("*")) or re.match(r"\s*!", sentence):
         return False
     first = _FIRST.match(sentence)
     if first and not _may_follow(first["word"], first["gap"], last=first.end() == len(sentence), money=money):
         return False
-    return no_second_number(sentence)
+    return _no_second_number(sentence)
 
 
 def _may_follow(word: str, gap: str, *, last: bool, money: bool) -> bool:
@@ -148,7 +153,7 @@ def _may_follow(word: str, gap: str, *, last: bool, money: bool) -> bool:
     return word.lower() not in _DOUBTFUL and not _FRACTION.fullmatch(word.lower())
 
 
-def no_second_number(words: str) -> bool:
+def _no_second_number(words: str) -> bool:
     """Whether words behind a number name no other number, variable or operation; "a dozen" in "$5 a dozen" is what it counts."""
     before, since = "", 0
     for place, found in enumerate(_WORD.finditer(words)):
