@@ -21,7 +21,7 @@ from reft_jax.config import renamed
 from reft_jax.config.paths import expanded
 from reft_jax.data import json_text
 from reft_jax.errors import InputError
-from reft_jax.rewards import matchers, score
+from reft_jax.rewards import estimates, matchers, score
 from reft_jax.rollouts import figures
 from reft_jax.run.lineage import outdated
 from reft_jax.run.metrics import table, write_json
@@ -109,8 +109,9 @@ def regrade(
     return out
 
 
-def summed(lines: list[dict], grades: list[score.Grade], k: int, where: str) -> dict:
-    """Greedy accuracy, vote@k and pass@k of one label on the test split (dev where there is no other), with 95 % intervals."""
+def summed(lines: list[dict], grades: list[score.Grade], k: int, where: str, agree: estimates.Agree) -> dict:
+    """Greedy accuracy, vote@k and pass@k of one label on the test split (dev where there is no other), with 95 % intervals. `agree`: which
+    answers are one vote."""
     split = "test" if any(line["split"] == "test" for line in lines) else "dev"
     greedy, sampled = [], {}
     for line, grade in zip(lines, grades, strict=True):
@@ -130,7 +131,7 @@ def summed(lines: list[dict], grades: list[score.Grade], k: int, where: str) -> 
     stored = min(map(len, asked), default=0)
     if k > stored:
         raise InputError(f"--k={k}: {where} holds {stored} samples of a question; k can be 1 to {stored}")
-    return out | (figures.sampled(asked, len(rows), k or stored) if asked else {})
+    return out | (figures.sampled(asked, len(rows), k or stored, agree) if asked else {})
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------------
@@ -222,7 +223,9 @@ def rescore(workdir: pathlib.Path, *, matcher: str | None, every: bool, k: int, 
         greedy["lines"] += [(label, lines[i]) for i in places]
         for name in names:
             grades = regrade(lines, texts, task, cot, name, verifier, ran)
-            figure_of[name][label] = summed(lines, grades, k, f"{workdir / label}/predictions.jsonl")
+            figure_of[name][label] = summed(
+                lines, grades, k, f"{workdir / label}/predictions.jsonl", matchers.same(name, kind)
+            )
             greedy[name] += [grades[i] for i in places]
             others = [i for i, line in enumerate(lines) if texts[i] is not None and line["status"] != grades[i].status]
             if name == own and others:

@@ -236,11 +236,11 @@ def test_a_key_is_a_fixed_point():
     ids=range(20),
 )
 def test_a_megabyte_takes_no_time(text):
-    start = time.monotonic()
+    start = time.process_time()
     for kind in ("number", "choice"):
         for matcher in matchers.names(kind):
             extract(text, kind=kind, matcher=matcher)
-    assert time.monotonic() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_unknown_names_raise():

@@ -3,10 +3,12 @@
 import collections
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
 
+from reft_jax.rewards import matchers
 from reft_jax.rewards.estimates import (
     best_of,
     majority,
@@ -85,6 +87,43 @@ def test_majority_ignores_none_and_breaks_ties_by_the_lowest_index(values, winne
 )
 def test_a_weighted_vote_sums_per_value_and_breaks_ties_by_the_lowest_index(values, weights, winner):
     assert weighted_majority(values, weights) == winner
+
+
+@pytest.mark.parametrize(
+    ("matcher", "kind", "values", "winner"),
+    [
+        ("reft", "number", ["7", "7", "6.67", "6.667", "6.67"], "6.67"),
+        ("reft", "number", ["7", "7", "6.667", "6.67", "6.67"], "6.67"),  # whatever the order
+        ("reft", "number", ["1", "1.01", "1.02", "1.02", "5", "5"], "1.01"),  # the one with most votes around it
+        ("reft", "number", ["42", None, "43", "43"], "43"),
+        ("reft", "choice", ["a", "b", "b"], "b"),
+        (
+            "math",
+            "expression",
+            ["1/3", "333333333/1000000000", "2", "2", "333333333/1000000000"],
+            "333333333/1000000000",
+        ),
+        ("math", "expression", ["x+1", "x+1", "5 foot", "5", "5 foot"], "5 foot"),
+        ("math", "expression", ["5 foot", "5 meter", "7", "7"], "7"),
+        ("auto", "number", ["50 percent", "1/2", "3", "3", "1/2"], "1/2"),
+        ("gsm8k_strict", "number", ["42", "42.0", "7", "7"], "7"),
+    ],
+)
+def test_answers_that_agree_vote_for_each_other(matcher, kind, values, winner):
+    agree = matchers.same(matcher, kind)
+    assert majority(values, agree) == winner == weighted_majority(values, [0.1] * len(values), agree)
+    assert majority(values[::-1], agree) == winner
+    correct = [value == winner for value in values]
+    assert vote_is_right(values, correct, agree=agree)
+
+
+def test_a_question_of_a_hundred_different_answers_votes_in_milliseconds():
+    for name in ("reft", "math"):
+        values, agree = [f"{i}/7" if name == "math" else f"{i}.5" for i in range(1, 101)], matchers.same(name, "number")
+        majority(values, agree)
+        start = time.process_time()
+        majority(values, agree)
+        assert time.process_time() - start < 0.5
 
 
 def test_equal_weights_are_the_plain_vote_whatever_the_order():

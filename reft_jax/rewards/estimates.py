@@ -4,8 +4,12 @@ Of equals, whatever is chosen, the one seen at the lowest index wins. `values` a
 none: None does not vote, and a question all of whose samples have none has no vote and is wrong.
 """
 
+import itertools
 import math
-from collections.abc import Hashable, Sequence
+import operator
+from collections.abc import Callable, Hashable, Sequence
+
+Agree = Callable[[Hashable, Hashable], bool]
 
 
 def wilson(num_correct: float, num: int, z: float = 1.959964) -> tuple[float, float]:
@@ -36,23 +40,32 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def majority(values: Sequence[Hashable | None]) -> Hashable | None:
-    """The most frequent value, of equals the one seen at the lowest index. None does not vote; None if all are None."""
-    return weighted_majority(values, [1] * len(values))
+def majority(values: Sequence[Hashable | None], agree: Agree = operator.eq) -> Hashable | None:
+    """`weighted_majority` of equal weights: the most frequent value."""
+    return weighted_majority(values, [1] * len(values), agree)
 
 
-def weighted_majority(values: Sequence[Hashable | None], weights: Sequence[float]) -> Hashable | None:
-    """The value with the largest sum of weights, of equals the one seen at the lowest index; None does not vote.
+def weighted_majority(
+    values: Sequence[Hashable | None], weights: Sequence[float], agree: Agree = operator.eq
+) -> Hashable | None:
+    """The value with the largest sum of weights of all samples that agree with it; None does not vote; None if all are None.
 
-    Sums are exact (`math.fsum`), so that the order of samples decides ties and nothing else. Weights are finite and >= 0.
+    `agree` (symmetric, `matchers.same`) says whether two different values are one answer: 6.67 and 6.667 vote for each other. Of values with
+    equal sums the one with more weight of its own wins, then the one seen at the lowest index. Sums are exact (`math.fsum`), so that the
+    order of samples decides such ties and nothing else. Weights are finite and >= 0. Each pair of different values is compared once.
     """
     _check_weights(values, weights)
-    parts: dict[Hashable, list[float]] = {}
+    own: dict[Hashable, list[float]] = {}  # in the order of first appearance
     for value, weight in zip(values, weights, strict=True):
         if value is not None:
-            parts.setdefault(value, []).append(weight)
-    # A dict keeps the order of first appearance and max() returns the first maximum.
-    return max(parts, key=lambda value: math.fsum(parts[value])) if parts else None
+            own.setdefault(value, []).append(weight)
+    votes = {value: list(parts) for value, parts in own.items()}
+    for a, b in itertools.combinations(own, 2):
+        if agree(a, b):
+            votes[a] += own[b]
+            votes[b] += own[a]
+    # max() returns the first maximum.
+    return max(votes, key=lambda value: (math.fsum(votes[value]), math.fsum(own[value]))) if votes else None
 
 
 def best_of(weights: Sequence[float]) -> int:
@@ -70,10 +83,13 @@ def oracle_at_k(correct: Sequence[bool], k: int) -> bool:
 
 
 def vote_is_right(
-    values: Sequence[Hashable | None], correct: Sequence[bool], weights: Sequence[float] | None = None
+    values: Sequence[Hashable | None],
+    correct: Sequence[bool],
+    weights: Sequence[float] | None = None,
+    agree: Agree = operator.eq,
 ) -> bool:
     """Whether the voted value is right: equal values are graded alike, so any sample that holds it tells. No vote is wrong."""
-    vote = majority(values) if weights is None else weighted_majority(values, weights)
+    vote = weighted_majority(values, [1] * len(values) if weights is None else weights, agree)
     return vote is not None and bool(correct[list(values).index(vote)])
 
 

@@ -5,6 +5,7 @@ among them.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 
 from reft_jax.rewards import estimates
@@ -29,9 +30,9 @@ def greedy(rows: Sequence[Sequence[Grade]], num: int) -> dict:
     return {"accuracy": accuracy(rows, num), "ci95": ci95, "num_questions": num, "num_correct": correct}
 
 
-def sampled(rows: Sequence[Sequence[Grade]], num: int, k: int) -> dict:
+def sampled(rows: Sequence[Sequence[Grade]], num: int, k: int, agree: estimates.Agree = operator.eq) -> dict:
     """Of each question's first k samples avg@k (mean accuracy of one) and maj@k (the most frequent answer is right); of all that it has the
-    unbiased pass@k."""
+    unbiased pass@k. `agree`: which answers are one, `matchers.same` of the run's matcher."""
     shares = [sum(g.correct for g in row[:k]) / k for row in rows]
     mean = sum(shares) / num
     spread = sum((s - mean) ** 2 for s in shares) + (num - len(rows)) * mean**2
@@ -39,7 +40,7 @@ def sampled(rows: Sequence[Sequence[Grade]], num: int, k: int) -> dict:
     return {
         f"avg@{k}": mean,
         f"avg@{k}_ci95": [max(mean - half, 0.0), min(mean + half, 1.0)],
-        **share(f"maj@{k}", sum(estimates.vote_is_right(*votes(row[:k])) for row in rows), num),
+        **share(f"maj@{k}", sum(estimates.vote_is_right(*votes(row[:k]), agree=agree) for row in rows), num),
         **share(f"pass@{k}", sum(estimates.pass_at_k(len(row), sum(g.correct for g in row), k) for row in rows), num),
         "num_sampled_questions": num,
     }
@@ -50,13 +51,19 @@ def votes(row: Sequence[Grade]) -> tuple[list, list[bool]]:
     return [grade.extracted for grade in row], [grade.correct for grade in row]
 
 
-def reranked(rows: Sequence[Sequence[Grade]], scores: Sequence[Sequence[float]], num: int, k: int) -> dict:
+def reranked(
+    rows: Sequence[Sequence[Grade]],
+    scores: Sequence[Sequence[float]],
+    num: int,
+    k: int,
+    agree: estimates.Agree = operator.eq,
+) -> dict:
     """With P(right) of every sample: rerank@k (the likeliest sample is right), weighted@k (so is the answer with the most probability
-    in all) and, as the limit of any choice, oracle@k (some sample is right)."""
+    in all, `agree` as in `sampled`) and, as the limit of any choice, oracle@k (some sample is right)."""
     pairs = list(zip(rows, scores, strict=True))
     right = {
         "rerank": sum(row[estimates.best_of(marks)].correct for row, marks in pairs),
-        "weighted": sum(estimates.vote_is_right(*votes(row), marks) for row, marks in pairs),
+        "weighted": sum(estimates.vote_is_right(*votes(row), marks, agree) for row, marks in pairs),
         "oracle": sum(estimates.oracle_at_k(votes(row)[1], k) for row in rows),
     }
     return {key: value for name, count in right.items() for key, value in share(f"{name}@{k}", count, num).items()}

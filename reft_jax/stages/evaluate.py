@@ -14,6 +14,7 @@ from reft_jax.config.settings import OWN_FOLDERS, Sampling
 from reft_jax.config.words import listed, nearest
 from reft_jax.data import prompts
 from reft_jax.mesh import distributed
+from reft_jax.rewards import matchers, score
 from reft_jax.rewards.total import Responses
 from reft_jax.rollouts import figures
 from reft_jax.rollouts.actor import Actor
@@ -142,12 +143,13 @@ def evaluate(run: Run, stage: Stage, label: str, source: str) -> dict:
         questions = ask(run, run.splits.test, purpose, stage.num_questions)
         actor = Actor(run, run.model, stage.sampling, stage.batch_size, k)
         answers = answer_all(run, f"{label}: {k} samples", actor, params, questions, key)
-        rows, scores = answers.by_question(), None
-        result |= figures.sampled(rows, questions.num, k)
+        rows, scores, agree = answers.by_question(), None, matchers.same(data.matcher, score.answer_kind(data.task))
+        result |= figures.sampled(rows, questions.num, k, agree)
         if (ranker := dict(stage.rerankers).get(label)) is not None:
             del params  # before the re-ranker's come
             scores = make_scorer(run, ranker)(answers.records, answers.texts, purpose).tolist()
-            result |= figures.reranked(rows, answers.by_question(scores), questions.num, k) | {"reranker": ranker}
+            result |= figures.reranked(rows, answers.by_question(scores), questions.num, k, agree)
+            result["reranker"] = ranker
         lines += predictions(questions, answers, data, split="test", mode="sampled", scores=scores)
     folder = run.folder(label)
     folder.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ one reads.
 """
 
 import functools
+from collections.abc import Callable
 
 from reft_jax.config import choices
 from reft_jax.errors import InputError
@@ -44,3 +45,9 @@ def names(kind: str) -> list[str]:
 def match(text: str, *, kind: str, matcher: str) -> Found:
     """(value, status, span) of a response's text by the matcher of that name. Any text will do; a megabyte takes milliseconds."""
     return get(matcher, kind).find(text, kind)
+
+
+def same(name: str, kind: str) -> Callable[[str, str], bool]:
+    """Whether two keys of that matcher are one answer, for votes: whether each is right where the other is gold."""
+    rule = get(name, kind)
+    return lambda a, b: a == b or (rule.agree(a, b, kind) and rule.agree(b, a, kind))

@@ -6,6 +6,7 @@ the number ("5k") or behind an amount of money ("$5 M"), squared, cubed and "and
 what may multiply or not ("5 K", "5 mil", "3 score"). Words are English.
 """
 
+import functools
 import re
 import unicodedata
 from fractions import Fraction
@@ -73,6 +74,7 @@ def ascii_of(character: str) -> str:
     return character
 
 
+@functools.lru_cache(maxsize=4096)
 def read(text: str) -> Fraction | None:
     """The number that stands at the start of `text`, a few hundred characters at most, if no second one follows it."""
     text = text if text.isascii() else "".join(map(ascii_of, text)).strip()
