@@ -220,7 +220,9 @@ QUANTITIES = {
     + ("5 times", "5 times as many", "5 a.m.", "5 A's", "5 quarters", "5 seconds", "5th")
     + ("5 millionaires", "5 kids", "5 bills", "5 tons", "5 g", "5 L", "5\nThat is x.", "5. So x = five.", "5 or so", "($5 each)")
     + ("5 (the larger one)", "5 apples, one a day", "5</s>", "5<|im_end|>", "5**", "5**\nDone.", "**5** apples", "5 **apples**")
-    + ("5€", "5 元", "5个", "5 Ω", "5\\text{ km}", "$5$", "5\\,\\text{km}", "5 -- done", "5 – that is it"),
+    + ("5€", "5 元", "5个", "5 Ω", "5\\text{ km}", "$5$", "5\\,\\text{km}", "5 -- done")
+    + ("5 third graders", "$5 to the shelter", "5 in three years", "5 goals in the second half", "5 cars over the three days", "5 t-shirts", "5 M&Ms")
+    + ("5 in the first two groups", "$5 for a dozen", "5 – that is it"),
     None: ("5 K", "5 M", "5 B", "5 k", "5T", "5 T", "5 mil", "5π", "5 π", "5 pi", "5\\pi", "5!", "5 !", "2x", "2 x", "5*x", "5 * x")
     + ("5/x", "5 / x", "10**n", "10^n", "5 times ten", "5 ± one", "5 ± x", "5 plus two", "5 minus one", "5 or six", "5 to ten")
     + ("5 + x", "5 - x", "5 = x", "5-x", "5(x+1)", "5 (x)", "5y", "5n", "5e", "5i", "5b", "5 sqrt(x)", "5√x")
@@ -228,7 +230,9 @@ QUANTITIES = {
     + ("5 hundredths", "5 millionths", "1-third", "5 gross", "5 score", "5 grand", "5 feet six inches", "5 point two", "5 thousand two hundred")
     + ("5 million 200 thousand", "5 apples and six pears", "5 million and a half", "5 to the third", "5 to the power n", "5 choose two")
     + ("-5 squared", "1/2 squared", "5 doubled", "5 squared meters", "5 apples + x", "5 apples or ten", "5 < x", "5 ≤ y", "5 × n", "5·n")
-    + ("5ⁿ", "5 ÷ two", "5 mod three", "5θ", "5\\cdot x", "5\\times\\pi", "5 out of ten", "5 below zero", "5 or 6", "10^3", "5*3", "5x3")
+    + ("5ⁿ", "5 ÷ two", "5 mod three", "5θ", "5\\cdot x", "5\\times\\pi", "5 out of ten", "5 in ten", "5 more than two")
+    + ("5 to the tenth power", "5 Millionen", "5 mill", "5 millionth", "5 tens", "5 vs. six", "5; six", "5 square root of two", "<5")
+    + ("5 raised to the third power", "5e3k", "5 & a half",  "5 dollars fifty", "5 below zero", "5 or 6", "10^3", "5*3", "5x3")
     + ("five million", "about 5 million", "$5 mm", "5 one", "5 or a dozen", "5 plus a dozen", "5 plus tax", "5 sin x", "5 log n", "5 twice"),
 }  # fmt: skip
 
@@ -292,6 +296,7 @@ EQUALITIES = [
     ("60\\text{ mph}", "60\\text{ miles per hour}", True),
     ("60\\text{ mph}", "60\\text{ km/h}", False),
     ("2\\pi\\text{ cm}", "2\\pi", True),
+    ("2\\pi cm", "2\\pi\\text{ cm}", True),
     ("2\\pi\\text{ cm}", "2\\pi\\text{ in}", False),
     ("\\sqrt{2}\\text{ inches}", "\\sqrt2", True),
     ("\\$5", "5\\text{ dollars}", True),

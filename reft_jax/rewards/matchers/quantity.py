@@ -28,16 +28,25 @@ _NUMBER_WORDS = (
     )
     | MULTIPLIERS.keys()
 )
-_OPERATORS = {"plus", "minus", "divided", "multiplied", "mod", "sqrt", "factorial"}
+_OPERATORS = {"plus", "minus", "divided", "multiplied", "mod", "sqrt", "root", "factorial", "vs", "versus"}
 _BEFORE_ONE = {"or", "and", "to", "times", "by", "over", "through"}
+_IN_PASSING = set(
+    "a an the these those this that first second last next other all both per each every my your his her its our their "
+    "in for of after before with within during at on from into between across among until"
+    "".split()
+)  # words before a number that does not change the first one
 _VARIABLES = {"x", "y", "z", "n"}
 _UNIT_LETTERS = set("mgshlLNJVWACFΩ")
 # Words behind a number that change it in ways not read here, or may do so.
 _DOUBTFUL = set(
-    "one once twice thrice doubled tripled quadrupled halved halves score gross grand mil pi sin cos tan log ln exp root choose power".split()
+    "one once twice thrice double doubled triple tripled quadrupled halved halves tens score gross grand thou kilo mega mil mill mio mrd "
+    "bil tril pi sin cos tan log ln exp choose power".split()
+)
+_FOREIGN = re.compile(
+    r"mille|mila|(?:m|b|tr)il[lj]?i?(?:[oó]ne?|on[aeiu]n?|ones|oner|oen|ard|arden?|ardi|hão|hões)|тысяч.*|милли(?:он|ард).*"
 )
 _FRACTION = re.compile(
-    r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|\w+dredth|\w+sandth|\w+lionth)s?|(?:\w+teenth|twelfth|\w+tieth)s"
+    r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|\w+teenth|\w+tieth|\w+dredth|\w+sandth|\w+lionth)(?P<many>s?)"
 )
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)"
@@ -50,15 +59,17 @@ _HEAD = re.compile(
     re.ASCII,
 )
 _AND_PART = re.compile(r"[\s-]+and[\s-]+an?[\s-]+(half|third|quarter)(?![a-z])", re.IGNORECASE)
-_WORD = re.compile(r"[^\W\d_]+(?:['’.][^\W\d_]+)*")
-_FIRST = re.compile(rf"(?P<gap>[\s\-/({{\[,]*)(?P<word>{_WORD.pattern})")
+_WORD = re.compile(r"[^\W\d_][-&][^\W\d_]{2,}|[^\W\d_]+(?:['’.][^\W\d_]+)*")
+_FIRST = re.compile(rf"(?P<gap>[\s\-/({{\[,]*)(?P<word>{_WORD.pattern})")  # t-shirts and M&Ms are words
 
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|textrm|mbox)\s*\{([^{}]*)\}")
 _EMPHASIS = re.compile(r"(?<![\w*)])(\*{1,3})(?=[^\s*])([^*]*[^\s*])\1(?![\w*(])|\*{2,3}(?=\s*(?:[.,;:]|\n|$))")
 _MARK = re.compile(r"<[/|]?[a-zA-Z_|]+>|\\[%$,; )\]]|\\\\$")
-_UNIT_POWER = re.compile(r"(?<=[a-wyz])(?:\^?-?[\dⁿ](?!\d)|⁻?[¹²³⁴-⁹])", re.IGNORECASE)  # m2, s^-1; not 5x3
-_SENTENCE_END = re.compile(r"\n|[.;?!](?=\s|$)")
-_OPERATOR = re.compile(r"[+^=×·÷±∓√≤≥≈∞*\\⁰¹²³⁴-⁹⁺⁻]|<|(?<=[\w)])!")
+_UNIT_POWER = re.compile(
+    r"(?<=[a-wyz])(?:\^-?\d(?!\d)|(?<!e)-?\d(?!\d)|⁻?[¹²³⁴-⁹])", re.IGNORECASE
+)  # m2, s^-1; not 5x3
+_SENTENCE_END = re.compile(r"\n|(?<!vs)[.?!](?=\s|$)")
+_OPERATOR = re.compile(r"[+^=×·÷±∓√≤≥≈∞*\\⁰¹²³⁴-⁹⁺⁻]|[<>]|(?<=[\w)])!")
 
 
 def ascii_of(character: str) -> str:
@@ -84,12 +95,16 @@ def read(text: str) -> Fraction | None:
     if value is None:
         return None
     rest = text[head.end() :]
+    if "<" in head["opening"]:
+        if ">" not in rest:
+            return None
+        rest = rest.replace(">", "", 1)
     money = bool(head["money"] or head["before"])
     plain = not (money or head["den"] or head["power"] or head["whole"] or head["sign"])
     if plain and (part := _AND_PART.match(rest)):
         value, rest = value + Fraction(1, {"half": 2, "third": 3, "quarter": 4}[part[1].lower()]), rest[part.end() :]
     value, rest = _multiplied(value, rest, money=money, plain=plain)
-    if value is None or not counts(rest, money=money):
+    if value is None or not counts(rest, money=money, one=value == 1):
         return None
     accounted = head["money"] and not head["sign"] and head["opening"].endswith("(") and rest.startswith(")")
     return -value if head["sign"] == "-" or head["inner_sign"] or accounted else value
@@ -128,8 +143,8 @@ def _multiplied(value: Fraction, rest: str, *, money: bool, plain: bool) -> tupl
     return value, rest
 
 
-def counts(rest: str, *, money: bool = False) -> bool:
-    """Whether what follows a number says at most what it counts: no second number, variable or operator."""
+def counts(rest: str, *, money: bool = False, one: bool = True) -> bool:
+    """Whether what follows a number says at most what it counts: no second number, variable or operator. `one`: the number may be 1."""
     rest = _MARK.sub(" ", _UNIT_POWER.sub("", rest))
     if re.search(r"\d", rest):
         return False
@@ -139,12 +154,12 @@ def counts(rest: str, *, money: bool = False) -> bool:
     if _OPERATOR.search(sentence.rstrip("*")) or re.match(r"\s*!", sentence):
         return False
     first = _FIRST.match(sentence)
-    if first and not _may_follow(first["word"], first["gap"], last=first.end() == len(sentence), money=money):
+    if first and not _may_follow(first["word"], first["gap"], last=first.end() == len(sentence), money=money, one=one):
         return False
     return _no_second_number(sentence)
 
 
-def _may_follow(word: str, gap: str, *, last: bool, money: bool) -> bool:
+def _may_follow(word: str, gap: str, *, last: bool, money: bool, one: bool) -> bool:
     """Whether the word right behind a number can be what it counts."""
     if money and not gap.strip(" ") and word.lower() in {*_UNIT_LETTERS, "mm"}:
         return False  # "$5 mm" may be millions
@@ -152,18 +167,29 @@ def _may_follow(word: str, gap: str, *, last: bool, money: bool) -> bool:
         return gap.isspace() and not last  # "$5 a day"
     if len(word) == 1 and not 0x2E80 <= ord(word):  # a letter, not an ideogram
         return word in _UNIT_LETTERS
-    return word.lower() not in _DOUBTFUL and not _FRACTION.fullmatch(word.lower())
+    part = _FRACTION.fullmatch(word.lower())  # "2 thirds" and "1 third"; "29 third graders" are counted
+    if part and (one or part["many"] or word.lower().endswith(("dredth", "sandth", "lionth"))):
+        return False
+    return word.lower() not in {*_DOUBTFUL, *POWERS} and not _FOREIGN.fullmatch(word.lower())
 
 
 def _no_second_number(words: str) -> bool:
-    """Whether words behind a number name no other number, variable or operation; "a dozen" in "$5 a dozen" is what it counts."""
-    before, since = "", 0
-    for place, found in enumerate(_WORD.finditer(words)):
-        word = found[0].lower()
-        rate = before in ("per", "each", "every") or (before in ("a", "an") and since == 1)
-        if word in _OPERATORS or found[0] in _VARIABLES or (word in _NUMBER_WORDS and not rate):
+    """Whether words behind a number name no variable or operation, and other numbers only in passing ("in the two days", "$5 a dozen")."""
+    said = [found[0] for found in _WORD.finditer(words)]
+    if not _VARIABLES.isdisjoint(said) or not _OPERATORS.isdisjoint(map(str.lower, said)):
+        return False
+    said = [word.lower() for word in said]
+    for place, word in enumerate(said):
+        before = said[:place]
+        while before[-1:] in (["a"], ["an"]) and len(before) > 1:
+            before.pop()
+        if word in _NUMBER_WORDS and (not _IN_PASSING.intersection(before[-1:]) or [*before, word] == ["a", "half"]):
             return False
-        if (word == "one" and before in _BEFORE_ONE) or (before == "to" and word == "the" and place == 1):
+        if word in _NUMBER_WORDS and (
+            before[-2:] == ["out", "of"] or (said[place:] == [word] and before in (["in"], ["of"]))
+        ):
+            return False  # 5 out of ten, 5 in ten
+        if word == "one" and _BEFORE_ONE.intersection(before[-1:]):
             return False
-        before, since = word, place + 1
-    return True
+    said = said[said[:1] == ["raised"] :]
+    return said[:2] != ["to", "the"] or not any(word == "power" or _FRACTION.fullmatch(word) for word in said[2:4])

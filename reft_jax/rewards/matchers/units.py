@@ -71,9 +71,8 @@ _PHRASE = re.compile(
 # Behind a bare number a letter is a variable, and so may be two: 5 m is a length in \text{} alone, 5 cm everywhere.
 _WORD = rf"(?:[A-Za-z]{{3,}}|(?:of|sq|cu|{'|'.join(name for name in _NAMES if len(name) == 2)})(?![A-Za-z]))\.?{_POWER}"
 _AT_END = re.compile(
-    rf"(?:(?<=[\d)}}])\s*(?<![\\A-Za-z])|(?<=[A-Za-z])\s+(?=(?:{'|'.join(_SPELLINGS)})(?![A-Za-z])))"
+    rf"(?:(?<=[\d)}}])\s*(?<![\\A-Za-z])|(?<=\\pi)\s+|(?<=[A-Za-z])\s+(?=(?:{'|'.join(_SPELLINGS)})(?![A-Za-z])))"
     rf"(?P<words>{_WORD}(?:\s+{_WORD})*(?:\s*/\s*[A-Za-z]+{_POWER})?)$",
-    re.IGNORECASE,
 )
 TEXT = r"\\(?:text|mathrm|textrm|mbox)\s*\{"  # its beginning
 _END = r"(?=(?:[\s$.~}]|\\[)\]])*$)"
@@ -87,7 +86,9 @@ _MONEY = re.compile(
     rf"(?:(?:{TEXT}\s*)?(?P<letter>[kmbt]|tn)(?![A-Za-z])\s*\}}?)?{_END}",
     re.IGNORECASE,
 )
-_ACCOUNTED = re.compile(r"^\s*\(\s*((?:\\\$|\$(?=[^$]*$)|[€£¥₹])\s*[\d.]+[^()]*)\)\s*\.?\s*$")  # ($1,000)
+_ACCOUNTED = re.compile(
+    r"^\s*\(\s*((?:\\\$|\$(?=[^$]*$)|[€£¥₹])\s*[\d.]+(?:\*\d+)*\s*[kKmMbBtT]?)\s*\)\s*\.?\s*$"
+)  # ($1,000)
 _DEGREE = re.compile(
     rf"(?:\^\s*\{{?\s*\\circ\s*\}}?|\\(?:degrees?|circ)(?![A-Za-z]))\s*(?:{TEXT}\s*([CF])\s*\}}|([CF])(?![A-Za-z]))?(?P<end>{_END})?"
 )
@@ -124,9 +125,9 @@ def _power(text: str) -> str:
 
 def spell(text: str) -> str:
     """LaTeX with its units as words at its end and multipliers as products: "\\$5\\text{ million}" is "\\$5*1000000 dollar". Units elsewhere go."""
-    text = _ACCOUNTED.sub(r"-\1", text)
     for _ in range(3):  # "hundred thousand million"
         text = _MULTIPLIER.sub(_product, text)
+    text = _ACCOUNTED.sub(r"-\1", text)
     if money := _MONEY.match(text):
         factor = quantity.MONEY_LETTERS[money["letter"].lower()] if money["letter"] else 1
         sign = next(sign for sign in money["amount"] if sign in SIGNS)
