@@ -1,7 +1,8 @@
 """Answers in text: find the one a response states, give it one canonical spelling, compare two of them.
 
 The canonical spelling is at once what is stored, what is voted on and what is compared with the gold answer. So with the
-matcher `reft` "42", "42.0" and "$42.00001" are one vote; with every matcher two responses with equal keys are graded alike.
+matcher `reft` "42", "42.0" and "$42.00001" are one key; with every matcher two responses with equal keys are graded alike. Different keys
+that agree (6.67 and 6.667) vote for each other: `matchers.same`, `estimates.weighted_majority`.
 What each matcher reads and what it takes for equal is written in `rewards/matchers`.
 
 Any text will do: it is searched once, regular expressions see at most a few hundred characters of it or take linear time, and a

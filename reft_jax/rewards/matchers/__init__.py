@@ -2,8 +2,8 @@
 
 One file is one matcher: it defines MATCHER, a `Matcher` (base.py) of pure functions, and its docstring says what it reads and takes for
 equal; files without a MATCHER are what matchers share. A value is the key that is stored, voted on and compared: equal keys are always
-graded alike. To add a matcher, write such a file here, or anywhere and name its path (my.py); `tests/matcher_cases.py` is the table of what each
-one reads.
+graded alike, and keys that agree both ways vote for each other (`same`). To add a matcher, write such a file here, or anywhere and name its
+path (my.py); `tests/matcher_cases.py` is the table of what each one reads.
 """
 
 import functools

@@ -2,6 +2,7 @@
 
 That is the last run of two or more of the characters $ 0-9 . , or else of digits, with a minus before it: "50%" is 50, "$5" is 5,
 "3/4" is 4.
+Whatever is said of that number, it is the answer: "The answer is definitely not 42." is 42 there, and so it is here; `auto` reads none.
 """
 
 import re
