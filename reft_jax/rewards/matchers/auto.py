@@ -58,9 +58,10 @@ def _places(text: str, kind: str) -> Iterator[tuple[int, int]]:
     end, begin = len(text.rstrip()), 0
     if (place := _sentence(text)) is not None:
         begin = place
-        yield begin, (stop := _line_end(text, begin, end))
+        stop = _line_end(text, begin, end)
         if (dot := text.find(". ", begin, stop)) >= 0:
             yield begin, dot
+        yield begin, stop
     if (box := dress.last_box(text)) and box[0] >= begin:
         yield box
     if (mark := text.rfind("####")) >= begin:

@@ -24,6 +24,7 @@ _SYMBOLS |= {
     "\u00a0": " ",
 }
 _AND = re.compile(rf",?\s*(?:{units.TEXT}\s*,?\s*(?:and|or)\s*,?\s*\}}|(?<=[\s\d)}},])(?:and|or)(?=\s))")
+_BETWEEN = re.compile(r";|,?\s*\\?&")  # items of a list
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|,?\\[,!]|,\\ )\d{3})+(?!\d)", re.ASCII)
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,?\\[,!])\d{3})+(?!\d)", re.ASCII)
 _TEXT = re.compile(
@@ -43,6 +44,7 @@ _SPELLINGS = (
     (re.compile(r"\\lt(?![A-Za-z])"), "<"),
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (re.compile(r"\\(?:neq|ne)(?![A-Za-z])"), r"\\ne "),
+    (re.compile(r"\\colon(?![A-Za-z])"), ":"),
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
     (re.compile(r"\\(?:lvert|rvert|vert)(?![A-Za-z])"), "|"),
@@ -85,7 +87,7 @@ def undress(text: str) -> str:
     text = units.spell(text)
     text = _TEXT.sub(r" \1 ", text)
     text = _DRESS.sub(" ", text)
-    text = text if "\\begin" in text else text.replace(";", ",")
+    text = text if "\\begin" in text else _BETWEEN.sub(", ", text)
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling if spelling is not None else _mixed, text)
     text = " ".join(text.split()).strip("\"'`").rstrip(".,; ")

@@ -29,8 +29,7 @@ from reft_jax.rewards.matchers.base import MAX_ANSWER
 RELATIVE = Fraction(1, 10**6)
 _RELATION = re.compile(r"(\\le |\\ge |\\ne |[=<>])")
 _TURNED = {">": "<", "\\ge ": "\\le "}
-_EXPONENT = re.compile(r"-?\d+(?:\.\d*)?(?:E[+-]?\d{1,3}|e\+?\d{1,3}|e-\d{2,3})", re.ASCII)
-_SMALL = re.compile(r"-?\d+(?:\.\d*)?e-\d", re.ASCII)  # also 2 times e, less 3
+_EXPONENT = re.compile(r"-?\d+(?:\.\d*)?[eE][+-]?\d{1,3}", re.ASCII)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -161,7 +160,7 @@ def _key(text: str, depth: int) -> str | None:
             and dress.closes(text, len(opening) - 1) == len(text) - 1
         )
         if whole and (opening == "\\{" or "," in inside):
-            return "{" + ",".join(sorted(set(_keys(dress.split(inside, ","), depth)))) + "}"
+            return _set(_keys(dress.split(inside, ","), depth))
     if text[0] in "([" and text[-1] in ")]" and dress.closes(text, 0) == len(text) - 1:
         parts = dress.split(text[1:-1], ",")
         if len(parts) > 1:
@@ -169,10 +168,9 @@ def _key(text: str, depth: int) -> str | None:
         if text[0] == "[" or WORDS.fullmatch(parts[0].strip()):
             return _key(parts[0], depth + 1)
     if len(parts := dress.split(text, ",")) > 1:
-        return "{" + ",".join(sorted(set(_keys(parts, depth)))) + "}"
+        return _set(_keys(parts, depth))
     if text.count("\\pm") == 1:
-        both = [_key(text.replace("\\pm", sign), depth + 1) for sign in "+-"]
-        return "{" + ",".join(sorted(set(both))) + "}"
+        return _set(_keys([text.replace("\\pm", sign) for sign in "+-"], depth))
     sides = _RELATION.split(text)
     if len(sides) > 1:
         return _relation(sides, depth)
@@ -180,6 +178,10 @@ def _key(text: str, depth: int) -> str | None:
         return _measured(text)
     except algebra.Unreadable:
         return _words(text)
+
+
+def _set(keys: list[str]) -> str:
+    return "{" + ",".join(sorted(set(keys) - {""})) + "}"
 
 
 def _relation(sides: list[str], depth: int) -> str:
@@ -195,15 +197,10 @@ def _relation(sides: list[str], depth: int) -> str:
 def _measured(text: str, number: bool = False) -> str:
     """The key of an expression, with its unit behind it; algebra.Unreadable if it is none, or, if so asked for, no number."""
     text, unit = units.split(text)
-    value = algebra.read(_plain_exponent(text, number))
+    value = algebra.number(Fraction(text)) if _EXPONENT.fullmatch(text) else algebra.read(text)
     if number and not value.is_number:
         raise algebra.Unreadable(text)
     return algebra.show(value) + (f" {unit}" if unit else "")
-
-
-def _plain_exponent(text: str, number: bool) -> str:
-    """1.5e3 as a fraction; among expressions 2e-3 is 2 times e, less 3."""
-    return str(Fraction(text)) if _EXPONENT.fullmatch(text) or (number and _SMALL.fullmatch(text)) else text
 
 
 WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")

@@ -134,9 +134,9 @@ def _multiplied(value: Fraction, rest: str, *, money: bool, plain: bool) -> tupl
             factor = MONEY_LETTERS.get(word.lower())
         elif not found["gap"]:
             factor = LETTERS.get(word)
-        if word in POWERS:
+        if word.lower() in POWERS:
             clear = plain and not _FIRST.match(rest, end)  # -5 squared, 5 squared metres
-            return (value ** POWERS[word] if clear else None), rest[end:]
+            return (value ** POWERS[word.lower()] if clear else None), rest[end:]
         if factor is None:
             break
         value, rest, money = value * factor, rest[end:], False

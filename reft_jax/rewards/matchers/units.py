@@ -160,4 +160,5 @@ def _words(found: re.Match) -> str:
 def of_key(key: str) -> tuple[str, str]:
     """(key without its unit, the unit or "")."""
     value, _, unit = key.rpartition(" ")
-    return (value, unit) if value and re.split("[/^]", unit)[0] in _SPELLINGS else (key, "")
+    words = re.fullmatch("[A-Za-z' -]{3,}", value)  # "sunny day"
+    return (value, unit) if value and not words and re.split("[/^]", unit)[0] in _SPELLINGS else (key, "")
