@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from reft_jax import convert, models
 from reft_jax.data import tokenizer as tokenizers
+from reft_jax.errors import InputError
 from reft_jax.run import checkpoint
 from tests import tiny
 
@@ -48,6 +49,13 @@ def test_bfloat16_and_a_value_head_go_out_and_come_back(tmp_path):
     ]
     loaded = models.load_hf(tmp_path / "theirs", param_dtype="bfloat16")[1]
     tiny.assert_trees_equal(loaded, jax.tree.map(np.asarray, params))
+
+
+def test_a_checkpoint_of_no_numbers_is_refused(tmp_path):
+    params = {"norm": {"scale": np.ones(3)}, "blocks": {"up": np.array([1, np.inf, np.nan, np.nan], np.float32)}}
+    checkpoint.write_params(tmp_path / "0", params)
+    with pytest.raises(InputError, match=f"{tmp_path / '0'}: blocks.up holds 2 NaN and 1 infinite of 4 numbers"):
+        checkpoint.load_params(tmp_path / "0")
 
 
 @pytest.mark.parametrize(

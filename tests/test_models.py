@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from reft_jax import models
 from reft_jax.config import choices
 from reft_jax.errors import InputError
+from reft_jax.models import weight_files
 from reft_jax.models.products import product
 from tests import reference, tiny
 
@@ -497,11 +499,16 @@ def test_adapters_of_peft_are_said_to_be_unmerged(saved):
     folder, tensors, write = saved
     part = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     write({part: np.zeros((2, 16), np.float32)}, "adapter_model.safetensors")
-    refused(folder, f"1 weights of adapters, as {part}", "merge_and_unload")
-    (folder / "adapter_model.safetensors").unlink()
+    refused(folder, "holds adapter_model.safetensors", "merge_and_unload")
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="adapter_config.json: PEFT's adapters must be merged"):
+    with pytest.raises(
+        InputError, match="adapter_config.json, adapter_model.safetensors: PEFT's adapters must be merged"
+    ):
         models.resolve(str(folder))
+    for path in folder.glob("adapter*"):
+        path.unlink()
+    write(tensors | {part: np.zeros((2, 16), np.float32)})
+    refused(folder, f"1 weights of adapters, as {part}", "merge_and_unload")
 
 
 @pytest.mark.parametrize(
@@ -567,6 +574,198 @@ def test_a_weight_in_two_files_is_refused(saved):
     folder, tensors, write = saved
     write({"model.norm.weight": 2 * tensors["model.norm.weight"]}, "another.safetensors")
     refused(folder, "model.norm.weight is in another.safetensors and again in model.safetensors")
+
+
+SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ([*SHARDS, INDEX], [f"{SHARDS[0]} and {SHARDS[1]}; model.safetensors.", f"remove {SHARDS[0]} and 2 more or model.safetensors"]),
+        (SHARDS, [f"model.safetensors; {SHARDS[0]} and {SHARDS[1]}."]),
+        ([INDEX], [f"{SHARDS[0]} and {SHARDS[1]}; model.safetensors."]),  # its shards are gone
+        (["adapter_model.safetensors"], ["holds adapter_model.safetensors"]),
+        (["adapter_config.json"], ["holds adapter_config.json"]),
+        (["another.safetensors"], ["model.norm.weight is in another.safetensors and again in model.safetensors"]),
+        (["model-00001-of-00001.safetensors"], ["model-00001-of-00001.safetensors; model.safetensors."]),
+        (["pytorch_model.bin", "pytorch_model.bin.index.json", "heads.txt"], None),
+    ],
+)  # fmt: skip
+def test_several_sets_of_weights_are_refused_by_their_files(saved, more, said):
+    folder, tensors, write = saved
+    for name in more:
+        if name == INDEX:
+            weight_map = {weight: SHARDS[i % 2] for i, weight in enumerate(sorted(tensors))}
+            (folder / name).write_text(json.dumps(dict(weight_map=weight_map)))
+        elif name.endswith(".safetensors"):
+            write({"model.norm.weight": tensors["model.norm.weight"]}, name)
+        else:
+            (folder / name).write_text("{}")
+    refused(folder, *said) if said else tiny.assert_trees_equal(
+        models.load_hf(folder)[1], tiny.params(tiny.model(None))
+    )
+
+
+def test_an_index_leaves_out_other_programs_files_but_no_other_shards(saved):
+    folder, tensors, write = saved
+    names, model = sorted(tensors), tiny.model(None)
+    models.save_hf(folder, model, tiny.params(model), max_shard_bytes=6000)
+    assert not (folder / "model.safetensors").exists() and len(list(folder.glob("model-*"))) == 4
+    write({names[0]: 2 * tensors[names[0]]}, "consolidated.safetensors")
+    tiny.assert_trees_equal(models.load_hf(folder)[1], tiny.params(model))
+    write({names[0]: 2 * tensors[names[0]]}, SHARDS[0])
+    refused(folder, f"model-00001-of-00004.safetensors and 3 more; {SHARDS[0]}.", f"or {SHARDS[0]}")
+
+
+OLD = [*SHARDS, INDEX, "model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "heads.safetensors"]
+OLD += ["model-00007-of-00009.safetensors", "pytorch_model-00001-of-00002.bin"]
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 6000])
+def test_a_save_leaves_no_old_weights(tmp_path, shard_bytes):
+    model, others = tiny.model(None), ["tokenizer.json", "training_args.bin", "README.md"]
+    for name in OLD + others:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "elsewhere").write_text("a blob of a cache")
+    (tmp_path / "model.safetensors").symlink_to("elsewhere")
+    for seed in (1, 0):
+        models.save_hf(tmp_path, model, tiny.params(model, seed), max_shard_bytes=shard_bytes)
+        tiny.assert_trees_equal(models.load_hf(tmp_path)[1], tiny.params(model, seed))
+    whole = (
+        ["model.safetensors"]
+        if shard_bytes > 6000
+        else [INDEX, *(f"model-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4))]
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, *whole, "config.json", "elsewhere"])
+    assert (tmp_path / "elsewhere").read_text() == "a blob of a cache"
+
+
+@pytest.mark.parametrize("name", ["another.safetensors", "adapter_model.safetensors", "adapter_config.json"])
+def test_a_save_beside_weights_that_it_does_not_know_is_refused(saved, name):
+    folder, _, write = saved
+    write({"x": np.zeros(3, np.float32)}, name)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match=f"holds {name}"):
+        models.save_hf(folder, tiny.model(None), tiny.params(tiny.model(None), 1))
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("sizes", [(6000, 6000), (6000, 10**9), (10**9, 6000)], ids=["shards", "to one", "from one"])
+def test_a_save_that_is_killed_anywhere_loses_nothing(tmp_path, monkeypatch, sizes):
+    model, seen = tiny.model(None), set()
+    old, new = (tiny.params(model, seed) for seed in (1, 2))
+
+    def changes():
+        """Kills at the n-th change of the folder."""
+        for name in ("mkdir", "rename", "unlink", "replace", "rmdir", "write_text"):
+            whole = getattr(weight_files.pathlib.Path, name)
+
+            def counted(self, *args, whole=whole, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+                return whole(self, *args, **kwargs)
+
+            monkeypatch.setattr(weight_files.pathlib.Path, name, counted)
+
+    for count in range(40):
+        folder, left = tmp_path / str(count), [10**6]
+        models.save_hf(folder, model, old, max_shard_bytes=sizes[0])
+        with monkeypatch.context() as monkeypatch:
+            left = [count]
+            changes()
+            try:
+                models.save_hf(folder, model, new, max_shard_bytes=sizes[1])
+            except KeyboardInterrupt:
+                pass
+        killed, mark = left[0] < 0, folder / weight_files.MADE
+        if mark.is_dir():
+            refused(folder, f"mv {mark}/* {folder}/ && rmdir {mark}")
+            stopped = shutil.copytree(folder, tmp_path / "stopped")
+            models.save_hf(stopped, model, old, max_shard_bytes=sizes[1])  # saved again
+            tiny.assert_trees_equal(models.load_hf(stopped)[1], old)
+            shutil.rmtree(stopped)
+            for path in mark.iterdir():  # as is said
+                path.rename(folder / path.name)
+            mark.rmdir()
+        found = "refused"
+        try:
+            norm = models.load_hf(folder)[1]["norm"]["scale"]
+            found = "old" if np.array_equal(norm, old["norm"]["scale"]) else "new"
+        except InputError as error:
+            assert "more than one set of weights" in str(error)  # by name, where only old ones were still to be removed
+        seen.add(found)
+        if not killed:
+            break
+    assert not killed and found == "new" and "old" in seen
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, np.float32, np.dtype("float32"), "float32", jnp.bfloat16, jnp.dtype("bfloat16")]
+)
+def test_a_dtype_is_a_name_a_type_or_an_object(saved, dtype):
+    folder = saved[0]
+    model, params = models.load_hf(folder, param_dtype=dtype, compute_dtype=dtype)
+    named, same = models.load_hf(folder, param_dtype=jnp.dtype(dtype).name, compute_dtype=jnp.dtype(dtype).name)
+    assert (
+        model == named
+        and hash(model) == hash(named)
+        and model.param_dtype == model.compute_dtype == jnp.dtype(dtype).name
+    )
+    models.save_hf(folder, model, params)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == model.param_dtype
+    tiny.assert_trees_equal(params, same)
+
+
+@pytest.mark.parametrize("dtype", ["float33", "int8", jnp.int32, None, float, "torch.float32", 3.0])
+def test_what_is_no_dtype_of_weights_is_refused(saved, dtype):
+    for key in ("param_dtype", "compute_dtype"):
+        with pytest.raises(InputError, match=f"{key}: got .*; legal are float32, bfloat16, float16"):
+            models.load_hf(saved[0], **{key: dtype})
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "name, value, dtype, said",
+    [
+        ("model.norm.weight", NAN, "float32", "holds 1 NaN of 16 numbers; it is damaged"),
+        ("model.layers.1.mlp.up_proj.weight", -INF, "float32", "holds 1 infinite of 384 numbers"),
+        ("model.embed_tokens.weight", NAN, "bfloat16", "holds 1 NaN of 384 numbers"),
+        (
+            "model.norm.weight",
+            1e6,
+            "float16",
+            "holds numbers up to 1e+06, and float16 ends at 6.55e+04; read it in another",
+        ),
+        ("model.norm.weight", -1e30, "bfloat16", "holds numbers up to 1e+30, of which float32 does not hold the norm"),
+        ("model.norm.weight", 6e4, "float16", None),
+        ("model.norm.weight", 1e6, "bfloat16", None),
+    ],
+)
+@pytest.mark.parametrize("stored", ["float32", "float64"])
+def test_weights_that_are_no_numbers_are_refused(saved, name, value, dtype, said, stored):
+    folder, tensors, write = saved
+    tensors[name] = tensors[name].astype(stored)
+    tensors[name].flat[7] = value
+    write(tensors)
+    models.check_hf(folder)
+    if said is None:
+        assert np.isfinite(np.asarray(models.load_hf(folder, param_dtype=dtype)[1]["norm"]["scale"], np.float32)).all()
+        return
+    with pytest.raises(InputError) as caught:
+        models.load_hf(folder, param_dtype=dtype)
+    assert str(caught.value).startswith(f"{folder / 'model.safetensors'}: {name} {said}")
+
+
+def test_a_value_head_of_no_numbers_is_refused(saved):
+    write = saved[2]
+    write({"value_head.kernel": np.full(16, NAN, np.float32)}, "heads.safetensors")
+    refused(saved[0], "heads.safetensors: value_head.kernel holds 16 NaN of 16 numbers")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1], ids=["empty", "half a length", "half a header", "one byte short"])

@@ -19,10 +19,13 @@ import numpy as np
 from flax import nnx
 
 from reft_jax.config.settings import MATRICES, Arch, Lora
+from reft_jax.errors import InputError
 from reft_jax.mesh.sharding import Layout
 from reft_jax.models import attention, quantize
 from reft_jax.models.products import product
 from reft_jax.models.rotary import rotary_tables, rotate
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +42,27 @@ class Model:
     base: str = "full"  # or int8, int4, nf4: `quantize.py`
     vocab_multiple: int = 1
     attention: str = "auto"  # or xla, kernel: `attention.py`
+    num_ids: int = 0  # that the tokenizer has: the rows after these are no tokens, and never likely; 0 = all are tokens
+
+    def __post_init__(self):
+        for name in ("param_dtype", "compute_dtype"):
+            object.__setattr__(self, name, _dtype_name(name, getattr(self, name)))
 
     @property
     def num_rows(self) -> int:
         """Rows of the embedding: the vocabulary, padded to a multiple that mesh axes divide. No padded token is ever likely."""
         return -(-self.arch.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+def _dtype_name(key: str, given) -> str:
+    """The name of a dtype: a name, a scalar type or a dtype object. InputError for one that no weight has."""
+    try:
+        name = jnp.dtype(given).name
+    except TypeError:
+        name = None
+    if name not in DTYPES:
+        raise InputError(f"{key}: got {given!r}; legal are {', '.join(DTYPES)}, as names or as JAX's and NumPy's types")
+    return name
 
 
 class Cache(flax.struct.PyTreeNode):

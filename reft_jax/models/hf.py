@@ -1,7 +1,8 @@
 """Hugging Face directories in and out: config.json and safetensors. A family is one file in `families/` that translates both.
 
 Every weight of the files must have one place here and every place one weight: what is unmapped, missing, doubly stored or
-mis-shaped is found from the files' headers, before anything is read, and refused in one message.
+mis-shaped is found from the files' headers, before anything is read, and refused in one message. Weights that are no numbers are refused
+as they are read.
 
 Tensors are read one at a time and go straight to where `shardings` puts them, so the host holds one tensor and its own
 devices' share of the model. `heads.safetensors`, beside the decoder's files, holds what no Hugging Face class has: the
@@ -26,12 +27,12 @@ from reft_jax.data import json_text
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed
 from reft_jax.mesh.sharding import drop_leading
-from reft_jax.models import decoder
+from reft_jax.models import decoder, numbers, weight_files
 from reft_jax.models.families import weights
+from reft_jax.models.weight_files import HEADS, INDEX, WHOLE
 
 FAMILIES = "models/families"  # the room: a file is a family, by its `model_type`
 SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "assets"
-INDEX, HEADS = "model.safetensors.index.json", "heads.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
 # Fields of config.json without which a model is not known; a null is refused where transformers does not say what it means.
 NEEDED = """
@@ -46,7 +47,7 @@ FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.b
 def resolve(name: str) -> pathlib.Path | None:
     """The folder of a Hugging Face directory or of a shipped model's name; None if there is none. InputError for PEFT's adapters."""
     if name and (pathlib.Path(name) / "adapter_config.json").is_file():
-        raise InputError(_unmerged(name, "adapter_config.json"))
+        weight_files.check_merged(pathlib.Path(name))
     for folder in (pathlib.Path(name), SHIPPED / name):
         if name and (folder / "config.json").is_file() and not _of_a_run(folder):
             return folder
@@ -124,39 +125,13 @@ class _Files:
         self.directory, self.family, self.wrong = directory, family, []
         self.file_of: dict[str, pathlib.Path] = {}
         self.name_of: dict[str, str] = {}  # full name -> name in the file
-        self.headers = {path: self._header(path) for path in self._paths()}
+        self.headers = {path: self._header(path) for path in weight_files.find(directory)}
         names = [(path, name) for path, header in self.headers.items() for name in header]
         if adapted := sorted(name for _, name in names if weights.ADAPTERS.search(name)):
-            raise InputError(_unmerged(directory, f"{len(adapted)} weights of adapters, as {adapted[0]}"))
+            raise InputError(weight_files.unmerged(directory, f"{len(adapted)} weights of adapters, as {adapted[0]}"))
         own = weights.unwrapped((name for _, name in names), family.PREFIX)
         for path, name in names:
             self._add(name, own[name], path)
-
-    def _paths(self) -> list[pathlib.Path]:
-        directory = self.directory
-        if (directory / INDEX).is_file():
-            weight_map = json_text.read_object(directory / INDEX, "mend it, or fetch it again").get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise InputError(f"{directory / INDEX}: not an index of weights: it has no weight_map")
-            names = {str(name) for name in weight_map.values()}
-            if absent := sorted(name for name in names if not (directory / name).is_file()):
-                raise InputError(
-                    f"{directory}: {INDEX} names files that are not there: {', '.join(absent)}; fetch them, and run again"
-                )
-            return sorted(directory / name for name in names)
-        paths = sorted(path for path in directory.glob("*.safetensors") if path.name != HEADS)
-        if not paths:
-            pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
-            raise InputError(
-                f"{directory}: no *.safetensors there"
-                + (
-                    f", only {', '.join(pickled[:3])}: a pickled file may run any program when it is read. Convert it where you trust it: "
-                    f'python -c "from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(directory)!r}).save_pretrained(NEW)"'
-                    if pickled
-                    else ""
-                )
-            )
-        return paths
 
     def _header(self, path):
         """{name: (type, shape, first byte)}. The library checks the file; the tensors are then read from their offsets, because
@@ -226,7 +201,8 @@ class _Files:
         for text in _few([self.name_of[name] for name in unmapped], ", "):
             first = self.name_of[unmapped[0]]
             near = nearest(first, missing)
-            wrong.append(f"unmapped {text}" + (f" ({first}: {near.strip()})" if near else ""))
+            there = f"{first} of {self.file_of[unmapped[0]].name}"
+            wrong.append(f"unmapped {text} ({there}{near and f': {near.strip()}'})")
         if wrong:
             raise InputError(f"{self.directory}: weights do not fit config.json: {'; '.join(wrong)}")
 
@@ -235,14 +211,6 @@ def _few(texts: list[str], separator: str) -> list[str]:
     """The first three and how many more, in one text; [] of none."""
     more = f"{separator}and {len(texts) - 3} more" if len(texts) > 3 else ""
     return [separator.join(texts[:3]) + more] if texts else []
-
-
-def _unmerged(directory, what: str) -> str:
-    return (
-        f"{directory}: holds {what}: PEFT's adapters must be merged into their base first: python -c \"from peft import "
-        f"AutoPeftModelForCausalLM as A; A.from_pretrained({str(directory)!r}).merge_and_unload().save_pretrained(NEW)\", the tokenizer's "
-        "files beside it, and name NEW"
-    )
 
 
 def _names(weight, num_layers: int) -> list[str]:
@@ -272,20 +240,24 @@ def load_hf(
     """(model, params) of a Hugging Face directory, with the value head if `heads.safetensors` has one.
 
     `shardings`: a tree like params (a value head's is not needed), or None for the default device. `layout` and
-    `vocab_multiple` go into the model. Raises InputError with every weight that is unmapped, missing, doubly stored or
-    mis-shaped.
+    `vocab_multiple` go into the model. Dtypes are names, scalar types or dtype objects. Raises InputError with every weight that is
+    unmapped, missing, doubly stored or mis-shaped, for several sets of weights in the directory, and for the first weight that is no
+    number, or none in param_dtype.
     """
     directory = pathlib.Path(directory)
     arch, table, files = _checked(directory)
     model = decoder.Model(arch, param_dtype, compute_dtype, layout=layout, vocab_multiple=vocab_multiple)
-    shapes, params = decoder.shapes(model), {}
+    shapes, params, param_dtype = decoder.shapes(model), {}, model.param_dtype
     for path, weight in table.items():
         shape, sharding = (_at(tree, path) for tree in (shapes, shardings))
 
         def read(name, shape, weight=weight):
             view = weight.take(files.read(name))
             array = np.empty(view.shape, param_dtype)
-            _fill(array, view)
+            with np.errstate(over="ignore", invalid="ignore"):
+                _fill(array, view)
+            if fault := numbers.fault(array, view):
+                raise InputError(f"{files.file_of[name]}: {files.name_of[name]} {fault}")
             return _padded(array, shape)
 
         if "{}" in weight.name:
@@ -358,6 +330,9 @@ def _read_heads(path, dim: int, layout):
     if "value_head.kernel" not in heads or any(x.shape != shapes[name] for name, x in heads.items()):
         found = {name: x.shape for name, x in heads.items()}
         raise InputError(f"{path}: has {found}; a value head of this model is {shapes}, the bias may be left out")
+    for name, x in heads.items():
+        if fault := numbers.fault(x):
+            raise InputError(f"{path}: {name} {fault}")
     place = layout and layout.replicated
     return {"value_head": {name.removeprefix("value_head."): jax.device_put(x, place) for name, x in heads.items()}}
 
@@ -367,9 +342,8 @@ def _read_heads(path, dim: int, layout):
 
 def save_hf(directory, model, params, *, max_shard_bytes: int = MAX_SHARD_BYTES):
     """Writes config.json, the decoder as safetensors (several files and an index over max_shard_bytes), and a value head as
-    `heads.safetensors`. Adapters must be merged before. One file's tensors are in memory at a time."""
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    `heads.safetensors`. Adapters must be merged before. One file's tensors are in memory at a time. Weights that the directory held
+    before are gone when the new ones are whole. InputError for a directory with an adapter or other files of weights."""
     arch = model.arch
     family = choices.module(FAMILIES, arch.family)
     parts: dict[str, list] = {}  # name in the file -> what of ours goes into it
@@ -388,17 +362,17 @@ def save_hf(directory, model, params, *, max_shard_bytes: int = MAX_SHARD_BYTES)
         shards[-1].append(name)
         used += num
     total, weight_map = sum(math.prod(shape) * size for shape in shape_of.values()), {}
-    for index, names in enumerate(shards):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
-        _write(directory / file, {name: _gathered(params, parts[name], shape_of[name]) for name in names})
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1 and distributed.is_primary():
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-    if "value_head" in params:
-        heads = {f"value_head.{name}": distributed.fetch(x) for name, x in params["value_head"].items()}
-        _write(directory / HEADS, heads)
-    save_config(directory, model)
+    with weight_files.replacing(pathlib.Path(directory)) as folder:
+        for index, names in enumerate(shards):
+            file = WHOLE if len(shards) == 1 else f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
+            _write(folder / file, {name: _gathered(params, parts[name], shape_of[name]) for name in names})
+            weight_map |= dict.fromkeys(names, file)
+        if len(shards) > 1:
+            _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        if "value_head" in params:
+            heads = {f"value_head.{name}": distributed.fetch(x) for name, x in params["value_head"].items()}
+            _write(folder / HEADS, heads)
+        save_config(folder, model)
 
 
 def save_config(directory, model, tokenizer=None):
@@ -406,8 +380,12 @@ def save_config(directory, model, tokenizer=None):
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     config = choices.module(FAMILIES, model.arch.family).write(model.arch, model.param_dtype)
     config |= {name: tokenizer and getattr(tokenizer, name) for name in ids}
+    _write_json(pathlib.Path(directory) / "config.json", config)
+
+
+def _write_json(path, value):
     if distributed.is_primary():
-        (pathlib.Path(directory) / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _gathered(params, parts, shape):

@@ -20,6 +20,7 @@ import jax
 
 from reft_jax.errors import InputError, RunError
 from reft_jax.mesh import distributed
+from reft_jax.models import numbers
 from reft_jax.run import checksums, lineage
 from reft_jax.run.fingerprint import fingerprint as fingerprint_of
 from reft_jax.types import TrainState
@@ -272,7 +273,7 @@ def _steps(folder: pathlib.Path) -> list[int]:
 
 def read_params(path: pathlib.Path, shardings=None) -> dict:
     """The parameters of one checkpoint folder; on the first device, or placed by a tree of shardings (or a function path -> sharding). Raises
-    InputError if its files are not those that were saved."""
+    InputError if its files are not those that were saved, or hold what is no number."""
     path = pathlib.Path(path).resolve()
     check(path)
     with _reader(path) as (reader, item):
@@ -282,7 +283,9 @@ def read_params(path: pathlib.Path, shardings=None) -> dict:
         like = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
         )
-        return reader.restore(item, like)
+        params = reader.restore(item, like)
+    numbers.check(params, str(path))
+    return params
 
 
 def check(path: pathlib.Path):
