@@ -18,6 +18,7 @@ RUN_TIME = [
     "absl-py>=2.1",
     "flax>=0.12.8",
     "jax>=0.10.2",
+    "jinja2>=3.1",  # chat templates
     "matplotlib>=3.9",
     "ml-collections>=1.0",
     "numpy>=2.0",

@@ -42,7 +42,7 @@ def from_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
     tokenizers.check_fits(tokenizer, model.arch.vocab_size, str(source))
     tokenizers.save(tokenizer, target / "tokenizer")
     models.save_config(target / "tokenizer", model, tokenizer)
-    ends = (tokenizer.eos_token_id, *tokenizers.more_eos_ids(tokenizer, source))
+    ends = tokenizers.end_ids(tokenizer, source)
     write_json(target / "tokenizer" / "generation_config.json", export.generation_config(tokenizer, ends))
     checkpoint.write_params(target / "checkpoints" / "0", params)
     print(f"wrote {target}: use it as init_from, or convert it back")
@@ -89,9 +89,7 @@ def to_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
     params = checkpoint.read_params(folder)
     heads = {name: tree for name, tree in params.items() if name not in ours}
     params = _cast({name: params[name] for name in ours}, dtype) | heads
-    export.write(
-        target, model, params, tokenizer, (tokenizer.eos_token_id, *tokenizers.more_eos_ids(tokenizer, about[0]))
-    )
+    export.write(target, model, params, tokenizer, tokenizers.end_ids(tokenizer, about[0]))
     error = export.compare(target, model, params, [tokenizers.encode(tokenizer, "Question:\n")])
     print(f"wrote {target}; read again, its logits differ by at most {error:.2g}")
 

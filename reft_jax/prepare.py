@@ -7,7 +7,7 @@ import pathlib
 
 from reft_jax import models, recipe, tasks
 from reft_jax.config import choices, settings
-from reft_jax.data import batching, prompts
+from reft_jax.data import batching, exact, prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed, sharding
@@ -46,10 +46,11 @@ def resolve_arch(config: settings.Recipe, tokenizer, directory) -> settings.Arch
     return arch
 
 
-def build_model(config: settings.Recipe, arch: settings.Arch, layout):
-    """The config's model, without adapters, on that layout."""
+def build_model(config: settings.Recipe, arch: settings.Arch, layout, num_ids: int = 0):
+    """The config's model, without adapters, on that layout. num_ids: that its tokenizer has (0 = as many as the embedding has rows)."""
     names = "param_dtype", "compute_dtype", "remat", "logits_chunk", "vocab_multiple", "attention"
-    return models.Model(arch, layout=layout, **{name: getattr(config.model, name) for name in names})
+    num_ids = num_ids if num_ids < arch.vocab_size else 0
+    return models.Model(arch, layout=layout, num_ids=num_ids, **{name: getattr(config.model, name) for name in names})
 
 
 # ------------------------------------------------------------------ the run
@@ -76,18 +77,22 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
     check_sources(config)
     splits = tasks.load(config.data)
     tokenizer = build_tokenizer(config, splits, directory)
-    more = () if directory is None else tokenizers.more_eos_ids(tokenizer, directory)
-    reads = sources.reads(config, recipe.used(tree), splits, tokenizer, (tokenizer.eos_token_id, *more))
+    ends = tokenizers.end_ids(tokenizer, directory)
+    eos_ids = sources.begun_ends(workdir, ends)
+    reads = sources.reads(config, recipe.used(tree), splits, tokenizer, eos_ids)
     sources.check(workdir, reads)
     arch = resolve_arch(config, tokenizer, directory)
     notes = check_data(config, tokenizer, splits)
+    if eos_ids != ends:
+        then, now = (tokenizers.spelt(tokenizer, ids) for ids in (eos_ids, ends))
+        notes.append(f"ends: {then}, with which this run was begun; in a new folder responses end with any of {now}")
 
     layout = sharding.make_layout(config.mesh)
     check_batches(config, layout)
     check_checkpoints(config, workdir)
     check_sizes(config, arch)
     check_longer(config, workdir, longer)
-    model = build_model(config, arch, layout)
+    model = build_model(config, arch, layout, tokenizers.num_ids(tokenizer))
     check_adapters(config, model)
     ways = dict(training=models.attention_path(model), decoding=models.attention_path(model, slots=True))
     if config.model.attention == "kernel":
@@ -95,14 +100,14 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
             f"config.model.attention=kernel, but {what} takes xla: {why}" for what, (_, why) in ways.items() if why
         ]
     about = workdirs.describe(tree, layout) | {
-        "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": more},
+        "tokenizer": tokenizers.special_ids(tokenizer) | {"more_eos_ids": eos_ids[1:]},
         "attention": {what: f"{way}: {why}" if why else way for what, (way, why) in ways.items()},
         "data_sha256": reads["run"]["read"]["data"]["records"],
         "own_files": recipe.own_files(tree),
         "reads": reads,
         "notes": notes,
     }
-    return Run(config, workdir, model, tokenizer, splits, stop, more, tuple(longer)), about
+    return Run(config, workdir, model, tokenizer, splits, stop, eos_ids[1:], tuple(longer)), about
 
 
 def check_files(config: settings.Recipe):
@@ -124,9 +129,13 @@ def check_data(config: settings.Recipe, tokenizer, splits) -> list[str]:
     purposes = {purpose for _, stage in config.stages for purpose in asks(config, stage)}
     uses = [("train", splits.train, purpose) for purpose in prompts.PURPOSES if purpose in purposes]
     uses += [(name, records, "ask") for name, records in (("dev", splits.dev), ("test", splits.test)) if records]
+    read = {}  # which questions the model reads otherwise, told once
     for name, records, purpose in uses:
-        if note := batching.fit(tokenizer, records, data, purpose=purpose).note:
-            notes.append(f"{name} ({purpose}): {note}")
+        fitted, where = batching.fit(tokenizer, records, data, purpose=purpose), f"{name} ({purpose})"
+        notes += [f"{where}: {fitted.note}"] if fitted.note else []
+        if config.model.directory and (note := exact.check(tokenizer, fitted, data, purpose=purpose, where=name)):
+            read[name] = note
+    notes += read.values()
     if data.cot == "program" and {kind for _, kind in config.kinds} != {"export"}:
         program.use_sandbox(verifier.sandbox)
     if any(getattr(stage, "learns_from_grades", False) for _, stage in config.stages):

@@ -15,6 +15,9 @@ from reft_jax.config import choices
 from reft_jax.errors import InputError
 from reft_jax.models import weight_files
 from reft_jax.models.products import product
+from reft_jax.sampling import generate
+from reft_jax.training.scoring import make_score
+from reft_jax.types import Prompts
 from tests import reference, tiny
 
 VARIANTS = {
@@ -163,6 +166,46 @@ def test_token_logp_and_entropy_are_those_of_the_softmax():
             expected = reference.log_softmax(table @ hidden[b, t].astype(np.float64))
             np.testing.assert_allclose(logp[b, t], expected[TOKENS[b, t]], rtol=1e-5)
             np.testing.assert_allclose(entropy[b, t], -(np.exp(expected) * expected).sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_without_a_token_are_never_likely():
+    """Sampler, scorer, entropy and KL over the tokenizer's ids alone, against NumPy; the other rows get no gradient and stay in files."""
+    whole = tiny.model(
+        None, dataclasses.replace(tiny.ARCH, num_layers=1), vocab_multiple=16
+    )  # 24 rows of weights, padded to 32
+    model, num = dataclasses.replace(whole, num_ids=19), 19
+    params, other = tiny.params(whole), tiny.params(whole, 1)
+    params, other = (
+        {**tree, "embed": {"kernel": jnp.pad(tree["embed"]["kernel"], ((0, 8), (0, 0)))}} for tree in (params, other)
+    )
+    params["embed"]["kernel"] = params["embed"]["kernel"].at[num:24].mul(20)  # which would be likely
+    hidden, tokens = np.random.default_rng(1).normal(size=(2, 4, 16)).astype(np.float32), TOKENS[:2, :4] % num
+    temperature = 0.7
+    out = models.token_outputs(model, params, hidden, tokens, temperature=temperature, reference=(model, other, hidden))
+    for b, t in np.ndindex(tokens.shape):
+        own, ref = (
+            reference.log_softmax(np.asarray(tree["embed"]["kernel"], np.float64)[:num] @ hidden[b, t] / temperature)
+            for tree in (params, other)
+        )
+        expected = dict(logp=own[tokens[b, t]], ref_logp=ref[tokens[b, t]], entropy=-(np.exp(own) * own).sum())
+        expected["ref_kl"] = (np.exp(own) * (own - ref)).sum()
+        for name, value in expected.items():
+            np.testing.assert_allclose(out[name][b, t], value, rtol=2e-5, atol=2e-6, err_msg=name)
+    logits = models.logits(model, params, TOKENS % num)
+    assert logits.shape[-1] == 24 and (logits[..., num:] < -1e29).all() and (logits[..., :num] > -1e3).all()
+    grad = jax.grad(lambda p: models.token_logp(model, p, jnp.asarray(hidden), tokens)[0].sum())(params)["embed"][
+        "kernel"
+    ]
+    assert (grad[num:] == 0).all() and (grad[:num] != 0).any()
+
+    key, prompts = jax.random.key(0), [row[:5].tolist() for row in TOKENS % num]
+    drawn, free = (generate(of, params, prompts, key, max_new=6, eos_id=1, num_samples=8) for of in (model, whole))
+    tokens, mask = np.asarray(drawn.tokens), np.asarray(drawn.mask)
+    assert tokens[mask].max() < num <= np.asarray(free.tokens).max()
+    rows = np.repeat(np.asarray(prompts, np.int32), 8, axis=0)
+    asked = Prompts(rows, np.ones(rows.shape, bool), np.arange(len(rows), dtype=np.int32))
+    scored = make_score(model)(params, other, asked, tokens, mask)[0]
+    np.testing.assert_allclose(np.where(mask, scored, 0), np.where(mask, drawn.logp, 0), rtol=1e-5, atol=1e-5)
 
 
 def loss_and_grads(model, params, tokens):
@@ -583,8 +626,8 @@ INDEX = "model.safetensors.index.json"
 @pytest.mark.parametrize(
     "more, said",
     [
-        ([*SHARDS, INDEX], [f"{SHARDS[0]} and {SHARDS[1]}; model.safetensors.", f"remove {SHARDS[0]} and 2 more or model.safetensors"]),
-        (SHARDS, [f"model.safetensors; {SHARDS[0]} and {SHARDS[1]}."]),
+        ([*SHARDS, INDEX], [f"{SHARDS[0]} and {SHARDS[1]}; model.safetensors.", f"remove {SHARDS[0]} and 2 more, or model.safetensors"]),
+        (SHARDS, [f"{SHARDS[0]} and {SHARDS[1]}; model.safetensors."]),
         ([INDEX], [f"{SHARDS[0]} and {SHARDS[1]}; model.safetensors."]),  # its shards are gone
         (["adapter_model.safetensors"], ["holds adapter_model.safetensors"]),
         (["adapter_config.json"], ["holds adapter_config.json"]),
@@ -616,7 +659,7 @@ def test_an_index_leaves_out_other_programs_files_but_no_other_shards(saved):
     write({names[0]: 2 * tensors[names[0]]}, "consolidated.safetensors")
     tiny.assert_trees_equal(models.load_hf(folder)[1], tiny.params(model))
     write({names[0]: 2 * tensors[names[0]]}, SHARDS[0])
-    refused(folder, f"model-00001-of-00004.safetensors and 3 more; {SHARDS[0]}.", f"or {SHARDS[0]}")
+    refused(folder, f"model-00001-of-00004.safetensors and 3 more; {SHARDS[0]}.", f", or {SHARDS[0]}")
 
 
 OLD = [*SHARDS, INDEX, "model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "heads.safetensors"]

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 import tokenizers
+from tokenizers import normalizers
 
-from reft_jax.data import prompts, tokenizer
+from reft_jax.data import batching, exact, prompts, tokenizer
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
 from tests.test_tokenizer import FORMS, write
@@ -254,6 +255,52 @@ def test_a_response_begins_as_it_does_in_the_middle_of_a_text(form, record):
     for purpose in prompts.PURPOSES:
         encoded = prompts.encode(built, record, Data(), purpose=purpose)
         assert encoded.prompt + encoded.response[:-1] == middle
+
+
+SQUARE = Record("s_1", "How large?", "10² = 100 m²", "100", "nl", place="train.json:2")
+ACCENT = Record("s_2", "Cafe\u0301 or\u00a0tea?", "plain", "1", "nl")
+CHANGES = {  # a normalizer -> what it makes of targets, and of questions
+    "none": (None, "", ""),
+    "NFKC": (
+        normalizers.NFKC(),
+        "'²' (U+00B2) becomes '2'",
+        "'e\u0301' (U+0065 U+0301) becomes '\u00e9' (U+00E9), '\\xa0' (U+00A0) becomes ' '",
+    ),
+    "NFC": (normalizers.NFC(), "", "'e\u0301' (U+0065 U+0301) becomes '\u00e9' (U+00E9)"),
+    "accents": (normalizers.StripAccents(), "", "'\u0301' (U+0301) becomes nothing"),
+    "replace": (normalizers.Replace("²", "^2"), "'²' (U+00B2) becomes '^2'", ""),
+    "space": (normalizers.Replace(" m²", "m²"), "' ' becomes nothing", ""),
+    "spaces": (normalizers.Replace("²", " ²"), "nothing becomes ' '", ""),
+}
+
+
+@pytest.mark.parametrize("form", ["galactica", "gpt2", "llama_normalizer"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_tokenizer_makes_of_the_records_is_said(tmp_path, form, change):
+    built, named, model = FORMS[form]()
+    before, learnt, asked = CHANGES[change]
+    if before is not None:
+        built.normalizer = normalizers.Sequence([before, *([built.normalizer] if built.normalizer else [])])
+    loaded, records = tokenizer.load(write(tmp_path, built, named, model)), (NL, ACCENT, SQUARE)
+
+    def check(purpose):
+        rows = prompts.encode_all(loaded, records, Data(), purpose=purpose)
+        return exact.check(loaded, batching.Fitted(records, rows, (), ""), Data(), purpose=purpose, where="train")
+
+    told = "the tokenizer does not give back 1 of 3 texts: "
+    said = (
+        asked
+        and f"train: the model reads questions otherwise than they are written: {told}{asked}; the first are of s_2"
+    )
+    assert check("ask") == check("rollout") == said
+    if not learnt:
+        assert check("teach") == said
+        return
+    with pytest.raises(InputError) as caught:
+        check("teach")
+    assert str(caught.value).startswith(
+        f"train: {told}{learnt}; the first are of s_1 (train.json:2). Programs and answers cannot"
+    )
 
 
 def test_test_records_have_a_prompt_only(bpe):

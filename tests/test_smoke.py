@@ -95,7 +95,7 @@ def test_the_first_lines_say_what_runs_on_what(workdir):
         rf"run      {workdir}, commit (unknown|[0-9a-f]{{12}}), jax \S+",
         r"devices  1 x cpu, [0-9.]+ [GT]B of memory; mesh: data 1, fsdp 1, tensor 1",
         r"model    arithmetic_base: 427,008 parameters, 1.71 MB in float32, computes in float32",
-        r"tokens   vocabulary 195, ends with '<eos>' \(1\)",
+        r"tokens   vocabulary 195, ends: <eos> \(1\)",
         r"data     arithmetic \(program\): 64 train, 32 dev, 32 test questions",
         r"stages   warmup: to do",
         r"         sft: to do",

@@ -9,6 +9,7 @@ import pytest
 from reft_jax import main as main_lib
 from reft_jax import models
 from reft_jax.config import choices
+from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError, Stop
 from reft_jax.run import sources
 from tests import runs
@@ -120,6 +121,28 @@ def test_large_weights_are_looked_at_in_many_places(tmp_path):
             file.seek(place)
             file.write(b"\0")
     assert sources.of_file(path, weights=True) == before != sources.of_file(path)
+
+
+def test_a_run_that_was_begun_with_fewer_ends_keeps_them(tmp_path):
+    directory = pathlib.Path(shutil.copytree(models.SHIPPED / "arithmetic_base", tmp_path / "model"))
+    edited_config = json.loads((directory / "config.json").read_text()) | dict(eos_token_id=[1, 5])
+    (directory / "config.json").write_text(json.dumps(edited_config))
+    spec = f"reft.py:smoke,data=arithmetic,model={directory}"
+    about = prepare(tmp_path / "run", spec)
+    assert about["tokenizer"]["more_eos_ids"] == (5,)
+    begin(tmp_path / "run", about, "warmup")
+    assert prepare(tmp_path / "run", spec)["tokenizer"]["more_eos_ids"] == (5,)
+    older = about | dict(
+        tokenizer=about["tokenizer"] | dict(more_eos_ids=[])
+    )  # of a version that did not read config.json
+    older["reads"]["run"]["read"]["tokenizer"]["all"] = sources.of_tokenizer(tokenizers.load(directory), (1,))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(older))
+    now = prepare(tmp_path / "run", spec)
+    assert now["tokenizer"]["more_eos_ids"] == ()
+    [note] = [note for note in now["notes"] if note.startswith("ends: ")]
+    assert note.startswith(
+        "ends: <eos> (1), with which this run was begun; in a new folder responses end with any of <eos> (1), "
+    )
 
 
 # ------------------------------------------------------------------ data, tokenizer, code

@@ -546,14 +546,73 @@ def test_byte_level_with_a_space_before_every_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "named, expected",
-    [([1, 7, 7, 9], (7, 9)), (7, (7,)), (1, ()), (None, ()), ([True, -1, 10**6], ()), ("</s>", ())],
+    "generation, model, expected",
+    [
+        ([1, 7, 7, 9], None, (1, 7, 9)),
+        (7, 9, (1, 7, 9)),
+        (1, {}, (1,)),
+        (None, [9, 1], (1, 9)),
+        ({}, 8, (1, 8)),
+        ([], {"text_config": {"eos_token_id": [1, 6]}}, (1, 6)),
+        (5, {"eos_token_id": 4, "text_config": {"eos_token_id": 3}}, (1, 5, 4, 3)),
+        ({}, {"text_config": None}, (1,)),
+    ],
 )
-def test_further_ends_come_from_generation_config(named, expected, tmp_path, bpe):
+def test_ends_are_all_that_the_model_s_files_name(generation, model, expected, tmp_path, bpe):
     assert bpe.eos_token_id == 1
-    (tmp_path / "generation_config.json").write_text(json.dumps(dict(eos_token_id=named)))
-    assert tokenizer.more_eos_ids(bpe, tmp_path) == expected
-    assert tokenizer.more_eos_ids(bpe, tmp_path / "absent") == ()
+    for name, ids in (("generation_config.json", generation), ("config.json", model)):
+        (tmp_path / name).write_text(json.dumps(ids if isinstance(ids, dict) else dict(eos_token_id=ids)))
+    assert tokenizer.end_ids(bpe, tmp_path) == expected
+    assert tokenizer.end_ids(bpe, tmp_path / "absent") == tokenizer.end_ids(bpe) == (1,)
+    assert tokenizer.spelt(bpe, expected[:1]) == "<eos> (1)"
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("ids", [True, -1, 10**6, 2**70, "</s>", 2.0, [1, 5000], [[1]], {"a": 1}])
+def test_an_end_that_is_no_token_is_refused(file, ids, tmp_path, bpe):
+    (tmp_path / file).write_text(json.dumps(dict(eos_token_id=ids)))
+    wrong = ids[-1] if isinstance(ids, list) else ids
+    said = f"{tmp_path / file}: eos_token_id names {wrong!r}; it must be ids of the tokenizer's (0 to {tokenizer.num_ids(bpe) - 1})"
+    with pytest.raises(InputError, match=re.escape(said)):
+        tokenizer.end_ids(bpe, tmp_path)
+
+
+def test_an_id_without_a_token_is_no_end(tmp_path):
+    built = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "</s>": 5}, unk_token="[UNK]"))
+    loaded = tokenizer.load(write(tmp_path, built, {"eos_token": "</s>"}, {"eos_token_id": 3}))
+    assert tokenizer.num_ids(loaded) == 6 > len(loaded)  # a vocabulary with holes
+    with pytest.raises(InputError, match="config.json: eos_token_id names 3; it must be ids of the tokenizer's"):
+        tokenizer.end_ids(loaded, tmp_path)
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template, end",
+    [
+        (None, None),
+        (CHATML, "<|im_end|>"),
+        (CHATML + "<|endoftext|>", "<|im_end|>"),  # the turn's end, not the text's
+        ("{{ messages[1].content }} <|endoftext|>", "<|endoftext|>"),
+        ("<|im_end|>{{ messages[1].content }}\n\n", None),  # words alone
+        ("{{ messages[0].content }}<|im_end|>", None),
+        ("{{ raise_exception('a system message is needed') }}", None),
+        ("{% for", None),
+    ],
+)
+def test_the_end_of_a_turn_is_the_template_s(template, end, tmp_path):
+    built, named, model = qwen()
+    built.add_special_tokens(special("<|im_start|>", "<|im_end|>"))
+    write(tmp_path, built, named, model)
+    if template:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    loaded = tokenizer.load(tmp_path)
+    turn = end and built.token_to_id(end)
+    assert tokenizer.turn_end(loaded) == turn
+    assert tokenizer.end_ids(loaded, tmp_path) == tuple(dict.fromkeys([loaded.eos_token_id, *([turn] if turn else [])]))
+    tokenizer.save(loaded, tmp_path / "again")
+    assert tokenizer.turn_end(tokenizer.load(tmp_path / "again")) == turn
 
 
 def test_decode_leaves_out_further_ends(bpe):

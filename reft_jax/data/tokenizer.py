@@ -139,16 +139,33 @@ def load(directory):
 
 
 def _named(tokenizer, directory: pathlib.Path, key: str) -> str | None:
-    """The token whose id the model's config files give under `key` (the first of several); None if they give none."""
+    """The first token whose id the model's config files give under `key`; None if they give none."""
+    return next((token for _, value in _said(directory, key) if (token := _token(tokenizer, value)) is not None), None)
+
+
+def _said(directory: pathlib.Path, key: str):
+    """What generation_config.json and config.json (of a nested one its text_config too) give under `key`, one by one: (file, value)."""
     for file in ("generation_config.json", "config.json"):
         if not (directory / file).is_file():
             continue
-        found = json_text.read_object(directory / file, REMEDY).get(key)
-        found = found[0] if isinstance(found, list) and found else found
-        token = tokenizer.convert_ids_to_tokens(found) if type(found) is int and 0 <= found < 2**32 else None
-        if token is not None:
-            return token
-    return None
+        about = json_text.read_object(directory / file, REMEDY)
+        for part in (about, about.get("text_config")):
+            found = part.get(key) if isinstance(part, dict) else None
+            for value in found if isinstance(found, list) else [found]:
+                if value is not None:
+                    yield directory / file, value
+
+
+def _token(tokenizer, value) -> str | None:
+    """The token of an id; None for what is no id of the tokenizer's."""
+    known = type(value) is int and 0 <= value < num_ids(tokenizer)
+    return tokenizer.convert_ids_to_tokens(value) if known else None
+
+
+@functools.lru_cache(maxsize=8)
+def num_ids(tokenizer) -> int:
+    """The highest id of a token, and 1: so many rows of an embedding may be tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def _unknown_token(tokenizer) -> str | None:
@@ -175,14 +192,44 @@ def _check_exact(tokenizer, directory: pathlib.Path) -> None:
             )
 
 
-def more_eos_ids(tokenizer, directory) -> tuple[int, ...]:
-    """What else ends a response of the model in a Hugging Face directory: the ids that its generation_config.json names
-    besides the tokenizer's EOS."""
-    path = pathlib.Path(directory) / "generation_config.json"
-    named = json_text.read_object(path, REMEDY).get("eos_token_id") if path.is_file() else None
-    named = named if isinstance(named, list) else [named]
-    known = [i for i in named if type(i) is int and 0 <= i < len(tokenizer) and i != tokenizer.eos_token_id]
-    return tuple(dict.fromkeys(known))
+def end_ids(tokenizer, directory=None) -> tuple[int, ...]:
+    """All that ends a response: the tokenizer's EOS, which ends targets too, then what generation_config.json and config.json of the
+    model's directory name, and the chat template's end of a turn. InputError for what is named and is no token."""
+    ends = [tokenizer.eos_token_id]
+    for path, value in _said(pathlib.Path(directory), "eos_token_id") if directory is not None else ():
+        if _token(tokenizer, value) is None:
+            raise InputError(
+                f"{path}: eos_token_id names {value!r}; it must be ids of the tokenizer's (0 to {num_ids(tokenizer) - 1}), or null: correct "
+                "it, or the file is of another model"
+            )
+        ends.append(value)
+    turn = turn_end(tokenizer)
+    return tuple(dict.fromkeys(ends if turn is None else [*ends, turn]))
+
+
+def turn_end(tokenizer) -> int | None:
+    """The id that ends what a model says in its chat template (<|im_end|>, <end_of_turn>, ...): of the special tokens the first after an
+    assistant's message. None without a template, or if it puts none there."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        import jinja2  # noqa: F401
+
+        said = [dict(role="user", content="a question"), dict(role="assistant", content="an answer")]
+        text = tokenizer.apply_chat_template(said, tokenize=False)
+    except ImportError as error:
+        raise InputError("the tokenizer's chat template needs the package jinja2: pip install jinja2") from error
+    except Exception:  # a template for other messages: it raises what it likes
+        return None
+    _, found, after = text.rpartition("an answer")
+    special = _special_tokens(tokenizer) | {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+    return next((i for i in ids if i != tokenizer.unk_token_id and special.get(i, "").strip()), None)
+
+
+def spelt(tokenizer, ids: Iterable[int]) -> str:
+    """Tokens with their ids, for messages."""
+    return ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ids)
 
 
 def check_fits(tokenizer, vocab_size: int, where: str) -> None:
@@ -192,7 +239,7 @@ def check_fits(tokenizer, vocab_size: int, where: str) -> None:
     used = (set(tokenizer.get_vocab().values()) - special) | {tokenizer.eos_token_id, tokenizer.pad_token_id}
     if max(used) >= vocab_size:
         raise InputError(
-            f"{where}: the tokenizer has {len(tokenizer)} ids and the model's vocabulary {vocab_size}; they do not belong together"
+            f"{where}: the tokenizer has {num_ids(tokenizer)} ids and the model's vocabulary {vocab_size}; they do not belong together"
         )
 
 
@@ -234,6 +281,17 @@ def decode(tokenizer, ids: Iterable[int], *, ends: Sequence[int] = ()) -> str:
     kept = [int(i) for i in ids if int(i) not in skipped]
     start, text = _line_start(tokenizer)
     return _text(tokenizer, start + kept).removeprefix(text)
+
+
+def decode_batch(tokenizer, rows: Sequence[list[int]], *, after_newline: bool = False) -> list[str]:
+    """The texts of rows of ids as they stand, in one call: of texts' beginnings, or of what goes on after a line's end."""
+    start, text = _line_start(tokenizer) if after_newline else ([], "")
+    rows = [start + row for row in rows]
+    if tokenizer.is_fast:
+        back = tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
+    else:
+        back = [_text(tokenizer, row) for row in rows]
+    return [each.removeprefix(text) for each in back]
 
 
 def _text(tokenizer, ids: list[int]) -> str:

@@ -12,15 +12,16 @@ from reft_jax.models.products import product
 
 
 def unembed(model: decoder.Model, params, hidden) -> jax.Array:
-    """Logits f32[..., num_rows] of hidden [..., D]; rows past the vocabulary are never likely."""
+    """Logits f32[..., num_rows] of hidden [..., D]; rows past the vocabulary, and past the tokenizer's ids, are never likely."""
     arch, dtype = model.arch, jnp.dtype(model.compute_dtype)
     kernel = params["embed"]["kernel"].T if arch.tie_embeddings else params["unembed"]["kernel"]
     out = product(hidden, kernel.astype(dtype), dtype=jnp.float32)
     if not arch.tie_embeddings and arch.unembed_bias:
         out = out + wide(params["unembed"]["bias"].astype(jnp.float32), out)
     out = soft_cap(out, arch.logit_softcap)
-    if model.num_rows > arch.vocab_size:
-        out = jnp.where(wide(jnp.arange(model.num_rows) < arch.vocab_size, out), out, MASKED)
+    num = min(model.num_ids or arch.vocab_size, arch.vocab_size)
+    if model.num_rows > num:
+        out = out + wide(jnp.where(jnp.arange(model.num_rows) < num, 0.0, MASKED), out)
     return out
 
 

@@ -37,7 +37,7 @@ def find(directory: pathlib.Path) -> list[pathlib.Path]:
         told = [_few(files) for files in sets.values()]
         remove = [_few(files | ({INDEX} if by == INDEX else set())) for by, files in sets.items()]
         raise InputError(
-            f"{directory}: holds more than one set of weights: {'; '.join(told)}. Programs differ in which they read: remove {' or '.join(remove)}"
+            f"{directory}: holds more than one set of weights: {'; '.join(told)}. Programs differ in which they read: remove {', or '.join(remove)}"
         )
     if INDEX in sets:
         if absent := sorted(sets[INDEX] - names):
@@ -60,7 +60,7 @@ def _sets(directory: pathlib.Path, names: set[str]) -> dict:
             raise InputError(f"{directory / INDEX}: not an index of weights: it has no weight_map")
         sets[INDEX] = indexed = {str(name) for name in weight_map.values()}
     of = {found[1] for name in indexed if (found := SHARD.fullmatch(name))}
-    for name in names - indexed:
+    for name in sorted(names - indexed):
         found = SHARD.fullmatch(name)
         if name == WHOLE or found and (not indexed or found[1] in of):
             sets.setdefault(found.groups() if found else WHOLE, set()).add(name)

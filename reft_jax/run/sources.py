@@ -83,6 +83,16 @@ def reads(config: Recipe, used: dict[str, list], splits, tokenizer, eos_ids: tup
     return out
 
 
+def begun_ends(workdir: pathlib.Path, now: tuple[int, ...]) -> tuple[int, ...]:
+    """The ends of responses in that folder: of a run that has begun those that its config.json has, since an older version may have known
+    fewer of the same files; else those of `now`."""
+    path = workdir / "config.json"
+    about = json.loads(path.read_text()) if os.path.exists(path) else {}
+    begun = any(os.path.exists(workdir / part) for part in about.get("reads") or {} if part != "run")
+    known = about.get("tokenizer") or {}
+    return (now[0], *known["more_eos_ids"]) if begun and "more_eos_ids" in known else now
+
+
 def check(workdir: pathlib.Path, now: dict):
     """Refuses to go on with a run where what it reads is no longer what it was: of the whole run once a stage has begun, of a stage that has
     begun itself. The code of what is done may change: it is not run again."""

@@ -1,0 +1,63 @@
+"""Whether a tokenizer gives back the texts of the records. Normalizers (NFKC, NFC, Lowercase, StripAccents, Replace) and SentencePiece's
+spaces change what they are not made for: with NFKC 10² is learnt as 102.
+
+`tokenizer.load` tries what every response may hold; here it is the data's own texts, as they were tokenized.
+"""
+
+import collections
+import difflib
+from collections.abc import Sequence
+
+from reft_jax.data import batching, prompts
+from reft_jax.data import tokenizer as tokenizers
+from reft_jax.data.records import Record
+from reft_jax.errors import InputError
+
+SHOWN = 3  # records and changes that are named
+LOOKED_AT = 200  # changed texts in which changes are counted
+
+
+def check(tokenizer, fitted: batching.Fitted, data, *, purpose: str, where: str) -> str:
+    """What a user must be told of prompts that the model reads otherwise than they are written, "" if nothing. InputError for targets, under
+    "teach", that come back otherwise: what is learnt would be another text. where: which records, for messages."""
+    learnt = [row.response[:-1] for row in fitted.encoded] if purpose == "teach" else []  # without its EOS
+    targets = [prompts.target(record, docstring=data.docstring) for record in fitted.records[: len(learnt)]]
+    if said := _changes(fitted.records, targets, tokenizers.decode_batch(tokenizer, learnt, after_newline=True)):
+        raise InputError(
+            f"{where}: the tokenizer does not give back {said}. Programs and answers cannot be learnt with it: take a model whose tokenizer keeps "
+            "these characters, or write the records without them"
+        )
+    asked = [prompts.prompt(record) + prompts.completed(record, "", data, purpose=purpose) for record in fitted.records]
+    back = tokenizers.decode_batch(tokenizer, [row.prompt for row in fitted.encoded])
+    said = _changes(fitted.records, asked, back)
+    return (
+        said
+        and f"{where}: the model reads questions otherwise than they are written: the tokenizer does not give back {said}"
+    )
+
+
+def _changes(records: Sequence[Record], texts: Sequence[str], back: Sequence[str]) -> str:
+    """What becomes of which characters, and in which records; "" if every text came back."""
+    changed = [(record, text, now) for record, text, now in zip(records, texts, back, strict=False) if text != now]
+    if not changed:
+        return ""
+    counts = collections.Counter(change for _, text, now in changed[:LOOKED_AT] for change in _differences(text, now))
+    become = ", ".join(f"{_named(was)} becomes {_named(now)}" for (was, now), _ in counts.most_common(SHOWN))
+    more = f" and {len(counts) - SHOWN} more changes" if len(counts) > SHOWN else ""
+    named = ", ".join(
+        f"{record.item_id} ({record.place})" if record.place else record.item_id for record, *_ in changed[:SHOWN]
+    )
+    return f"{len(changed)} of {len(texts)} texts: {become}{more}; the first are of {named}"
+
+
+def _differences(text: str, now: str) -> list[tuple[str, str]]:
+    """(what stood there, what came back) wherever two texts differ."""
+    steps = difflib.SequenceMatcher(None, text, now, autojunk=False).get_opcodes()
+    return [(text[a:b], now[c:d]) for what, a, b, c, d in steps if what != "equal"]
+
+
+def _named(part: str) -> str:
+    """Characters, with their numbers where they are not ASCII: some look alike."""
+    part = part if len(part) <= 12 else part[:12] + "..."
+    codes = "" if part.isascii() else f" ({' '.join(f'U+{ord(character):04X}' for character in part)})"
+    return f"{part!r}{codes}" if part else "nothing"
