@@ -40,7 +40,7 @@ def find(directory: pathlib.Path) -> list[pathlib.Path]:
             f"{directory}: holds more than one set of weights: {'; '.join(told)}. Programs differ in which they read: remove {', or '.join(remove)}"
         )
     if INDEX in sets:
-        if absent := sorted(sets[INDEX] - names):
+        if absent := sorted(name for name in sets[INDEX] if not (directory / name).is_file()):
             raise InputError(
                 f"{directory}: {INDEX} names files that are not there: {', '.join(absent)}; fetch them, and run again"
             )
