@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from reft_jax import convert, models
+from reft_jax import main as main_lib
 from reft_jax.config import settings
 from reft_jax.data import tokenizer as tokenizers
+from reft_jax.errors import InputError, Stop
 from tests import runs, tiny
 
 QUESTIONS = [
@@ -70,17 +72,40 @@ def data_file(path):
     return path
 
 
+def spec_of(model, file):
+    return f"configs/reft.py:smoke,data=svamp,cot=program,model={model},train_file={file},test_file={file}"
+
+
+def test_what_the_files_say_of_ids_reaches_the_run(tmp_path):
+    model, file = make(tmp_path / "x?y 100%", "opt"), data_file(tmp_path / "train.json")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | dict(eos_token_id=6)))
+    flags = [f"--config={spec_of(model, file)}", "--config.data.max_overlap=1.0"]
+    run, about = main_lib.prepare([*flags, f"--workdir={tmp_path / 'run'}"], Stop())
+    assert run.eos_ids == (1, 5, 6) and about["tokenizer"]["more_eos_ids"] == (5, 6)
+    assert run.model.num_ids == len(run.tokenizer) == run.model.arch.vocab_size - 3 == run.tuned.num_ids
+    records = json.loads(file.read_text())
+    records[3]["answer_cot"] += "  # m²"
+    file.write_text(json.dumps(records))
+    state = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps(state | dict(normalizer=dict(type="NFKC"))))
+    with pytest.raises(InputError, match=rf"'²' \(U\+00B2\) becomes '2'; the first are of q_3 \({file}:1\)"):
+        main_lib.prepare([*flags, f"--workdir={tmp_path / 'new'}"], Stop())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", SHAPES)
 def test_every_stage_runs_on_a_directory_and_transformers_loads_what_comes_out(family, tmp_path):
     model = make(tmp_path / "model", family)
     file = data_file(tmp_path / "train.json")
-    spec = f"configs/reft.py:smoke,data=svamp,cot=program,model={model},train_file={file},test_file={file}"
-    workdir = runs.run(tmp_path / "run", "--config.data.max_overlap=1.0", spec=spec)
+    workdir = runs.run(tmp_path / "run", "--config.data.max_overlap=1.0", spec=spec_of(model, file))
     stages = json.loads((workdir / "results.json").read_text())["stages"]
     assert set(stages) == {"warmup", "sft", "reft"}
     about = json.loads((workdir / "config.json").read_text())
     assert about["tokenizer"]["eos_token"] == "<eos>" and about["tokenizer"]["more_eos_ids"] == [5]
+    assert not any(
+        None in line["tokens"] for line in runs.lines(workdir / "reft" / "samples.jsonl")
+    )  # rows without a token
     lines = runs.lines(workdir / "reft" / "metrics.jsonl")
     assert lines[1]["ppo/first_ratio_error"] < 1e-4 and lines[1]["sample/logp_gap_max"] < 1e-3
 

@@ -194,7 +194,7 @@ class _Files:
                     stored.append(f"{name} is stored as {dtype}; supported are {', '.join(FLOATS)}")
             elif tied is not None and name == tied[0]:
                 known = self.about(name)[0] in FLOATS and tied[1] in there and self.about(tied[1])[0] in FLOATS
-                if not known or not np.array_equal(self.read(name), self.read(tied[1])):
+                if not known or not np.array_equal(self.read(name), self.read(tied[1]), equal_nan=True):
                     wrong.append(f"{name} differs from {tied[1]}, but config.json ties them (tie_word_embeddings)")
         wrong += _few(self.wrong, "; ") + _few(shapes, "; ") + _few(stored, "; ")
         wrong += [f"missing {text}" for text in _few(missing, ", ")]
