@@ -395,6 +395,7 @@ AUTO = [
         "Now what the answer is, we see.\n\\boxed{42}",
         "@41\n@42", "The answer is 41, no.\nThe answer is 42.", "The correct answer is 42.", "The answer is 42. We took 3 steps.", "Answer: **42**",
         "It is 3.\n$42$", "It is 3.\nx = 42", "\\boxed 42", "The answer is \"42\".", "@42</s>",
+        "The answer is 42, since 6 * 7 = 42.", "The answer is 42 (6 * 7).", "The answer to the question is 42.", "So the answer would be 42.",
     )),
     *(("number", text, "42", None) for text in (
         "", "The answer is definitely not 42.", "The answer is not 42", "The answer isn't 42.", "@42 or 43", "@",
@@ -424,6 +425,8 @@ AUTO = [
     ("choice", "It is so.\nB", "b", "b+"),
     ("choice", "It is so.\n(B)", "b", "b+"),
     ("choice", "#### B", "b", "b+"),
+    ("choice", "The answer is (b) because it is", "b", "b+"),
+    ("choice", "The answer is b or c", "b", None),
     ("choice", "The answer is not b", "b", None),
     ("choice", "The answer is a rectangle", "a", None),
     ("choice", "A first try", "a", None),

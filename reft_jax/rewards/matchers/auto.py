@@ -3,7 +3,7 @@ r"""Matcher `auto`: the answer wherever a response states it, read leniently and
 What is read is the first of these that states an answer:
 
 1. what follows the last closing sentence, on its line or, where nothing does, on the next: "The answer is", "Therefore, the answer is:",
-   "Final answer:" and the like, with or without a colon, in any case;
+   "Final answer:" and the like, with or without a colon, in any case, without what explains it (a next sentence, "because ...");
 2. the last \boxed{...};
 3. what follows the last "####" on its line;
 4. the last line, if it is an answer alone: a number with its unit, a letter, or what stands in dollars.
@@ -23,9 +23,12 @@ from reft_jax.rewards.matchers.base import MAX_ANSWER, NOTHING, Found, Matcher, 
 MAX_SENTENCES = 20  # how many that only look like one are passed over
 _WORDS = ("answer", "Answer", "ANSWER")
 _SENTENCE = re.compile(
-    r"answer[*_]*\s{0,3}(?:is\b|:|=)[*_:\s]{0,9}(?:(?:therefore|thus|then|simply|just|equal to)\b[,:]?\s{0,3})?",
+    r"answer[*_]*(?:\sto\s(?:the|this)\s(?:question|problem))?\s{0,3}(?:(?:is|equals|(?:should|would|must|will)\sbe)\b|:|=)[*_:\s]{0,9}"
+    r"(?:(?:therefore|thus|then|simply|just|equal to)\b[,:]?\s{0,3})?",
     re.IGNORECASE,
 )
+_CLAUSE = re.compile(r"\.\s|,?\s(?:because|since|which|so)\b")  # what follows explains the answer
+_ASIDE = re.compile(r"\s\([^()\n]*\)\.?\s*$")
 _DELIMITED = re.compile(r"\$[^$]+\$\.?|\\\([^$]+\\\)\.?|\\\[[^$]+\\\]\.?")
 _LETTER = re.compile(r"\*{0,2}\(?[A-Ea-e]\)?\.?\*{0,2}")
 _NAMED = re.compile(r"^[A-Za-z]\s*=")
@@ -59,8 +62,9 @@ def _places(text: str, kind: str) -> Iterator[tuple[int, int]]:
     if (place := _sentence(text)) is not None:
         begin = place
         stop = _line_end(text, begin, end)
-        if (dot := text.find(". ", begin, stop)) >= 0:
-            yield begin, dot
+        said = text[begin : min(stop, begin + 2 * MAX_ANSWER)]
+        if clause := _CLAUSE.search(said) or (kind == "number" and _ASIDE.search(said)):
+            yield begin, begin + clause.start()
         yield begin, stop
     if (box := dress.last_box(text)) and box[0] >= begin:
         yield box
@@ -78,7 +82,7 @@ def _sentence(text: str) -> int | None:
         place = max(places)
         if place < 0:
             return None
-        if match := _SENTENCE.match(text, place, place + 60):
+        if match := _SENTENCE.match(text, place, place + 80):
             return match.end()
         which = places.index(place)
         places[which] = text.rfind(_WORDS[which], 0, place)

@@ -76,11 +76,12 @@ def last_box(text: str) -> tuple[int, int] | None:
     return None
 
 
-def undress(text: str) -> str:
-    """The answer without what does not change it, in the few spellings that `_key` knows. Applied twice it does no more."""
+def undress(text: str, lists: bool = True) -> str:
+    """The answer without what does not change it, in the few spellings that `mathematics.py` knows; with `lists`, "1 and 2" as
+    "1, 2". Applied twice it does no more."""
     if not text.isascii():
         text = "".join(_SYMBOLS.get(c, c) if c in _SYMBOLS else quantity.ascii_of(c) for c in text)
-    text = _AND.sub(", ", text.strip())
+    text = _AND.sub(", ", text.strip()) if lists else text.strip()
     bracketed = text[:1] in "([" or text.startswith("\\")
     grouped = _GROUPED if bracketed and not text.startswith(("\\$", "\\(", "\\[")) else _THOUSANDS
     text = grouped.sub(lambda found: re.sub(r"\D", "", found[0]), text)

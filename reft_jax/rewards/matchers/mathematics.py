@@ -49,7 +49,7 @@ def _once(answer: str, kind: str) -> str | None:
         return None
     if "box" in answer and (place := dress.last_box(answer)):
         answer = answer[slice(*place)]
-    text = dress.undress(answer)
+    text = dress.undress(answer, lists=kind != "choice")
     if not text or kind == "choice":
         return sentence.bare(text, kind) if text else None
     if kind == "expression":
