@@ -285,6 +285,9 @@ EQUALITIES = [
     ("(0.333333333,1)", "(\\frac13,1)", True),
     # units
     ("5 feet", "5 meters", False),
+    ("5 m", "5 meters", True),
+    ("5/2 s", "2.5\\text{ seconds}", True),
+    ("5 m", "5\\text{ seconds}", False),
     ("5\\text{ ft}", "5 feet", True),
     ("5", "5\\text{ feet}", True),
     ("5 ft", "5", True),

@@ -13,7 +13,7 @@ Keys agree if they are the same, and beyond that
 
 - a decimal with the number it was rounded or cut from, if that is within a relative 1e-6 (a program's 0.333333333 is 1/3); an integer
   with itself only;
-- without a unit with any unit; with another unit never;
+- without a unit with any unit; with another unit never; 5 m, which alone is 5 times m, with 5 meters;
 - 50 per cent with 50 and with 0.5; the ratio 3:4 with 3/4; x >= 2 with [2, oo);
 - a single letter with itself in the other case (choices); in expressions x and X are two variables;
 - tuples and sets whose parts agree.
@@ -74,7 +74,7 @@ def _same(a: str, b: str) -> bool:
         return True
     if parts := _paired(a, b):
         return all(_same(x, y) for x, y in parts)
-    if b in (_interval(a), _ratio(a)) or a in (_interval(b), _ratio(b)):
+    if b in (_interval(a), _ratio(a), _lettered(a)) or a in (_interval(b), _ratio(b), _lettered(b)):
         return True
     (a, unit), (b, other) = units.of_key(a), units.of_key(b)
     if unit and other and unit != other:
@@ -116,6 +116,14 @@ def _places(x: Fraction) -> int | None:
     while n % 5 == 0:
         n, fives = n // 5, fives + 1
     return max(twos, fives) if n == 1 else None
+
+
+def _lettered(key: str) -> str | None:
+    """5 meter as the key of 5 m, which alone is 5 times m."""
+    value, unit = units.of_key(key)
+    if unit not in units.LETTERS or _rational(value) is None:
+        return None
+    return algebra.show(algebra.mul(algebra.read(value), algebra.atom(units.LETTERS[unit])))
 
 
 def _ratio(key: str) -> str | None:

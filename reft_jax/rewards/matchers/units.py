@@ -57,6 +57,7 @@ _NAMES = {
     for word in (name, *others.split())
     for spelling in (word, f"{word}s" if len(word) > 3 else word)
 }
+LETTERS = {name: word for word, name in _NAMES.items() if len(word) == 1}
 _SPEEDS = {"mph": "mile/hour", "kph": "kilometer/hour", "kmph": "kilometer/hour"}
 _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cu": "^3", "cubed": "^3"}
 SIGNS = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee"}
