@@ -204,12 +204,12 @@ PROGRAMS = [
 QUANTITIES = {
     "5000000": ("5 million", "5 Million.", "$5M", "$5 million", "$5 m", "£5m", "5M", "5 millions", "5-million-dollar house")
     + ("5\\text{ million}", "5 mn", "$5mn", "5 million dollars", "**5 million**", "5e6", "50 lakh", "5,000 thousand"),
-    "5000": ("5k", "5K", "$5k", "$5 K", "5 thousand", "5k/month", "5 thousand people", "50 hundred", "$5k a year", "5千"),
+    "5000": ("5k", "5K", "$5k", "$5 K", "5 thousand", "5k/month", "5 thousand people", "50 hundred", "$5K-per-month", "$5k a year", "5千"),
     "1500000": ("1.5 million", "1½ million", "1 1/2 million", "3/2 million", "1 and a half million", "1.5M people"),
     "5000000000": ("5 billion", "$5B", "$5bn", "5 bn", "5B", "500 crore", "$5b"),
     "5000000000000": ("5 trillion", "$5T", "$5 tn", "5 million million"),
     "500000": ("5 hundred thousand", "5 lakh", "$500k", "50万"),
-    "36": ("3 dozen", "6 Squared", "3 dozen eggs", "3 dozens", "6 squared", "3-dozen"),
+    "36": ("3 dozen", "3 doz.", "6 Squared", "3 dozen eggs", "3 dozens", "6 squared", "3-dozen"),
     "-5000000": ("-5 million", "-$5M", "($5 million)"),
     "-1000": ("($1,000)", "($1,000).", "(\\$1,000)", "($1k) loss", "-1k"),
     "-1000.5": ("-$1,000.50", "($1,000.50)"),
@@ -232,6 +232,7 @@ QUANTITIES = {
     + ("-5 squared", "1/2 squared", "5 doubled", "5 squared meters", "5 apples + x", "5 apples or ten", "5 < x", "5 ≤ y", "5 × n", "5·n")
     + ("5ⁿ", "5 ÷ two", "5 mod three", "5θ", "5\\cdot x", "5\\times\\pi", "5 out of ten", "5 in ten", "5 more than two")
     + ("5 to the tenth power", "5 Millionen", "5 mill", "5 millionth", "5 tens", "5 vs. six", "5; six", "5 square root of two", "<5")
+    + ("2xy", "5ab", "5sinx", "5𝑥")
     + ("5 raised to the third power", "5e3k", "5 & a half",  "5 dollars fifty", "5 below zero", "5 or 6", "10^3", "5*3", "5x3")
     + ("five million", "about 5 million", "$5 mm", "5 one", "5 or a dozen", "5 plus a dozen", "5 plus tax", "5 sin x", "5 log n", "5 twice"),
 }  # fmt: skip

@@ -11,7 +11,15 @@ import re
 import unicodedata
 from fractions import Fraction
 
-MULTIPLIERS = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+MULTIPLIERS = {
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+    "doz": 12,
+}
 MULTIPLIERS |= {"lakh": 10**5, "crore": 10**7, "mn": 10**6, "mln": 10**6, "bn": 10**9, "bln": 10**9}
 MULTIPLIERS |= {f"{name}s": factor for name, factor in MULTIPLIERS.items() if len(name) > 3}
 POWERS = {"squared": 2, "cubed": 3}
@@ -42,8 +50,9 @@ _DOUBTFUL = set(
     "one once twice thrice double doubled triple tripled quadrupled halved halves tens score gross grand thou kilo mega mil mill mio mrd "
     "bil tril pi sin cos tan log ln exp choose power".split()
 )
+_PRODUCT = re.compile(r"[abcnxyz]{2,3}|(?:sin|cos|tan|log|ln|sqrt)\w*")  # 2xy, 5sinx
 _FOREIGN = re.compile(
-    r"mille|mila|(?:m|b|tr)il[lj]?i?(?:[oó]ne?|on[aeiu]n?|ones|oner|oen|ard|arden?|ardi|hão|hões)|тысяч.*|милли(?:он|ард).*"
+    r"(?:hundred|thousand|million)fold|mille|mila|(?:m|b|tr)il[lj]?i?(?:[oó]ne?|on[aeiu]n?|ones|oner|oen|ard|arden?|ardi|hão|hões)|тысяч.*|милли(?:он|ард).*"
 )
 _FRACTION = re.compile(
     r"(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|\w+teenth|\w+tieth|\w+dredth|\w+sandth|\w+lionth)(?P<many>s?)"
@@ -128,6 +137,8 @@ def _multiplied(value: Fraction, rest: str, *, money: bool, plain: bool) -> tupl
     """(value times the multipliers at the start of `rest`, what is left); None as the value where a power is not clear."""
     while (found := _FIRST.match(rest)) and not found["gap"].strip(" -"):
         word, end = found["word"], found.end()
+        if not found["gap"] and word[1:2] == "-":  # 5K-per-month
+            word, end = word[0], found.start("word") + 1
         if factor := MULTIPLIERS.get(word.lower()) or IDEOGRAMS.get(word[0]):
             end = end if word.lower() in MULTIPLIERS else found.start("word") + 1
         elif money and not found["gap"].strip(" "):
@@ -165,8 +176,10 @@ def _may_follow(word: str, gap: str, *, last: bool, money: bool, one: bool) -> b
         return False  # "$5 mm" may be millions
     if len(word) == 1 and word in "aA":
         return gap.isspace() and not last  # "$5 a day"
-    if len(word) == 1 and not 0x2E80 <= ord(word):  # a letter, not an ideogram
+    if len(word) == 1 and unicodedata.category(word) != "Lo":  # a letter, not an ideogram
         return word in _UNIT_LETTERS
+    if not gap and _PRODUCT.fullmatch(word):
+        return False
     part = _FRACTION.fullmatch(word.lower())  # "2 thirds" and "1 third"; "29 third graders" are counted
     if part and (one or part["many"] or word.lower().endswith(("dredth", "sandth", "lionth"))):
         return False
