@@ -615,6 +615,17 @@ def test_the_end_of_a_turn_is_the_template_s(template, end, tmp_path):
     assert tokenizer.turn_end(tokenizer.load(tmp_path / "again")) == turn
 
 
+def test_the_default_of_several_templates_counts(tmp_path):
+    built, named, model = qwen()
+    built.add_special_tokens(special("<|im_end|>"))
+    several = [
+        dict(name="tools", template="{{ messages[1].content }}<|endoftext|>"),
+        dict(name="default", template=CHATML),
+    ]
+    loaded = tokenizer.load(write(tmp_path, built, named | dict(chat_template=several), model))
+    assert tokenizer.turn_end(loaded) == built.token_to_id("<|im_end|>")
+
+
 def test_decode_leaves_out_further_ends(bpe):
     ids = tokenizer.encode(bpe, "a b")
     assert tokenizer.decode(bpe, [*ids, 9], ends=(1, 9)) == "a b" != tokenizer.decode(bpe, [*ids, 9])

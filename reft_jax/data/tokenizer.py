@@ -218,7 +218,7 @@ def turn_end(tokenizer) -> int | None:
         said = [dict(role="user", content="a question"), dict(role="assistant", content="an answer")]
         text = tokenizer.apply_chat_template(said, tokenize=False)
     except ImportError as error:
-        raise InputError("the tokenizer's chat template needs the package jinja2: pip install jinja2") from error
+        raise InputError(f"the tokenizer's chat template needs jinja2 ({error}): pip install -U jinja2") from error
     except Exception:  # a template for other messages: it raises what it likes
         return None
     _, found, after = text.rpartition("an answer")

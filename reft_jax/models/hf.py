@@ -218,7 +218,8 @@ def _names(weight, num_layers: int) -> list[str]:
 
 
 def check_hf(directory):
-    """InputError where `load_hf` would raise one; reads headers alone, but for heads and a tied embedding stored twice."""
+    """InputError where `load_hf` would raise one, but for numbers that are none; reads headers alone, and heads and a tied embedding stored
+    twice."""
     _checked(pathlib.Path(directory))
 
 
