@@ -7,7 +7,8 @@ Findings, each with file and line: records that training would refuse (malformed
 type, ids that stand twice), questions that stand twice or in --test too (case and punctuation aside), right options that stand under two
 letters, gold CoTs whose
 answer is not the label (programs are run in the sandbox; N-CoT is compared where it says "the answer is ..." itself),
-and records over --max-prompt or --max-response tokens. Reading is training's own (`data/reader.py`). Then a census of each file.
+records over --max-prompt or --max-response tokens, and texts that a tokenizer does not give back. Reading is
+training's own (`data/reader.py`). Then a census of each file.
 
 --task (a file of reft_jax/tasks that reads files, or one of your own, my.py) and --cot are told from the records where they are not given.
 --tokenizer can be given several times; `bpe`, or a preset that is trained from nothing, stands for the tokenizer that such a run would build
@@ -30,7 +31,7 @@ from reft_jax.config import choices
 from reft_jax.config.paths import expanded
 from reft_jax.config.words import listed
 from reft_jax.configs.models import PRESETS
-from reft_jax.data import files, prompts, reader, splits
+from reft_jax.data import exact, files, prompts, reader, splits
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import SIGNATURE, Record
 from reft_jax.errors import InputError
@@ -62,7 +63,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: `kind` is record, question, overlap, answer or length; `field` "" = the whole record."""
+    """One thing that is wrong: `kind` is record, question, overlap, answer, length or text; `field` "" = the whole record."""
 
     file: str
     line: int
@@ -258,9 +259,15 @@ def _lengths(records, name: str, how: Options) -> tuple[dict, list[Finding]]:
         with files.telling(failed := []):
             try:
                 row = prompts.encode(tokenizer, record, how, purpose="rollout")
-                response = len(prompts.encode(tokenizer, record, how, purpose="teach").response) if record.cot else 0
+                learnt = prompts.encode(tokenizer, record, how, purpose="teach") if record.cot else None
             except InputError as error:
                 raise files.RecordError(record.place, "", f"{name}: {error}") from error
+            response = len(learnt.response) if learnt else 0
+            if said := exact.changes(tokenizer, record, learnt or row, how, purpose="teach" if learnt else "rollout"):
+                problem = (
+                    f"{name} does not give back its text: {said}; write it without them, or take another tokenizer"
+                )
+                found.append(_finding(record.place, "text", "", problem))
             asked.append(len(row.prompt))
             taught += [response] if response else []
             for what, size, most in (("prompt", asked[-1], how.max_prompt), ("response", response, how.max_response)):

@@ -9,9 +9,11 @@ import sys
 import time
 
 import pytest
+from tokenizers import normalizers
 
 from reft_jax import doctor
 from reft_jax.data import files
+from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError
 from tests import runs
 from tests.tiny import read, shared_data
@@ -173,6 +175,14 @@ def test_token_lengths_by_tokenizer(tmp_path, capsys):
         "p99": 10 + 5 * 29,
         "max": 10 + 5 * 29,
     }
+    # A tokenizer that normalizes names the records and the characters.
+    built = tokenizers.build_bpe(["def solution():\n    return 1 + 2"] * 3, 300)
+    built.backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizers.save(built, tmp_path / "normalizing")
+    square = write(tmp_path / "b.json", [row(0), row(1, question="How many m²?"), row(2)])
+    places, _, problems = found(capsys, square, f"--tokenizer={tmp_path / 'normalizing'}")
+    assert places == [(2, "text", "")], problems
+    assert "normalizing does not give back its text: '²' (U+00B2) becomes '2'; write it without them" in problems[0]
     # A tokenizer that cannot spell the text names the records.
     places, _, problems = found(capsys, path, f"--tokenizer={SHIPPED}")
     assert len(places) == 30 and "no token for" in problems[0]

@@ -7,7 +7,7 @@ spaces change what they are not made for: with NFKC 10² is learnt as 102.
 import collections
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from reft_jax.data import batching, prompts
 from reft_jax.data import tokenizer as tokenizers
@@ -37,18 +37,34 @@ def check(tokenizer, fitted: batching.Fitted, data, *, purpose: str, where: str)
     )
 
 
+def changes(tokenizer, record: Record, row: prompts.Encoded, data, *, purpose: str) -> str:
+    """What becomes of which characters of one record's texts, as a purpose encoded them; "" if they come back."""
+    asked, ids = prompts.prompt(record) + prompts.completed(record, "", data, purpose=purpose), row.response[:-1]
+    target = prompts.continuation(record, data, purpose=purpose)
+    back = (
+        *tokenizers.decode_batch(tokenizer, [row.prompt]),
+        *tokenizers.decode_batch(tokenizer, [ids], after_newline=True),
+    )
+    return _become(zip((asked, target), back, strict=True))
+
+
 def _changes(records: Sequence[Record], texts: Sequence[str], back: Sequence[str]) -> str:
     """What becomes of which characters, and in which records; "" if every text came back."""
     changed = [(record, text, now) for record, text, now in zip(records, texts, back, strict=False) if text != now]
     if not changed:
         return ""
-    counts = collections.Counter(change for _, text, now in changed[:LOOKED_AT] for change in _differences(text, now))
-    become = ", ".join(f"{_named(was)} becomes {_named(now)}" for (was, now), _ in counts.most_common(SHOWN))
-    more = f" and {len(counts) - SHOWN} more changes" if len(counts) > SHOWN else ""
+    become = _become((text, now) for _, text, now in changed[:LOOKED_AT])
     named = ", ".join(
         f"{record.item_id} ({record.place})" if record.place else record.item_id for record, *_ in changed[:SHOWN]
     )
-    return f"{len(changed)} of {len(texts)} texts: {become}{more}; the first are of {named}"
+    return f"{len(changed)} of {len(texts)} texts: {become}; the first are of {named}"
+
+
+def _become(pairs: Iterable[tuple[str, str]]) -> str:
+    """The commonest changes of texts into those that came back."""
+    counts = collections.Counter(change for text, now in pairs for change in _differences(text, now))
+    become = ", ".join(f"{_named(was)} becomes {_named(now)}" for (was, now), _ in counts.most_common(SHOWN))
+    return become + (f" and {len(counts) - SHOWN} more changes" if len(counts) > SHOWN else "")
 
 
 def _differences(text: str, now: str) -> list[tuple[str, str]]:
