@@ -394,7 +394,7 @@ def test_the_caller_is_never_forked_and_runs_nothing(capfd):
         "import os, sys\n"
         "forks = []\nos.register_at_fork(before=lambda: forks.append(1))\n"
         "from reft_jax.rewards.program import run_programs\n"
-        "r = run_programs(['def solution():\\n    import os\\n    return os.getpid()'] * 3, workers=1)\n"
+        "r = run_programs(['def solution():\\n    import os\\n    return os.getpgid(0)'] * 3, workers=1)\n"
         "assert not forks and str(os.getpid()) not in {x.value for x in r} and len({x.value for x in r}) == 3, r\n"
         "assert not {'jax', 'sympy', 'transformers'} & set(sys.modules)\n"
     )

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 
 from reft_jax import commands
 from reft_jax.errors import InputError, RunError
+from reft_jax.rewards.markdown import program_in
 from reft_jax.rewards.sandbox import LAYERS
 
 SERVER = pathlib.Path(__file__).with_name("program_server.py")
@@ -39,6 +40,12 @@ GRACE_S = 10.0  # beyond a program's own deadline, which its server enforces
 MAX_POLL_S = 1e5  # poll() counts milliseconds in a C int
 MAX_DEATHS = 8  # servers lost in a row, per worker, before the cause is taken to be this machine and not a program
 MAX_SOURCE = 1_000_000  # characters
+USES = {  # kind of server: the words of a program that ask for it; the first that is found counts
+    "all": ("lambdify",),
+    "scipy": ("scipy", "networkx", "pandas", "matplotlib"),
+    "numpy": ("numpy",),
+    "sympy": ("sympy", "mpmath", "random"),
+}
 WINDOW = 12  # programs that a server has at a time; it can run as many at once
 
 
@@ -72,10 +79,19 @@ def run_programs(
 ) -> list[ProgramResult]:
     """Runs each program's `solution()` in a process of its own; results in the order of `programs`.
 
-    `timeout_s`: wall-clock seconds per program; `memory_mb`: MiB of address space beyond the interpreter's; `workers`:
-    programs at a time (0 = one per processor). `math` and `sympy` are in scope. Calls from several threads take turns.
-    Bad settings raise InputError; VerifierError if no server can be kept alive.
+    A program may stand in Markdown (`program_in`). `timeout_s`: wall-clock seconds per program; `memory_mb`: MiB of
+    address space beyond the interpreter's and the libraries' that are held ready; `workers`: programs at a time (0 = one
+    per processor). `math` and `sympy` are in scope. Clocks, chance and the number of processors are the same in every
+    run. Calls from several threads take turns. Bad settings raise InputError; VerifierError if no server can be kept alive.
     """
+    sources = [program if len(program) > MAX_SOURCE else program_in(program) for program in programs]
+    return run_as_written(sources, timeout_s=timeout_s, memory_mb=memory_mb, workers=workers)
+
+
+def run_as_written(
+    programs: Sequence[str], *, timeout_s: float = 2.0, memory_mb: int = 512, workers: int = 0
+) -> list[ProgramResult]:
+    """`run_programs` of programs that are nothing else."""
     if not (isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s > 0):
         raise InputError(f"timeout_s={timeout_s!r}: seconds per program must be a positive number, for instance 2.0")
     if not (isinstance(memory_mb, int) and memory_mb >= 16):
@@ -83,18 +99,22 @@ def run_programs(
     if not (isinstance(workers, int) and workers >= 0):
         raise InputError(f"workers={workers!r}: must be a whole number, 0 (one per processor) or more")
     results: dict[int, ProgramResult] = {}
-    jobs: dict[str, dict[int, tuple]] = {"plain": {}, "full": {}}
+    jobs: dict[str, dict[int, tuple]] = collections.defaultdict(dict)
     for i, program in enumerate(programs):
         if len(program) > MAX_SOURCE:
             results[i] = ProgramResult("error", detail=f"longer than {MAX_SOURCE} characters")
         else:
-            # A program that does not hold these words has no use for the larger, slower server.
-            kind = "full" if "sympy" in program or "random" in program else "plain"
-            jobs[kind][i] = (i, program, float(timeout_s), memory_mb)
+            jobs[server_kind(program)][i] = (i, program, float(timeout_s), memory_mb)
     with _LOCK:
         for kind, requests in jobs.items():
             results |= _run(kind, requests, workers or num_processors())
     return [results[i] for i in range(len(programs))]
+
+
+def server_kind(program: str) -> str:
+    """The smallest server (`PRELOADED` in program_server.py) that holds what the program names: its size is what a fork costs."""
+    kind = next((kind for kind, words in USES.items() if any(word in program for word in words)), "plain")
+    return "all" if kind in ("numpy", "scipy") and "sympy" in program else kind
 
 
 def num_processors() -> int:
@@ -133,7 +153,7 @@ class _Server:
             # in a resumed run. `-s -S -P` and an environment made here isolate as well.
             environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
             # LD_BIND_NOW: what the server does not call itself, every child would look up anew.
-            environment |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LD_BIND_NOW": "1"}
+            environment |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LD_BIND_NOW": "1", "TZ": "UTC"}
             command = [sys.executable, "-s", "-S", "-P", str(SERVER), kind, ",".join(sorted(_OFF))]
             try:
                 self.process = subprocess.Popen(
@@ -333,7 +353,7 @@ def _import_folders() -> list[str]:
     """What programs may import from: the interpreter's own folders, and those of sympy; not the caller's working tree."""
     prefixes = tuple(os.path.realpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, sys.exec_prefix))
     folders = [p for p in sys.path if p and (os.path.realpath(p) + os.sep).startswith(prefixes)]
-    specs = [importlib.util.find_spec(name) for name in ("sympy", "mpmath", "pyseccomp")]
+    specs = [importlib.util.find_spec(name) for name in ("sympy", "mpmath", "numpy", "scipy", "pyseccomp")]
     folders += [
         str(pathlib.Path(spec.origin).parents[1 if spec.submodule_search_locations else 0])
         for spec in specs

@@ -3,8 +3,8 @@
 Run as a script only (`python -s -S -P program_server.py KIND WITHOUT FOLDER ...`), with the caller's socket as standard input;
 the package never imports it. What starts is a launcher: it enters namespaces, makes the filters and then starts the server,
 whose memory is kept small because its size is what a fork costs: .14 us for each of its pages, so it imports this file, as
-compiling it would leave 1.5 MB behind, and `_signal` for `signal`, which needs enum and all that stands behind it. There are
-two kinds: "plain", and "full" for programs that need sympy or random. A child runs under the layers of `sandbox.py`, with standard streams on
+compiling it would leave 1.5 MB behind, and `_signal` for `signal`, which needs enum and all that stands behind it. KIND names
+the libraries that it holds ready (PRELOADED). A child runs under the layers of `sandbox.py`, with standard streams on
 /dev/null and an audit hook that names and refuses files, network and processes. Its result comes over a pipe behind a
 random token and is checked again here; whatever else it writes there, prints or exits with is not a result. At the
 deadline its process group gets SIGKILL, which no program can catch.
@@ -43,6 +43,14 @@ MAX_POLL_S = 1e5  # poll() counts milliseconds in a C int
 SLOTS, YOUNG, SLOW_S = 12, 2, 0.02
 HEAVY_S, HEAVY_NICE = 0.03, 10  # processor time, after which a program makes way for others
 FORK_TRIES, FORK_WAIT_S = 20, 0.05
+# What the servers of each kind import before they serve: what takes a program's time or asks for what a child may not have.
+NUMPY = ("numpy", "numpy.random", "numpy.polynomial", "numpy.ma")
+SYMPY = ("random", "sympy", "sympy.core.random")
+SCIPY = tuple(f"scipy.{name}" for name in "constants fft integrate interpolate linalg optimize signal sparse special stats".split())
+PRELOADED = {"plain": (), "sympy": SYMPY, "numpy": NUMPY, "scipy": (*NUMPY, *SCIPY), "all": (*SYMPY, *NUMPY, *SCIPY)}
+# A library with threads of its own starts one per processor otherwise. In C's environment only: `os.environ` is empty.
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+NOW_NS, LOOK_NS = 1_704_067_200 * 10**9, 10**6  # what every clock shows at first: 2024-01-01, 00:00 UTC; 1 ms more with each look
 # Audit events by the part before the first dot (docs.python.org/3/library/audit_events.html): all of these are refused.
 REFUSED_EVENTS = frozenset(
     "os subprocess pty socket shutil tempfile glob ctypes fcntl resource signal syslog webbrowser urllib http ftplib "
@@ -54,9 +62,9 @@ REFUSED_MODULES = frozenset(
     "_xxsubinterpreters _interpreters readline _testcapi _testinternalcapi ctypes _ctypes faulthandler sandbox "
     "program_server".split()
 )
-# Calls that raise no event and reach beyond the child.
+# Calls that raise no event and reach beyond the child, or tell what differs from run to run.
 REFUSED_CALLS = (
-    "mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity sched_setscheduler "
+    "getloadavg mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity sched_setscheduler "
     "setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups copy_file_range sendfile"
 ).split()
 
@@ -113,6 +121,7 @@ def disarm(refused: list[str]) -> None:
     import _signal
     import builtins
     import posix
+    import resource
 
     def refusing(name: str):
         return lambda *args, **kwargs: refuse(refused, name)
@@ -122,12 +131,82 @@ def disarm(refused: list[str]) -> None:
             if hasattr(module, name):  # they differ between systems and Python versions
                 setattr(module, name, refusing(name))
     _signal.pidfd_send_signal = refusing("pidfd_send_signal")
+    resource.getrusage = refusing("getrusage")
     forker = type(sys)("_posixsubprocess")
     forker.fork_exec = refusing("fork_exec")
     sys.modules["_posixsubprocess"] = forker
-    for name in REFUSED_MODULES:
+    # scipy looks ctypes up whenever it is given a function; what ctypes itself may do, the hook decides.
+    for name in REFUSED_MODULES - ({"ctypes", "_ctypes"} if "scipy" in sys.modules else set()):
         sys.modules.pop(name, None)
     sys.exit = builtins.exit = builtins.quit = lambda *args: None
+
+
+def repeat() -> None:
+    """Makes a program's value the same in every run and on every machine: clocks, chance, processes and processors."""
+    import _datetime
+    import _random
+    import builtins
+    import gc
+    import posix
+    import time
+
+    now, draws, asked = [NOW_NS], [0], {}
+
+    def look_ns() -> int:
+        now[0] += LOOK_NS
+        return now[0]
+
+    def look() -> float:
+        return look_ns() / 1e9
+
+    def sleep(seconds: float, sleep=time.sleep) -> None:
+        sleep(seconds)
+        now[0] += int(seconds * 1e9)
+
+    def urandom(size: int, flags: int = 0) -> bytes:
+        draws[0] += 1
+        numbers = (hash(b"%d %d" % (draws[0], i)) for i in range(-(-size // 8)))  # SipHash with a key of zeros
+        return b"".join(number.to_bytes(8, "little", signed=True) for number in numbers)[:size]
+
+    def number_of(thing: object, /, address=id) -> int:
+        """Like id(), by the order in which things are asked for. They are kept, so that no address is used twice."""
+        return asked.setdefault(address(thing), (2**44 + 16 * len(asked), thing))[0]
+
+    class Random(_random.Random):
+        """Without a seed the system would be asked for one."""
+
+        def __new__(cls, *args, **kwargs):
+            return super().__new__(cls, 0)
+
+        def __init__(self, seed=None):
+            self.seed(seed)
+
+        def seed(self, seed=None):
+            super().seed(0 if seed is None else seed)
+
+    for clock in ("time", "monotonic", "perf_counter", "process_time", "thread_time"):
+        setattr(time, clock, look)
+        setattr(time, f"{clock}_ns", look_ns)
+    time.clock_gettime, time.clock_gettime_ns = lambda which: look(), lambda which: look_ns()
+    for name in ("localtime", "gmtime", "ctime"):
+        setattr(time, name, lambda seconds=None, f=getattr(time, name): f(look() if seconds is None else seconds))
+    time.asctime = lambda when=None, f=time.asctime: f(time.localtime() if when is None else when)
+    time.strftime = lambda form, when=None, f=time.strftime: f(form, time.localtime() if when is None else when)
+    time.sleep = sleep
+    # The methods of a type in C can only be replaced in its own table.
+    (table,) = gc.get_referents(_datetime.datetime.__dict__)
+    table["now"] = classmethod(lambda cls, tz=None: cls.fromtimestamp(look(), tz))
+    table["utcnow"] = classmethod(lambda cls: cls.utcfromtimestamp(look()))
+    sandbox.ctypes.pythonapi.PyType_Modified(sandbox.ctypes.py_object(_datetime.datetime))
+    _random.Random, builtins.id = Random, number_of
+    same = {"urandom": urandom, "getrandom": urandom, "getpid": lambda: 1000, "cpu_count": lambda: 1}
+    same |= {"process_cpu_count": lambda: 1, "sched_getaffinity": lambda pid: {0}}
+    for module in (os, posix):
+        for name in set(same) & set(dir(module)):
+            setattr(module, name, same[name])
+    # Of libraries that ask the system for time and chance themselves, or a server for users; Python's own code takes their place.
+    sys.modules |= dict.fromkeys(("_uuid", "pwd", "grp"))
+    sys.argv[:] = sys.orig_argv[:] = [""]
 
 
 def warm_up(kind: str) -> dict:
@@ -138,23 +217,25 @@ def warm_up(kind: str) -> dict:
     names = {"math": math}
     source = "def solution():\n    total = [2.5 * i for i in range(3)]\n    return f'{sum(total)}'"
     exec(compile(source, "<warm>", "exec"), {})
-    if kind == "full":
-        register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
-        import random
-
-        os.register_at_fork = register  # random's own hook would seed every child anew, from the system
-        import sympy
-        import sympy.core.random
-
+    for variable in ONE_THREAD:
+        os.putenv(variable, "1")
+    register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
+    for library in PRELOADED[kind]:
+        __import__(library)  # random's own hook would seed every child anew
+    os.register_at_fork = register
+    loaded = sys.modules
+    if "sympy" in PRELOADED[kind]:
+        names["sympy"] = sympy = loaded["sympy"]
         # The first use of the solver imports and caches about 0.3 s worth of code.
         x, y = sympy.symbols("x y")
         sympy.solve(x**2 - 3 * x + 2, x)
         sympy.solve([x + y - 3, x - y - 1], [x, y])
         float(sympy.simplify(sympy.Rational(1, 3) + sympy.sqrt(2)).evalf())
-        # A program gives the same value on every server and in a resumed run.
-        random.seed(0)
         sympy.core.random.seed(0)
-        names["sympy"] = sympy
+    if "numpy" in PRELOADED[kind]:
+        loaded["numpy"].random.seed(0)
+    if "random" in loaded:
+        loaded["random"].seed(0)
     return names
 
 
@@ -169,14 +250,14 @@ def compiled(source: str) -> object:
 # ---- in the child ----------------------------------------------------------------------------------------------------
 
 
-_TABLE, _BASES = type.__dict__["__dict__"].__get__, type.__dict__["__mro__"].__get__
+_TABLE, _BASES, _MODULE = (type.__dict__[name].__get__ for name in ("__dict__", "__mro__", "__module__"))
 
 
 def render(value: object) -> str | None:
     """The answer as text: an int exactly, another real number as repr(float), a short printable string; or None.
 
-    Numbers are those of Python, fractions, decimal, numpy and sympy (an Integer exactly too); no code of a program's
-    own class is called. No answer: None, truth values, complex, NaN, infinities, what float cannot hold, containers.
+    Numbers are those of Python, fractions, decimal, numpy (an array of one too) and sympy; integers exactly. No code of a
+    program's own class is called. No answer: None, truth values, complex, NaN, infinities, what float cannot hold, containers.
     """
     kind = type(value)
     if kind is float:
@@ -194,15 +275,26 @@ def render(value: object) -> str | None:
     else:
         tables = [_TABLE(cls) for cls in _BASES(kind)]  # a metaclass of the program's own is not asked
         known = [table["__float__"] for table in tables if "__float__" in table]
-        package = tables[0].get("__module__")
+        package = _MODULE(kind)
         if not known or not isinstance(package, str):
             return None
         if package.partition(".")[0] not in ("fractions", "decimal", "numpy", "sympy", "numbers", "mpmath"):
             return None
         if package.startswith("sympy.") and getattr(value, "is_Integer", None) is True:
             return render(int(value))
+        if package == "numpy" and (numbers := elements(value)):
+            return render(numbers[0]) if len(numbers) == 1 else None
         number = finite(known[0], value)
     return None if number is None else float.__repr__(number)
+
+
+def elements(value: object) -> list:
+    """What an array of numpy, or one of its scalars, holds, as objects of Python; [] if Python has none for it."""
+    numpy = sys.modules["numpy"]
+    if issubclass(type(value), numpy.generic):
+        item = numpy.generic.item(value)
+        return [] if issubclass(type(item), numpy.floating) else [item]
+    return value.ravel()[:2].tolist() if type(value) is numpy.ndarray else []
 
 
 def finite(convert, value: object) -> float | None:
@@ -283,9 +375,12 @@ class Server:
         sys.dont_write_bytecode = True
         sys.path[:] = folders
         sys.modules["__main__"] = module = type(sys)("__main__")  # of which every child has its own copy
+        self.random_bytes, self.own_id = os.urandom, os.getpid
+        repeat()
         module.__dict__.update(warm_up(kind))
         self.names = module.__dict__
-        self.roots = tuple(os.path.join(f(p), "") for p in folders for f in (os.path.abspath, os.path.realpath))
+        readable = (*folders, sandbox.ZONES)
+        self.roots = tuple(os.path.join(f(p), "") for p in readable for f in (os.path.abspath, os.path.realpath))
         self.hook = make_hook(self.roots, self.refused)
         self.confine_all(filters)
         disarm(self.refused)
@@ -361,7 +456,7 @@ class Server:
         for which, most in limits:
             setrlimit(which, most)
         if self.filter is not None:
-            self.filter.load(os.getpid())
+            self.filter.load(self.own_id())
 
     def child(self, source: object, limits: list, keys: list[bytes]):
         """Runs one program and writes its result to RESULT_FD. Never returns.
@@ -444,7 +539,7 @@ class Server:
             if not self.num_ready:
                 self.prepare()
             number, source, timeout_s, memory_mb = self.jobs[0]
-            token, limits = os.urandom(32), self.limits(timeout_s, memory_mb)
+            token, limits = self.random_bytes(32), self.limits(timeout_s, memory_mb)
             reader, writer = os.pipe()
             try:
                 if "fork" in self.off:

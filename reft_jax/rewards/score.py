@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from reft_jax.config import choices
 from reft_jax.errors import InputError
 from reft_jax.rewards import matchers
-from reft_jax.rewards.program import ProgramResult, VerifierError, run_programs
+from reft_jax.rewards.program import ProgramResult, VerifierError
+from reft_jax.rewards.program import run_as_written as run_programs  # a matcher says what to run of a response
 
 COTS = ("nl", "program")
 STATUSES = ("correct", "wrong", "no_answer", "timeout", "error", "blocked")

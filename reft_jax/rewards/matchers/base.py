@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from reft_jax.rewards.markdown import program_in
+
 KINDS = ("number", "choice", "expression")
 MAX_ANSWER = 200  # characters: an answer is a few words, and the limit bounds the regular expressions' time
 
@@ -24,10 +26,6 @@ def found(value: str | None, start: int, end: int) -> Found:
     return NOTHING if value is None else Found(value, "ok", (start, end))
 
 
-def whole(text: str) -> str:
-    return text
-
-
 @dataclasses.dataclass(frozen=True)
 class Matcher:
     """One way to read and compare answers. All functions are pure and take any text; none runs it as code.
@@ -46,6 +44,6 @@ class Matcher:
     bare: Callable[[str, str], str | None]
     gold: Callable[[str, str], str | None]
     agree: Callable[[str, str, str], bool]
-    program: Callable[[str], str] = whole
+    program: Callable[[str], str] = program_in
     none_counts: tuple[str, ...] = ()
     proof: Callable[[str, str], str | None] | None = None
