@@ -209,7 +209,7 @@ def test_hostile_programs_between_honest_ones(tmp_path, monkeypatch):
     assert not any(r.detail.startswith("verifier:") for r in results)
     assert canary.read_text() == "4242" and sorted(p.name for p in tmp_path.iterdir()) == ["canary"]
     launchers = [server.process.pid for server in program._SERVERS]
-    assert wait_for(lambda: sum(len(below(pid)) for pid in launchers) == len(launchers))  # nothing but the servers
+    assert wait_for(lambda: sum(len(below(pid)) for pid in launchers) == 2 * len(launchers))  # servers and their moulds
     assert solve("return 6") == ProgramResult("ok", "6")
     assert time.monotonic() - start < 60
 
@@ -410,11 +410,20 @@ def test_a_killed_child_costs_only_its_program(fresh_pool):
         )
     )
     thread.start()
-    assert wait_for(lambda: len(below(server)) == 1)
+    assert wait_for(lambda: len(below(server)) == 2)  # its mould and the program
     time.sleep(0.3)
-    os.kill(below(server)[0], signal.SIGKILL)
+    os.kill(below(server)[1], signal.SIGKILL)
     thread.join()
     assert [r.status for r in results] == ["memory", "ok"]
+
+
+@linux
+def test_a_server_whose_mould_was_killed_is_replaced(fresh_pool):
+    assert solve("return 1").value == "1"
+    server, mould = below(program._SERVERS[0].process.pid)[:2]
+    os.kill(mould, signal.SIGKILL)
+    assert solve("return 2") == ProgramResult("ok", "2")
+    assert server not in below(program._SERVERS[0].process.pid)
 
 
 def test_where_no_process_can_be_made_the_verifier_is_at_fault(fresh_pool):
@@ -452,7 +461,7 @@ def test_an_interrupt_of_the_caller_leaves_no_process_behind():
     ) as caller:
         try:
             assert caller.stdout.readline() == "ready\n"
-            assert wait_for(lambda: len(below(caller.pid)) >= 6)
+            assert wait_for(lambda: len(below(caller.pid)) >= 8)
             family = below(caller.pid)
             caller.send_signal(signal.SIGINT)
             assert caller.wait(20) != 0 and "KeyboardInterrupt" in caller.stderr.read()
@@ -470,7 +479,7 @@ def test_an_interrupt_of_the_caller_leaves_no_process_behind():
 
 def resident_kb() -> int:
     """Of the servers when they rest: every program's process has been waited for."""
-    assert wait_for(lambda: all(len(below(s.process.pid)) == 1 for s in program._SERVERS))
+    assert wait_for(lambda: all(len(below(s.process.pid)) == 2 for s in program._SERVERS))
     pids = [pid for s in program._SERVERS for pid in [s.process.pid, *below(s.process.pid)]]
     lines = [line for pid in pids for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))

@@ -22,6 +22,7 @@ Messages to the server are a 4-byte big-endian length and marshal of (number, so
 a length and UTF-8 text: number, status, value and detail, with a zero character between them.
 """
 
+import marshal
 import os
 import sys
 
@@ -64,7 +65,7 @@ REFUSED_MODULES = frozenset(
 )
 # Calls that raise no event and reach beyond the child, or tell what differs from run to run.
 REFUSED_CALLS = (
-    "getloadavg mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity sched_setscheduler "
+    "times getloadavg mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity sched_setscheduler "
     "setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups copy_file_range sendfile"
 ).split()
 
@@ -98,6 +99,7 @@ def launch(kind: str, without: str, folders: list[str]) -> None:
         pid_namespace = "" if "pid" in missing or "pid" in off else "pid"
         arguments = [kind, without, *filters, notes, pid_namespace, *folders]
         folder = os.path.dirname(os.path.abspath(__file__))
+        sandbox.fix_addresses()
         os.execv(sys.executable, [sys.executable, "-s", "-S", "-P", "-W", "ignore", "-c", START, folder, *arguments])
     os.dup2(2, 0)  # the caller's socket is the server's now
     while os.waitpid(pid, os.WNOHANG) == (0, 0):
@@ -145,6 +147,7 @@ def repeat() -> None:
     """Makes a program's value the same in every run and on every machine: clocks, chance, processes and processors."""
     import _datetime
     import _random
+    import _thread
     import builtins
     import gc
     import posix
@@ -198,7 +201,7 @@ def repeat() -> None:
     table["now"] = classmethod(lambda cls, tz=None: cls.fromtimestamp(look(), tz))
     table["utcnow"] = classmethod(lambda cls: cls.utcfromtimestamp(look()))
     sandbox.ctypes.pythonapi.PyType_Modified(sandbox.ctypes.py_object(_datetime.datetime))
-    _random.Random, builtins.id = Random, number_of
+    _random.Random, builtins.id, _thread.get_native_id = Random, number_of, lambda: 1000
     same = {"urandom": urandom, "getrandom": urandom, "getpid": lambda: 1000, "cpu_count": lambda: 1}
     same |= {"process_cpu_count": lambda: 1, "sched_getaffinity": lambda pid: {0}}
     for module in (os, posix):
@@ -239,10 +242,11 @@ def warm_up(kind: str) -> dict:
     return names
 
 
-def compiled(source: str) -> object:
+def compiled(source: str) -> bytes | str:
     """The code of a short program, compiled here because a child would pay for it in fresh pages; else `source`."""
     try:
-        return compile(source, FILENAME, "exec")
+        # Later versions write what else this process holds into it.
+        return marshal.dumps(compile(source, FILENAME, "exec"), 2)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         return source  # the child meets the same and reports it
 
@@ -369,6 +373,7 @@ class Server:
 
         os.dup2(0, CALLER_FD)
         null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, RESULT_FD)  # taken, so that no other is a child's
         os.dup2(null, 0)
         os.dup2(null, 1)  # standard error stays the caller's until the first child
         os.chdir("/")
@@ -390,6 +395,9 @@ class Server:
         gc.collect()
         gc.disable()
         gc.freeze()  # what is here now is never collected, so that children share its pages
+        self.mould = sandbox.Mould() if sandbox.Mould.CLONE else None
+        if self.mould and self.mould.start() is None:
+            self.become_child(self.mould.request_fd, self.mould.result_fd)
 
     def confine_all(self, filters: list[str]) -> None:
         """Puts the server, and so every child, under the layers that need no more than one call; notes what is missing."""
@@ -458,14 +466,50 @@ class Server:
         if self.filter is not None:
             self.filter.load(self.own_id())
 
-    def child(self, source: object, limits: list, keys: list[bytes]):
+    def copy(self, request: bytes, writer: int) -> int:
+        """Makes a child, which is to run what is requested and write the result to `writer`; returns its process id."""
+        if "fork" in self.off:
+            raise BlockingIOError("switched off")
+        asked, asking = os.pipe()
+        try:
+            pid = self.mould.cast(asked, writer) if self.mould else os.fork()
+            if pid == 0:
+                self.become_child(asked, writer)
+            os.close(asked)
+            asked = -1
+            request = len(request).to_bytes(4, "big") + request
+            while request:
+                request = request[os.write(asking, request) :]
+        except BrokenPipeError:
+            pass  # it was killed before it had read
+        finally:
+            os.close(asking)
+            if asked >= 0:
+                os.close(asked)
+        return pid
+
+    def become_child(self, asked: int, writer: int):
+        """What a new child does first. Never returns."""
+        try:
+            with open(asked, "rb") as file:  # its end is never seen: this process holds the writing end too
+                source, limits, token = marshal.loads(file.read(int.from_bytes(file.read(4), "big")))
+            os.dup2(0, 2)
+            os.dup2(writer, RESULT_FD)
+            if "descriptors" not in self.off:
+                os.closerange(RESULT_FD + 1, 1024)
+            keys, token = [token[:16], token[16:]], None
+            self.child(source, limits, keys)
+        finally:
+            os._exit(1)
+
+    def child(self, source: bytes | str, limits: list, keys: list[bytes]):
         """Runs one program and writes its result to RESULT_FD. Never returns.
 
         `keys`: the tokens of a result and of a failure to confine it; the second has gone when the program begins.
         """
         # Taken now, because a program may replace them in their modules.
         write, leave, refused, token = os.write, os._exit, self.refused, keys[0]
-        memory_result = token + b"memory\0\0MemoryError"
+        memory_result, unpack = token + b"memory\0\0MemoryError", marshal.loads
         names, status, value, detail = self.names, "error", None, "the program defines no solution()"
         try:
             try:
@@ -477,7 +521,7 @@ class Server:
             if "hook" not in self.off:
                 sys.addaudithook(self.hook)
             self.gc.enable()
-            exec(compile(source, FILENAME, "exec") if type(source) is str else source, names)
+            exec(compile(source, FILENAME, "exec") if type(source) is str else unpack(source), names)
             if "solution" in names:
                 value = render(names["solution"]())
                 status, detail = "no_answer" if value is None else "ok", ""
@@ -542,9 +586,7 @@ class Server:
             token, limits = self.random_bytes(32), self.limits(timeout_s, memory_mb)
             reader, writer = os.pipe()
             try:
-                if "fork" in self.off:
-                    raise BlockingIOError("switched off")
-                pid = os.fork()
+                pid = self.copy(marshal.dumps((source, limits, token)), writer)
             except OSError as error:
                 os.close(reader)
                 os.close(writer)
@@ -553,16 +595,6 @@ class Server:
                     self.reply(number, "error", None, f"verifier: no process could be made: {error}")
                     self.take_off()
                 return  # until a child has ended, or for a moment
-            if pid == 0:
-                try:
-                    os.dup2(0, 2)
-                    os.dup2(writer, RESULT_FD)
-                    if "descriptors" not in self.off:
-                        os.closerange(RESULT_FD + 1, 1024)
-                    keys, token = [token[:16], token[16:]], None
-                    self.child(source, limits, keys)
-                finally:
-                    os._exit(1)
             os.close(writer)
             self.take_off()
             self.fork_failures = 0
@@ -572,8 +604,6 @@ class Server:
 
     def read_requests(self) -> bool:
         """Takes over what the caller has sent; False at its end."""
-        import marshal
-
         chunk = os.read(CALLER_FD, 1 << 16)
         self.received += chunk
         while len(self.received) >= 4:
@@ -673,6 +703,8 @@ class Server:
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 self.dying.discard(ended[0])
+                if self.mould and ended[0] == self.mould.pid:
+                    os._exit(1)  # no more children: the caller takes another server
                 for child in self.running.values():
                     if child.pid == ended[0]:
                         child.status = ended[1]
