@@ -1,5 +1,6 @@
 """The executor against programs that loop, swallow, allocate, exit, forge, fork, print, recurse and kill."""
 
+import ctypes
 import os
 import pathlib
 import signal
@@ -60,6 +61,12 @@ def children(pid: int) -> list[int]:
         ("sympy.Integer(10) ** 20 + 1", "100000000000000000001"),
         ("sympy.solve(sympy.Symbol('x') ** 2 - 4)[1]", "2"),
         ("' b '", "b"),
+        ("__import__('numpy').float64(3.0)", "3.0"),
+        ("__import__('numpy').int64(2**62 + 1)", str(2**62 + 1)),
+        ("__import__('numpy').array([[2.5]])", "2.5"),
+        ("__import__('numpy').linalg.solve([[2, 0], [0, 4]], [4, 8])[1]", "2.0"),
+        ("sympy.lambdify(sympy.Symbol('x'), sympy.sqrt(sympy.Symbol('x')))(16)", "4.0"),
+        ("__import__('scipy.integrate').integrate.quad(lambda x: 2 * x, 0, 3)[0]", "9.0"),
         ("type('I', (int,), {'__repr__': lambda s: 'x'})(5)", "5"),
     ],
 )
@@ -72,7 +79,8 @@ def test_answers_are_rendered_as_text(expression, value):
     [
         "None", "True", "float('nan')", "float('inf')", "-math.inf", "1j", "[5]", "{}", "(1, 2)", "b'42'", "''", "' \\n '", "'x' * 300",
         "'a\\nb'", "10 ** 400", "10 ** 5000", "object()", "print", "(i for i in [1])", "sympy.oo", "sympy.zoo", "sympy.nan", "sympy.I",
-        "sympy.Symbol('x')", "sympy.true", "__import__('decimal').Decimal('sNaN')",
+        "sympy.Symbol('x')", "sympy.true", "__import__('numpy').array([1, 2])", "__import__('numpy').bool_(1)", 
+        "__import__('numpy').nan", "__import__('decimal').Decimal('sNaN')",
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_told_in_the_child(expression):
@@ -89,11 +97,18 @@ def test_authors_conditions_sys_exit_is_harmless_and_stdout_is_not_the_result():
     )
 
 
+HARMLESS = """abc argparse array ast base64 bisect calendar cmath collections colorsys contextlib copy csv dataclasses datetime decimal difflib
+    email enum fractions functools graphlib hashlib heapq html inspect io itertools json keyword locale logging math mpmath numbers
+    numpy operator os pathlib pickle platform pprint pydoc queue random re reprlib scipy secrets shutil statistics string struct subprocess sympy
+    sys sysconfig tempfile textwrap threading time timeit traceback types typing unicodedata unittest uuid warnings weakref zoneinfo"""
+
+
 def test_common_imports_work():
-    body = "\n".join(
-        f"import {m}" for m in ["datetime", "itertools", "statistics", "re", "json", "calendar", "heapq", "subprocess"]
-    )
-    assert solve(body + "\nreturn statistics.mean([1, 2, 3])") == ProgramResult("ok", "2")
+    names = [*HARMLESS.split(), "numpy.linalg", "scipy.stats", "scipy.optimize", "concurrent.futures", "urllib.parse"]
+    sources = [f"import {name}\n\ndef solution():\n    return {name}.__name__" for name in names]
+    results = run_programs(sources, timeout_s=20.0, workers=1)
+    assert [(name, r) for name, r in zip(names, results, strict=True) if r.value != name] == []
+    assert solve("import statistics\nreturn statistics.mean([1, 2, 3])") == ProgramResult("ok", "2")
     assert solve(
         "from sympy import symbols, Eq, solve\nx = symbols('x')\nreturn solve(Eq(2 * x, 10), x)[0]"
     ) == ProgramResult("ok", "5")
@@ -292,6 +307,49 @@ def test_one_slow_program_does_not_hold_up_the_others():
     results = run_programs(sources, timeout_s=1.0, workers=2)
     assert [r.status for r in results] == ["timeout"] + ["ok"] * 30
     assert time.monotonic() - start < 4.0
+
+
+REPEATED = {  # what differs from run to run elsewhere: its value here, or "" for any
+    "__import__('time').time_ns()": "1704067200001000000",
+    "str(__import__('datetime').datetime.now())": "2024-01-01 00:00:00.001000",
+    "str(__import__('datetime').date.today())": "2024-01-01",
+    "__import__('time').strftime('%H:%M')": "00:00",
+    "(lambda f: f() < f())(__import__('time').perf_counter) + 0": "1",
+    "__import__('os').cpu_count() + __import__('os').getpid()": "1001",
+    "__import__('os').urandom(8).hex()": "",
+    "str(__import__('uuid').uuid4())": "",
+    "__import__('secrets').token_hex(8)": "",
+    "__import__('statistics').NormalDist().samples(1)[0]": "",
+    "[f() for f in [__import__('random').seed, __import__('random').random]][1]": "",
+    "__import__('random').SystemRandom().random() + __import__('random').Random().random()": "",
+    "__import__('numpy').random.rand() + __import__('numpy').random.default_rng().random()": "",
+    "id(object())": "17592186044416",
+}
+ADDRESSES = ["hash(object())", "str(object())", "hash(lambda: 0)", "hash(type('A', (), {}))", "hash(float('nan'))"]
+ADDRESSES += ["str([a.n for a in {type('A', (), {'n': i})() for i in range(9)}])"]
+
+
+def test_clocks_chance_and_addresses_are_the_same_in_every_run():
+    expressions = [*REPEATED, *(ADDRESSES if addresses_can_be_fixed() else [])]
+    sources = [f"def solution():\n    return {expression}" for expression in expressions]
+    first = run_programs(sources, timeout_s=20.0, workers=1)
+    run_programs(["def solution():\n    return 'x' * 99"] * 40, workers=2)
+    program.close()
+    second = run_programs(sources[::-1], timeout_s=20.0, workers=2)[::-1]
+    assert [r.status for r in first] == ["ok"] * len(first) and first == second
+    wrong = [(e, r) for (e, value), r in zip(REPEATED.items(), first, strict=False) if value not in ("", r.value)]
+    assert wrong == []
+
+
+def addresses_can_be_fixed() -> bool:
+    """Whether this system lets a process ask for fixed addresses (many containers do not)."""
+    if sys.platform != "linux" or os.uname().machine not in ("x86_64", "aarch64"):
+        return False
+    libc = ctypes.CDLL(None)
+    own = libc.personality(0xFFFFFFFF)
+    fixed = libc.personality(own | 0x0040000) >= 0
+    libc.personality(own)
+    return fixed
 
 
 def test_the_same_program_gives_the_same_value_on_every_server():

@@ -14,7 +14,8 @@ def program_in(response: str) -> str:
 
     A block ends at its fence, at the next fence that names a language, or with the text. If none defines `solution` but the text before the
     first fence does, as where the prompt has opened the block, it is that text. A signature without a body before a whole program goes. Line
-    ends become "\\n"; where spaces indent too, a tab in an indent is as many as the least of them; a byte order mark goes. Nothing is compiled or run.
+    ends become "\\n"; where spaces indent too, a tab in an indent is as many as the least of them; a byte order mark goes.
+    Nothing is compiled or run.
     """
     text = response.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     fences = list(_FENCE.finditer(text))
@@ -26,8 +27,8 @@ def program_in(response: str) -> str:
     if head and _DEFINES.search(text, head.end()):
         text = text[head.end() :]
     indents = set(_INDENT.findall(text))
-    spaces = min((len(indent) for indent in indents if "\t" not in indent), default=0)
-    return _INDENT.sub(lambda indent: indent[0].expandtabs(spaces), text) if spaces and "\t" in "".join(indents) else text
+    spaces = min((len(indent) for indent in indents if "\t" not in indent), default=None)
+    return _INDENT.sub(lambda indent: indent[0].expandtabs(spaces), text) if spaces else text
 
 
 def _blocks(text: str, fences: list[re.Match]) -> list[str]:

@@ -1,10 +1,11 @@
 """Runs generated programs in separate, killable processes: `run_programs`.
 
 The caller holds a pool of small server processes (`program_server.py`, one per worker) for the life of its own process.
-A server forks one child per program; the caller, which has JAX's threads, is never forked and runs no generated code.
+A server makes one child per program; the caller, which has JAX's threads, is never forked and runs no generated code.
 Servers end when their socket does, so also when the caller is killed. A server that dies or hangs is replaced; the
 programs that it had are run again, each alone, and one that is lost twice so is a failure of the verifier. Programs are
 the P-CoT of ReFT (arXiv 2401.08967, section 3); as there, `math` and `sympy` are in scope and `sys.exit` is harmless.
+Equal programs have equal results in every run (`repeat` in `program_server.py`).
 
 What the sandbox does and does not promise is written in `program_server.py`.
 """

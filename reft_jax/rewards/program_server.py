@@ -1,10 +1,11 @@
-"""The process that runs generated programs: started by `program.py`, forks one child per program, kills it in time.
+"""The process that runs generated programs: started by `program.py`, makes one child per program, kills it in time.
 
 Run as a script only (`python -s -S -P program_server.py KIND WITHOUT FOLDER ...`), with the caller's socket as standard input;
 the package never imports it. What starts is a launcher: it enters namespaces, makes the filters and then starts the server,
 whose memory is kept small because its size is what a fork costs: .14 us for each of its pages, so it imports this file, as
 compiling it would leave 1.5 MB behind, and `_signal` for `signal`, which needs enum and all that stands behind it. KIND names
-the libraries that it holds ready (PRELOADED). A child runs under the layers of `sandbox.py`, with standard streams on
+the libraries that it holds ready (PRELOADED). On Linux children are copies of a process that the server starts first and that does nothing else
+(`sandbox.Mould`): a program finds the same memory whatever ran before it, and nothing of the others. A child runs under the layers of `sandbox.py`, with standard streams on
 /dev/null and an audit hook that names and refuses files, network and processes. Its result comes over a pipe behind a
 random token and is checked again here; whatever else it writes there, prints or exits with is not a result. At the
 deadline its process group gets SIGKILL, which no program can catch.
@@ -45,13 +46,20 @@ SLOTS, YOUNG, SLOW_S = 12, 2, 0.02
 HEAVY_S, HEAVY_NICE = 0.03, 10  # processor time, after which a program makes way for others
 FORK_TRIES, FORK_WAIT_S = 20, 0.05
 # What the servers of each kind import before they serve: what takes a program's time or asks for what a child may not have.
-NUMPY = ("numpy", "numpy.random", "numpy.polynomial", "numpy.ma")
+NUMPY = ("numpy", "numpy.random", "numpy.polynomial")
 SYMPY = ("random", "sympy", "sympy.core.random")
-SCIPY = tuple(f"scipy.{name}" for name in "constants fft integrate interpolate linalg optimize signal sparse special stats".split())
+SCIPY = (
+    "scipy.constants",
+    "scipy.signal",
+    "scipy.sparse",
+    "scipy.special",
+    "scipy.stats",
+)  # which import nearly all others
 PRELOADED = {"plain": (), "sympy": SYMPY, "numpy": NUMPY, "scipy": (*NUMPY, *SCIPY), "all": (*SYMPY, *NUMPY, *SCIPY)}
 # A library with threads of its own starts one per processor otherwise. In C's environment only: `os.environ` is empty.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-NOW_NS, LOOK_NS = 1_704_067_200 * 10**9, 10**6  # what every clock shows at first: 2024-01-01, 00:00 UTC; 1 ms more with each look
+# What every clock shows at first: 2024-01-01, 00:00 UTC. Each look at one finds it 1 ms later, and so do sleeps by what they take.
+NOW_NS, LOOK_NS = 1_704_067_200 * 10**9, 10**6
 # Audit events by the part before the first dot (docs.python.org/3/library/audit_events.html): all of these are refused.
 REFUSED_EVENTS = frozenset(
     "os subprocess pty socket shutil tempfile glob ctypes fcntl resource signal syslog webbrowser urllib http ftplib "
@@ -65,7 +73,7 @@ REFUSED_MODULES = frozenset(
 )
 # Calls that raise no event and reach beyond the child, or tell what differs from run to run.
 REFUSED_CALLS = (
-    "times getloadavg mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity sched_setscheduler "
+    "times getloadavg sysconf mkfifo mknod chroot sync memfd_create openpty pidfd_open nice setpriority sched_setaffinity sched_setscheduler "
     "setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups copy_file_range sendfile"
 ).split()
 
@@ -78,7 +86,11 @@ def launch(kind: str, without: str, folders: list[str]) -> None:
     import signal
 
     caller, off = os.getppid(), without.split(",")
-    sys.path += folders  # for pyseccomp
+    folder = os.path.dirname(os.path.abspath(__file__))
+    sys.path.insert(0, folder)
+    import program_server  # noqa: F401  # compiles it: the first server would have another memory than those that find it so
+
+    sys.path[:1] = folders  # for pyseccomp
     filters, missing = ["", ""], {}
     try:
         if "seccomp" not in off:
@@ -98,7 +110,6 @@ def launch(kind: str, without: str, folders: list[str]) -> None:
         notes = "\n".join(f"{name}={reason}" for name, reason in missing.items())
         pid_namespace = "" if "pid" in missing or "pid" in off else "pid"
         arguments = [kind, without, *filters, notes, pid_namespace, *folders]
-        folder = os.path.dirname(os.path.abspath(__file__))
         sandbox.fix_addresses()
         os.execv(sys.executable, [sys.executable, "-s", "-S", "-P", "-W", "ignore", "-c", START, folder, *arguments])
     os.dup2(2, 0)  # the caller's socket is the server's now
@@ -191,10 +202,15 @@ def repeat() -> None:
         setattr(time, clock, look)
         setattr(time, f"{clock}_ns", look_ns)
     time.clock_gettime, time.clock_gettime_ns = lambda which: look(), lambda which: look_ns()
-    for name in ("localtime", "gmtime", "ctime"):
-        setattr(time, name, lambda seconds=None, f=getattr(time, name): f(look() if seconds is None else seconds))
-    time.asctime = lambda when=None, f=time.asctime: f(time.localtime() if when is None else when)
-    time.strftime = lambda form, when=None, f=time.strftime: f(form, time.localtime() if when is None else when)
+    now_if_none = {name: getattr(time, name) for name in ("localtime", "gmtime", "ctime", "asctime", "strftime")}
+    time.localtime, time.gmtime, time.ctime = (
+        lambda seconds=None, convert=now_if_none[name]: convert(look() if seconds is None else seconds)
+        for name in ("localtime", "gmtime", "ctime")
+    )
+    time.asctime, time.strftime = (
+        lambda *args, convert=now_if_none[name], most=most: convert(*args, *[time.localtime()] * (len(args) < most))
+        for name, most in (("asctime", 1), ("strftime", 2))
+    )
     time.sleep = sleep
     # The methods of a type in C can only be replaced in its own table.
     (table,) = gc.get_referents(_datetime.datetime.__dict__)
@@ -234,6 +250,8 @@ def warm_up(kind: str) -> dict:
         sympy.solve(x**2 - 3 * x + 2, x)
         sympy.solve([x + y - 3, x - y - 1], [x, y])
         float(sympy.simplify(sympy.Rational(1, 3) + sympy.sqrt(2)).evalf())
+        if kind == "all":
+            sympy.lambdify(x, sympy.sqrt(x) * 7 - 5)(4.0)  # collects the names of numpy and scipy
         sympy.core.random.seed(0)
     if "numpy" in PRELOADED[kind]:
         loaded["numpy"].random.seed(0)

@@ -71,10 +71,10 @@ class Mould:
         self._poller.register(self._told, select.POLLIN)
         clone = ctypes.PyDLL(None).syscall
         question, pid = (ctypes.c_int * 2)(), ctypes.c_int()
-        number, flags = ctypes.c_long(self.CLONE), ctypes.c_long(self.SIBLING | self.TELL_PID | self.SIGCHLD)
-        nothing, where = ctypes.c_long(0), ctypes.byref(pid)
+        number, nothing, where = ctypes.c_long(self.CLONE), ctypes.c_long(0), ctypes.byref(pid)
+        own, flags = map(ctypes.c_long, (self.SHARED_FILES | self.SIGCHLD, self.SIBLING | self.TELL_PID | self.SIGCHLD))
         read, write = ctypes.PyDLL(None).read, ctypes.PyDLL(None).write
-        self.pid = call(clone(number, ctypes.c_long(self.SHARED_FILES | self.SIGCHLD), nothing, nothing, nothing, nothing))
+        self.pid = call(clone(number, own, nothing, nothing, nothing, nothing))
         if self.pid:
             return self.pid
         libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG

@@ -33,9 +33,9 @@ class Matcher:
     `kinds`: what it can read. `find(response, kind)`: the answer of a whole response. `bare(answer, kind)`: the key of an answer
     that stands alone, such as what a program returned. `gold(answer, kind)`: the same of a gold answer; None = not to be graded with.
     `agree(key, gold, kind)`: whether a key is right; equal keys always agree alike, and keys that agree both ways are one vote.
-    `program(response)`: what to run of a P-CoT response. `none_counts`: kinds for which a program that returns nothing has answered "none".
-    `proof(key, gold)`: where `agree` denies, the source of a program for `run_programs` whose `solution()` returns 1 if the two are equal all
-    the same, or None if that is out of question.
+    `program(response)`: what to run of a P-CoT response, by default the program without the Markdown around it. `none_counts`: kinds for which
+    a program that returns nothing has answered "none". `proof(key, gold)`: where `agree` denies, the source of a program for `run_programs`
+    whose `solution()` returns 1 if the two are equal all the same, or None if that is out of question.
     """
 
     about: str
