@@ -79,7 +79,7 @@ def test_answers_are_rendered_as_text(expression, value):
     [
         "None", "True", "float('nan')", "float('inf')", "-math.inf", "1j", "[5]", "{}", "(1, 2)", "b'42'", "''", "' \\n '", "'x' * 300",
         "'a\\nb'", "10 ** 400", "10 ** 5000", "object()", "print", "(i for i in [1])", "sympy.oo", "sympy.zoo", "sympy.nan", "sympy.I",
-        "sympy.Symbol('x')", "sympy.true", "__import__('numpy').array([1, 2])", "__import__('numpy').bool_(1)", 
+        "sympy.Symbol('x')", "sympy.true", "__import__('numpy').array([1, 2])", "__import__('numpy').bool_(1)",
         "__import__('numpy').nan", "__import__('decimal').Decimal('sNaN')",
     ],
 )  # fmt: skip

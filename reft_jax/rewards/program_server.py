@@ -5,10 +5,10 @@ the package never imports it. What starts is a launcher: it enters namespaces, m
 whose memory is kept small because its size is what a fork costs: .14 us for each of its pages, so it imports this file, as
 compiling it would leave 1.5 MB behind, and `_signal` for `signal`, which needs enum and all that stands behind it. KIND names
 the libraries that it holds ready (PRELOADED). On Linux children are copies of a process that the server starts first and that does nothing else
-(`sandbox.Mould`): a program finds the same memory whatever ran before it, and nothing of the others. A child runs under the layers of `sandbox.py`, with standard streams on
-/dev/null and an audit hook that names and refuses files, network and processes. Its result comes over a pipe behind a
-random token and is checked again here; whatever else it writes there, prints or exits with is not a result. At the
-deadline its process group gets SIGKILL, which no program can catch.
+(`sandbox.Mould`): a program finds the same memory whatever ran before it, and nothing of the others. A child runs under
+the layers of `sandbox.py`, with standard streams on /dev/null and an audit hook that names and refuses files, network
+and processes. Its result comes over a pipe behind a random token and is checked again here; whatever else it writes
+there, prints or exits with is not a result. At the deadline its process group gets SIGKILL, which no program can catch.
 
 Several children may run at once, so that programs without end do not hold up the others: up to YOUNG that have not yet
 taken SLOW_S, and SLOTS in all; those that compute for longer than HEAVY_S go on at lower priority. So at most SLOTS * memory_mb is in use per server.
@@ -34,6 +34,7 @@ del sys.path[0]
 
 START = "import sys; sys.path.insert(0, sys.argv[1]); import program_server; program_server.serve(*sys.argv[2:])"
 RESULT_FD, CALLER_FD = 3, 4
+PAGE = 4096
 MAX_RESULT = 4000  # bytes; below PIPE_BUF, so that a result is written whole or not at all
 MAX_COMPILED, COMPILE_S = 4000, 0.002  # characters of a program that the server compiles; time for several in one go
 MAX_STRING = 256  # characters of an answer that is a string
@@ -490,27 +491,27 @@ class Server:
             raise BlockingIOError("switched off")
         asked, asking = os.pipe()
         try:
+            sent = os.write(asking, request[:PAGE])  # which every pipe holds, so that the child need not wait for it
             pid = self.mould.cast(asked, writer) if self.mould else os.fork()
             if pid == 0:
                 self.become_child(asked, writer)
-            os.close(asked)
-            asked = -1
-            request = len(request).to_bytes(4, "big") + request
-            while request:
-                request = request[os.write(asking, request) :]
+            os.dup2(CALLER_FD, asked)  # closes this end of the pipe
+            while sent < len(request):
+                sent += os.write(asking, request[sent:])
         except BrokenPipeError:
             pass  # it was killed before it had read
         finally:
+            os.close(asked)
             os.close(asking)
-            if asked >= 0:
-                os.close(asked)
         return pid
 
     def become_child(self, asked: int, writer: int):
         """What a new child does first. Never returns."""
         try:
-            with open(asked, "rb") as file:  # its end is never seen: this process holds the writing end too
-                source, limits, token = marshal.loads(file.read(int.from_bytes(file.read(4), "big")))
+            size, request = int.from_bytes(os.read(asked, 4), "big"), b""
+            while len(request) < size:  # its end would never be seen: this process holds the writing end too
+                request += os.read(asked, size - len(request))
+            source, limits, token = marshal.loads(request)
             os.dup2(0, 2)
             os.dup2(writer, RESULT_FD)
             if "descriptors" not in self.off:
@@ -604,7 +605,8 @@ class Server:
             token, limits = self.random_bytes(32), self.limits(timeout_s, memory_mb)
             reader, writer = os.pipe()
             try:
-                pid = self.copy(marshal.dumps((source, limits, token)), writer)
+                request = marshal.dumps((source, limits, token), 2)
+                pid = self.copy(len(request).to_bytes(4, "big") + request, writer)
             except OSError as error:
                 os.close(reader)
                 os.close(writer)
