@@ -138,6 +138,7 @@ HOSTILE = {
     "numpy: save a file": ("import numpy as np\nnp.save('FOLDER/new', np.ones(3))", "blocked"),
     "numpy: ctypeslib": ("import numpy as np\nnp.ctypeslib.load_library('libc.so.6', '/lib').system(b'rm CANARY')", "blocked error"),
     "numpy: ctypes of a module": ("import numpy._core._internal as i\ni.ctypes.CDLL(None).system(b'rm CANARY')", "blocked"),
+    "numpy: ctypes": ("import numpy, ctypes\nreturn ctypes.CDLL(None).system(b'rm CANARY')", "blocked"),
     "numpy: f2py": ("import numpy.f2py as f\nreturn f.compile('end')", "blocked error"),
     "numpy: memory": ("import numpy as np\nreturn np.ones(10 ** 9).sum()", "memory"),
     "scipy: read a file": ("import scipy.io\nreturn scipy.io.loadmat('CANARY')", "blocked"),

@@ -108,6 +108,8 @@ def test_common_imports_work():
     sources = [f"import {name}\n\ndef solution():\n    return {name}.__name__" for name in names]
     results = run_programs(sources, timeout_s=20.0, workers=1)
     assert [(name, r) for name, r in zip(names, results, strict=True) if r.value != name] == []
+    star = "from numpy import *\n\ndef solution():\n    return sum(array([1, 2]))"
+    assert run_programs([star], timeout_s=20.0, workers=1)[0].value == "3"
     assert solve("import statistics\nreturn statistics.mean([1, 2, 3])") == ProgramResult("ok", "2")
     assert solve(
         "from sympy import symbols, Eq, solve\nx = symbols('x')\nreturn solve(Eq(2 * x, 10), x)[0]"

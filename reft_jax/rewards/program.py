@@ -43,7 +43,7 @@ MAX_DEATHS = 8  # servers lost in a row, per worker, before the cause is taken t
 MAX_SOURCE = 1_000_000  # characters
 USES = {  # kind of server: the words of a program that ask for it; the first that is found counts
     "all": ("lambdify",),
-    "scipy": ("scipy", "networkx", "pandas", "matplotlib"),
+    "scipy": ("scipy", "networkx", "pandas"),
     "numpy": ("numpy",),
     "sympy": ("sympy", "mpmath", "random"),
 }

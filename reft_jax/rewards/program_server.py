@@ -149,8 +149,8 @@ def disarm(refused: list[str]) -> None:
     forker = type(sys)("_posixsubprocess")
     forker.fork_exec = refusing("fork_exec")
     sys.modules["_posixsubprocess"] = forker
-    # scipy looks ctypes up whenever it is given a function; what ctypes itself may do, the hook decides.
-    for name in REFUSED_MODULES - ({"ctypes", "_ctypes"} if "scipy" in sys.modules else set()):
+    # numpy and scipy look it up, scipy whenever it is given a function; what ctypes itself may do, the hook decides.
+    for name in REFUSED_MODULES - ({"ctypes", "_ctypes"} if "numpy" in sys.modules else set()):
         sys.modules.pop(name, None)
     sys.exit = builtins.exit = builtins.quit = lambda *args: None
 
