@@ -77,7 +77,7 @@ def spec_of(model, file):
 
 
 def test_what_the_files_say_of_ids_reaches_the_run(tmp_path):
-    model, file = make(tmp_path / "x?y 100%", "opt"), data_file(tmp_path / "train.json")
+    model, file = make(tmp_path / "x?y 100%", "codegen"), data_file(tmp_path / "train.json")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | dict(eos_token_id=6)))
     flags = [f"--config={spec_of(model, file)}", "--config.data.max_overlap=1.0"]

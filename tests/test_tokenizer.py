@@ -456,7 +456,7 @@ def spaced_digits(built):  # the wrong way round: each digit becomes a word of i
 
 
 def no_accents(built):  # without an unknown token or bytes, text is lost in silence
-    vocabulary = {token: i for i, token in enumerate(["\n", "\t", "▁", *ASCII, "</s>"])}
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "\n", "\t", "▁", *ASCII])}
     built.model = models.BPE(vocabulary, [])
 
 
@@ -523,6 +523,26 @@ def test_a_setting_of_another_type_is_one_error(tmp_path, bpe, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match="cannot load the tokenizer in"):
         tokenizer.load(tmp_path)
+
+
+def test_an_added_token_that_would_get_another_id_is_refused(tmp_path, bpe):
+    tokenizer.save(bpe, tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    num, one = len(bpe), {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+    def added(*ids):
+        more = [one | {"id": i, "content": f"<t{i}>"} for i in ids]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(state | {"added_tokens": state["added_tokens"] + more}))
+        return tokenizer.load(tmp_path)
+
+    assert added(num, num + 1).convert_tokens_to_ids(f"<t{num + 1}>") == num + 1
+    with pytest.raises(
+        InputError,
+        match=f"tokenizer.json: the added token '<t{num + 3}>' has the id {num + 3}, and is read as {num + 1}",
+    ):
+        added(num, num + 3)
+    with pytest.raises(InputError, match=f"'<t{num + 1}>' has the id {num + 1}, and is read as {num}"):
+        added(num + 1, num)
 
 
 def test_special_tokens_in_files_of_their_own_are_found(tmp_path):

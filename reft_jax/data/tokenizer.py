@@ -115,6 +115,7 @@ def load(directory):
     except Exception as error:  # `tokenizers` raises nothing more specific for a file that it cannot read
         said = " ".join(str(error).split())
         raise InputError(f"cannot load the tokenizer in {directory}: {type(error).__name__}: {said}") from error
+    _check_ids(tokenizer, directory)
     found = {key: _named(tokenizer, directory, f"{key}_id") for key in ("bos_token", "eos_token", "pad_token")}
     found["unk_token"] = _unknown_token(tokenizer)  # bos and unk: so that no text turns into them
     pads = tokenizer.pad_token
@@ -177,6 +178,25 @@ def _unknown_token(tokenizer) -> str | None:
         return model["vocab"][model["unk_id"]][0]
     named = model.get("unk_token")
     return named if named in model["vocab"] else None
+
+
+def _check_ids(tokenizer, directory: pathlib.Path) -> None:
+    """InputError for an added token that has another id than its file says: tokenizers counts them on from the vocabulary, in the order in
+    which they stand (0.23.3), so that after a gap the model would get other rows of its embedding."""
+    said = []
+    if (file := directory / "tokenizer.json").is_file():
+        said += [(file, one["id"], one["content"]) for one in json.loads(file.read_bytes()).get("added_tokens") or ()]
+    if (file := directory / "tokenizer_config.json").is_file():
+        added = json_text.read_object(file, REMEDY).get("added_tokens_decoder")
+        for i, one in added.items() if isinstance(added, dict) else ():
+            said += [(file, int(i), one["content"])] if isinstance(one, dict) and i.isdecimal() else []
+    vocabulary = tokenizer.get_vocab()
+    for file, i, content in said:
+        if vocabulary.get(content, i) != i:
+            raise InputError(
+                f"{file}: the added token {content!r} has the id {i}, and is read as {vocabulary[content]}: ids are counted on from the "
+                "vocabulary's last. Add tokens for the ids in between, and let added_tokens stand in the order of their ids"
+            )
 
 
 def _check_exact(tokenizer, directory: pathlib.Path) -> None:
