@@ -290,7 +290,9 @@ def test_pickled_weights_are_refused_with_how_to_convert_them(folder, tmp_path):
         models.load_hf(tmp_path)
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("one", marks=pytest.mark.slow), pytest.param("fsdp", marks=pytest.mark.slow), "mixed"])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param("one", marks=pytest.mark.slow), pytest.param("fsdp", marks=pytest.mark.slow), "mixed"]
+)
 def test_a_vocabulary_padded_for_sharding_is_never_likely_and_never_written(mesh, folder, tmp_path):
     """31 rows padded to a multiple of 8 are 32, on every mesh: a checkpoint of one is read on another."""
     layout = tiny.layout(mesh)

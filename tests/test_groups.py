@@ -107,18 +107,18 @@ def loss_inputs(seed, fill=np.nan):
     return logp, values, batch
 
 
-def loss_oracle(logp, values, batch, *, reduce, clip_high=0.0, kl_coef=0.0, length=0):
-    """(total, policy, value, outside, k3), token by token; values None = no critic. The KL is in the total alone."""
-    policy, value, outside, k3, weighted = (np.zeros(MASK.shape) for _ in range(5))
+def loss_oracle(logp, values, batch, *, reduce, clip_high=0.0, kl_coef=0.0, kl_estimator="k3", length=0):
+    """(total, policy, value, outside, KL), token by token; values None = no critic. The KL is in the total alone."""
+    policy, value, outside, kl, weighted = (np.zeros(MASK.shape) for _ in range(5))
     low, high = 1 - SETTINGS["clip"], 1 + (clip_high or SETTINGS["clip"])
     for b, size in enumerate(LENGTHS):
         for t in range(size):
             ratio, adv = math.exp(float(logp[b][t]) - float(batch.old_logp[b][t])), float(batch.adv[b][t])
             ahead = float(batch.ref_logp[b][t]) - float(logp[b][t])
-            k3[b, t] = math.exp(ahead) - ahead - 1
+            kl[b, t] = (math.exp(ahead) - ahead - 1) * (ratio if kl_estimator == "unbiased" else 1.0)
             weight = 1.0 if batch.weights is None else float(batch.weights[b][t])
             policy[b, t] = -weight * min(adv * ratio, adv * min(max(ratio, low), high))
-            weighted[b, t] = weight * k3[b, t]
+            weighted[b, t] = weight * kl[b, t]
             outside[b, t] = not low <= ratio <= high
             if values is not None:
                 new, old, target = (float(x[b][t]) for x in (values, batch.old_values, batch.returns))
@@ -129,16 +129,16 @@ def loss_oracle(logp, values, batch, *, reduce, clip_high=0.0, kl_coef=0.0, leng
         return x.sum() / (len(LENGTHS) * (length or 6)) if reduce == "constant" else reference.reduce(x, MASK, reduce)
 
     shares = "sequence" if reduce == "constant" else reduce
-    told = [reference.reduce(x, MASK, shares) for x in (outside, k3)]
+    told = [reference.reduce(x, MASK, shares) for x in (outside, kl)]
     total = reduced(policy) + SETTINGS["value_coef"] * reduced(value) + kl_coef * reduced(weighted)
     return total, reduced(policy), reduced(value), *told
 
 
 LOSSES = [
     dict(reduce="sequence", clip_high=0.5),
-    dict(reduce="token", kl_coef=0.3),
+    dict(reduce="token", kl_coef=0.3, kl_estimator="k3"),
     dict(reduce="constant"),
-    dict(reduce="constant", length=11, clip_high=0.28, kl_coef=0.1),
+    dict(reduce="constant", length=11, clip_high=0.28, kl_coef=0.1, kl_estimator="unbiased"),
 ]
 
 
@@ -166,7 +166,7 @@ def test_loss_and_gradient_match_the_oracle(settings, fill, critic):
 def test_importance_weights_multiply_the_kl_in_the_loss_too():
     logp, values, batch = loss_inputs(2)
     weights = np.where(MASK, np.random.default_rng(3).uniform(0.2, 2, MASK.shape), np.nan).astype(np.float32)
-    settings, batch = dict(reduce="token", kl_coef=0.3), batch.put(weights=weights)
+    settings, batch = dict(reduce="token", kl_coef=0.3, kl_estimator="k3"), batch.put(weights=weights)
     loss, _ = ppo.ppo_loss(logp, values, batch, **SETTINGS, **settings)
     np.testing.assert_allclose(loss, loss_oracle(logp, values, batch, **settings)[0], rtol=1e-5)
 
@@ -185,7 +185,9 @@ def test_a_high_clip_lets_rewarded_tokens_go_further_and_punished_ones_not(adv, 
 def test_k3_is_zero_without_a_gap_and_positive_with_one():
     logp, _, batch = loss_inputs(4)
     k3 = [
-        ppo.ppo_loss(logp, None, batch.put(ref_logp=other), **SETTINGS, kl_coef=1.0)[1]["ppo/kl_loss"]
+        ppo.ppo_loss(logp, None, batch.put(ref_logp=other), **SETTINGS, kl_coef=1.0, kl_estimator="k3")[1][
+            "ppo/kl_loss"
+        ]
         for other in (logp, logp - 0.5, logp + 0.5)
     ]
     np.testing.assert_allclose(k3, [0.0, math.exp(-0.5) - 0.5, math.exp(0.5) - 1.5], rtol=1e-5)

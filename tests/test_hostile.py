@@ -170,11 +170,12 @@ def processes() -> dict[int, str]:
 
 
 def below(pid: int) -> list[int]:
-    """All descendants of a process."""
-    try:
-        own = [int(p) for p in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    """All descendants of a process, the older first; by their parents' numbers, since the system's list of children may leave some out."""
+    parents = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    own = sorted(child for child, parent in parents.items() if parent == pid)
     return own + [p for child in own for p in below(child)]
 
 

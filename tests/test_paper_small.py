@@ -86,7 +86,8 @@ def test_each_variant_changes_what_its_name_says():
     assert changed.pop("reft") == {} and changed.pop("no_kl") == {"advantage.kl.coef": 0.0}
     assert changed.pop("no_partial_reward") == {"rewards.partial.weight": 0.0}
     assert changed.pop("separate_critic") == {"advantage.critic.trunk": "separate"}
-    more = dict(grpo={"advantage.kl.in"}, dr_grpo={"advantage.kl.in", "reduce"}, rloo=set(), reinforce_pp=set())
+    in_loss = {"advantage.kl.in", "advantage.kl.estimator"}
+    more = dict(grpo=in_loss, dr_grpo=in_loss | {"reduce"}, rloo=set(), reinforce_pp=set())
     of_gae = {f"advantage.{key}" for key in ("gamma", "lam", "whiten")}
     of_gae |= {f"advantage.critic.{key}" for key in ("trunk", "init", "bias", "coef", "clip")}
     for name, change in changed.items():

@@ -43,7 +43,7 @@ def test_methods_draw_as_many_responses_in_as_many_steps_as_reft(model):
     assert load(**about) == load(**about, method="reft")
     in_reward, in_loss = (
         KL(coef=reft.advantage.kl.coef),
-        KL(where="loss", coef=reft.advantage.kl.coef),
+        KL(where="loss", coef=reft.advantage.kl.coef, estimator="k3"),
     )
     assert reft.advantage == gae.Advantage(kl=in_reward) and reft.critic is not None
     expected = dict(

@@ -238,7 +238,14 @@ def test_markdown_and_csv(tmp_path, capsys):
 @pytest.mark.parametrize(
     "text",
     [
-        *("{", "[]", '{"stages": []}', '{"stages": {"reft": 3}}', '{"stages": {"reft": {"accuracy": 75.3}}}', '{"seed": 1}'),
+        *(
+            "{",
+            "[]",
+            '{"stages": []}',
+            '{"stages": {"reft": 3}}',
+            '{"stages": {"reft": {"accuracy": 75.3}}}',
+            '{"seed": 1}',
+        ),
         '{"stages": {}, "stages": {}}',
     ],
 )
