@@ -5,10 +5,9 @@
 
 Findings, each with file and line: records that training would refuse (malformed JSON, fields that are absent or of another
 type, ids that stand twice), questions that stand twice or in --test too (case and punctuation aside), right options that stand under two
-letters, gold CoTs whose
-answer is not the label (programs are run in the sandbox; N-CoT is compared where it says "the answer is ..." itself),
-records over --max-prompt or --max-response tokens, and texts that a tokenizer does not give back. Reading is
-training's own (`data/reader.py`). Then a census of each file.
+letters, gold CoTs whose answer is not the label (programs are run in the sandbox; N-CoT is compared where it says "the answer is ..." itself),
+records over --max-prompt or --max-response tokens, and texts that a tokenizer does not give back. Reading is training's own
+(`data/reader.py`). Then a census of each file.
 
 --task (a file of reft_jax/tasks that reads files, or one of your own, my.py) and --cot are told from the records where they are not given.
 --tokenizer can be given several times; `bpe`, or a preset that is trained from nothing, stands for the tokenizer that such a run would build

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -195,6 +197,18 @@ def test_code_may_change_only_under_what_has_not_begun(tmp_path):
     )
     (workdir / "reft" / "DONE").write_text("{}")
     sources.check(workdir, now)  # it is not run again
+
+
+def test_code_of_a_package_behind_a_link_has_the_names_that_it_has_elsewhere(tmp_path):
+    (tmp_path / "reft_jax").symlink_to(runs.ROOT / "reft_jax")
+    (tmp_path / "my.py").write_text("import reft_jax.losses.kl\nimport own_part\n\n\nclass Loss:\n    pass\n")
+    (tmp_path / "own_part.py").write_text("")
+    asked = "from reft_jax.config import choices; print(*choices.files('losses', 'policy'), *choices.files('losses', 'my.py'))"
+    environment = runs.environment() | dict(PYTHONPATH=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", asked], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["reft_jax/losses/policy.py", "my.py", "own_part.py"]
 
 
 OWN_MODULES = {  # what my.py imports, and what that imports: at once, from a package, relatively, and later in a function

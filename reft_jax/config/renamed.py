@@ -80,16 +80,13 @@ def _of_one_shape(stage) -> bool:
 def modern(tree: dict) -> dict:
     """The tree of an older config.json with today's keys and values; another one as it is."""
     out = copy.deepcopy(tree)
-    for stage in _stages(out):
-        _name_estimator(stage)
-    if not is_old(tree):
-        return out
     if _of_rewards(out):
         _modern_rewards(out)
     for stage in _stages(out):
         if _of_one_shape(stage):
             shape = {key: stage["optim"].pop(key) for key in SHAPE if key in stage["optim"]}
             stage["optim"]["schedule"] = {"use": "linear"} | shape
+        _name_estimator(stage)
     return out
 
 
@@ -120,8 +117,10 @@ def _modern_reft(stage: dict):
     ppo = stage.pop("ppo")
     ppo = dict(kl_in="reward", advantage="gae", critic="shared", clip_high=0.0) | ppo
     stage["rewards"] = {"right": {}, "partial": {"weight": stage.pop("partial_reward"), "on": stage.pop("partial_on")}}
-    advantage = {"use": ppo.pop("advantage"), "kl": {"in": ppo.pop("kl_in"), "coef": ppo.pop("kl_coef")}}
-    advantage["kl"]["estimator"] = "k3" if advantage["kl"]["in"] == "loss" else "unbiased"
+    advantage = {
+        "use": ppo.pop("advantage"),
+        "kl": {"in": ppo.pop("kl_in"), "coef": ppo.pop("kl_coef"), "estimator": "auto"},
+    }
     of_gae = {key: ppo.pop(key) for key in OF_GAE if key in ppo}
     if advantage["use"] == "gae":
         advantage |= {key: of_gae[key] for key in ("gamma", "lam", "whiten")}

@@ -232,14 +232,14 @@ def turn_end(tokenizer) -> int | None:
     assistant's message. None without a template, or if it puts none there."""
     if not tokenizer.chat_template:
         return None
-    try:
-        import jinja2  # noqa: F401
+    import jinja2
 
+    try:
         said = [dict(role="user", content="a question"), dict(role="assistant", content="an answer")]
         text = tokenizer.apply_chat_template(said, tokenize=False)
     except ImportError as error:
         raise InputError(f"the tokenizer's chat template needs jinja2 ({error}): pip install -U jinja2") from error
-    except Exception:  # a template for other messages: it raises what it likes
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError):  # a template for other messages
         return None
     _, found, after = text.rpartition("an answer")
     special = _special_tokens(tokenizer) | {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}

@@ -126,16 +126,15 @@ def replacing(directory: pathlib.Path):
         making.mkdir()
     try:
         yield making
-    except BaseException:
         if distributed.is_primary():
-            shutil.rmtree(making, ignore_errors=True)
-        raise
-    if distributed.is_primary():
-        making.rename(made)
-        for path in list(directory.iterdir()):
-            if REPLACED.fullmatch(path.name):
-                path.unlink()
-        _move_up(made)
+            making.rename(made)
+            for path in list(directory.iterdir()):
+                if REPLACED.fullmatch(path.name):
+                    path.unlink()
+            _move_up(made)
+    finally:
+        if distributed.is_primary():
+            shutil.rmtree(making, ignore_errors=True)  # which is there only if the block was not through
 
 
 def _move_up(made: pathlib.Path):

@@ -89,7 +89,7 @@ def vote_is_right(
     agree: Agree = operator.eq,
 ) -> bool:
     """Whether the voted value is right: equal values are graded alike, so any sample that holds it tells. No vote is wrong."""
-    vote = weighted_majority(values, [1] * len(values) if weights is None else weights, agree)
+    vote = majority(values, agree) if weights is None else weighted_majority(values, weights, agree)
     return vote is not None and bool(correct[list(values).index(vote)])
 
 

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 
 from reft_jax.rewards.matchers import dress, mathematics, quantity
-from reft_jax.rewards.matchers.base import MAX_ANSWER, NOTHING, Found, Matcher, found
+from reft_jax.rewards.matchers.base import MAX_ANSWER, NOTHING, Found, Matcher, backwards, found
 
 MAX_SENTENCES = 20  # how many that only look like one are passed over
 _WORDS = ("answer", "Answer", "ANSWER")
@@ -77,15 +77,9 @@ def _places(text: str, kind: str) -> Iterator[tuple[int, int]]:
 
 def _sentence(text: str) -> int | None:
     """Where the last closing sentence of a text ends."""
-    places = [text.rfind(word) for word in _WORDS]
-    for _ in range(MAX_SENTENCES):
-        place = max(places)
-        if place < 0:
-            return None
+    for place in backwards(text, _WORDS, MAX_SENTENCES):
         if match := _SENTENCE.match(text, place, place + 80):
             return match.end()
-        which = places.index(place)
-        places[which] = text.rfind(_WORDS[which], 0, place)
     return None
 
 

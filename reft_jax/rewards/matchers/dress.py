@@ -3,7 +3,7 @@
 import re
 
 from reft_jax.rewards.matchers import quantity, units
-from reft_jax.rewards.matchers.base import MAX_ANSWER
+from reft_jax.rewards.matchers.base import MAX_ANSWER, backwards
 
 MAX_BOXES = 20  # how many unbalanced ones are passed over
 _BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
@@ -11,25 +11,12 @@ _BARE_BOX = re.compile(r"\\f?boxed(?:\s*([-+]?\d(?:[\d.,/]*\d)?)|\s+([A-Za-z])(?
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 _SYMBOLS = {"×": "*", "·": "*", "÷": "/", "²": "^2", "³": "^3", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt "}
-_SYMBOLS |= {"∪": "\\cup "}
-_SYMBOLS |= {
-    "≤": "\\le ",
-    "≥": "\\ge ",
-    "±": "\\pm ",
-    "−": "-",
-    "–": "-",
-    "－": "-",
-    "°": "\\degree ",
-    "，": ",",
-    "\u00a0": " ",
-}
+_SYMBOLS |= {"∪": "\\cup ", "≤": "\\le ", "≥": "\\ge ", "±": "\\pm ", "°": "\\degree "}
+_SYMBOLS |= {"−": "-", "–": "-", "－": "-", "，": ",", "\u00a0": " "}
 _AND = re.compile(rf",?\s*(?:{units.TEXT}\s*,?\s*(?:and|or)\s*,?\s*\}}|(?<=[\s\d)}},])(?:and|or)(?=\s))")
 _BETWEEN = re.compile(r";|,?\s*\\?&")  # items of a list
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|,?\\[,!]|,\\ )\d{3})+(?!\d)", re.ASCII)
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,?\\[,!])\d{3})+(?!\d)", re.ASCII)
-_TEXT = re.compile(
-    r"(?<=[\w)}])\s*(?:\\[ ,;:!])*\s*\\(?:text|mathrm|textrm|mbox)\s*\{[^{}\d]*\}(?:\s*\^\s*(?:[23]|\{[23]\}))?"
-)
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|textrm|mbox|operatorname)\s*\{([^{}]*)\}")
 _DRESS = re.compile(
     r"\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?)(?![A-Za-z])|(?<!\\)\\[!,;: ]|\\(?:q?quad)(?![A-Za-z])|~|"
@@ -57,12 +44,7 @@ _SUFFIX = re.compile(r"(?<![<>=])=\s*[A-Za-z]$")
 
 def last_box(text: str) -> tuple[int, int] | None:
     """(start, end) of the content of the last \\boxed{...} whose braces balance within a few hundred characters."""
-    names = ("\\boxed", "\\fbox")
-    places = [text.rfind(name) for name in names]
-    for _ in range(MAX_BOXES):
-        place = max(places)
-        if place < 0:
-            return None
+    for place in backwards(text, ("\\boxed", "\\fbox"), MAX_BOXES):
         opening = _BOX.match(text, place, min(len(text), place + 20))
         if opening is None and (bare := _BARE_BOX.match(text, place)):
             return bare.span(bare.lastindex)
@@ -71,8 +53,6 @@ def last_box(text: str) -> tuple[int, int] | None:
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if depth == 0:
                 return opening.end(), brace.start()
-        which = places.index(place)
-        places[which] = text.rfind(names[which], 0, place)
     return None
 
 

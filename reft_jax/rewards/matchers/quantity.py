@@ -28,20 +28,15 @@ LETTERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}  # at a number; "5m" 
 IDEOGRAMS = {"百": 100, "千": 10**3, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 CURRENCY = r"(?:(?:US|CA|AU)?\\?\$|[€£¥₹])"
 
-_NUMBER_WORDS = (
-    set(
-        "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
-        "thirty forty fifty sixty seventy eighty ninety half"
-        "".split()
-    )
-    | MULTIPLIERS.keys()
+_NUMBER_WORDS = MULTIPLIERS.keys() | set(
+    "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
+    "thirty forty fifty sixty seventy eighty ninety half".split()
 )
 _OPERATORS = {"plus", "minus", "divided", "multiplied", "mod", "sqrt", "root", "factorial", "vs", "versus"}
 _BEFORE_ONE = {"or", "and", "to", "times", "by", "over", "through"}
 _IN_PASSING = set(
     "a an the these those this that first second last next other all both per each every my your his her its our their "
-    "in for of after before with within during at on from into between across among until"
-    "".split()
+    "in for of after before with within during at on from into between across among until".split()
 )  # words before a number that does not change the first one
 _VARIABLES = {"x", "y", "z", "n"}
 _UNIT_LETTERS = set("mgshlLNJVWACFΩ")
