@@ -4,6 +4,7 @@ All runs share a compilation cache (REFT_TESTS_COMPILED, or one of this session)
 """
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import json
@@ -168,6 +169,15 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path):
         assert (a / stage / "DONE").read_text() == (b / stage / "DONE").read_text(), stage
     for name in ("reft/samples.jsonl", "results.json", *(f"{label}/predictions.jsonl" for label in LABELS)):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, by their parent's number: the system's own list may leave some out."""
+    parents = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return sorted(child for child, parent in parents.items() if parent == pid)
 
 
 def contents(folder) -> dict:

@@ -18,6 +18,7 @@ import pytest
 from reft_jax.errors import InputError
 from reft_jax.rewards import program, sandbox
 from reft_jax.rewards.program import ProgramResult, VerifierError, run_programs
+from tests import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the layers are those of Linux")
@@ -170,12 +171,8 @@ def processes() -> dict[int, str]:
 
 
 def below(pid: int) -> list[int]:
-    """All descendants of a process, the older first; by their parents' numbers, since the system's list of children may leave some out."""
-    parents = {}
-    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    own = sorted(child for child, parent in parents.items() if parent == pid)
+    """All descendants of a process, the older first."""
+    own = runs.children(pid)
     return own + [p for child in own for p in below(child)]
 
 

@@ -14,6 +14,7 @@ import pytest
 from reft_jax.errors import InputError
 from reft_jax.rewards import program
 from reft_jax.rewards.program import ProgramResult, run_programs
+from tests import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -36,10 +37,6 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
             return True
         time.sleep(0.02)
     return False
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 # ---- values
@@ -490,12 +487,12 @@ def test_no_orphans_when_the_caller_is_killed():
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as caller:
         servers = [int(pid) for pid in caller.stdout.readline().split()]
-        inner = [pid for s in servers for pid in children(s)]
-        programs = [pid for s in inner for pid in children(s)]
+        inner = [pid for s in servers for pid in runs.children(s)]
+        programs = [pid for s in inner for pid in runs.children(s)]
         assert len(servers) == len(inner) == 2 and len(programs) == 4  # and the servers' moulds
         # One of the two servers dies first: its children must not outlive it.
-        first = next(i for i, pid in enumerate(inner) if children(pid))
-        orphans = children(inner[first])
+        first = next(i for i, pid in enumerate(inner) if runs.children(pid))
+        orphans = runs.children(inner[first])
         os.kill(servers[first], signal.SIGKILL)
         assert gone(inner[first]) and all(map(gone, orphans))
         caller.kill()
@@ -506,8 +503,8 @@ def test_programs_leave_no_processes_behind():
     solve("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,)).start()\nreturn 1")
     solve("import time\ntime.sleep(1000)", timeout_s=0.2)
     for server in program._SERVERS:
-        (pid,) = children(server.process.pid)
-        assert all(gone(child) for child in children(pid)[1:])  # the first is the mould
+        (pid,) = runs.children(server.process.pid)
+        assert all(gone(child) for child in runs.children(pid)[1:])  # the first is the mould
         assert len(os.listdir(f"/proc/{pid}/fd")) < 12
 
 
