@@ -275,7 +275,16 @@ def test_the_demo_compiles_for_eight_tpus(mesh, capsys):
     tpu()
     pack = f"--config.data.pack={'tensor=2' in mesh}"
     got = lines(capsys, "--topology=v5e:2x4", pack, *(f"--config.mesh.{size}" for size in mesh.split(",")))
-    assert {line["hbm_bytes"] for line in got} == {compiler.HBM["v5e"]} and all(line["fits"] for line in got)
+    assert {line["hbm_bytes"] for line in got} == {int(15.75 * compiler.GIB)} and all(line["fits"] for line in got)
+
+
+@pytest.mark.parametrize("topology, num, gib", [("v4:2x2x1", 4, 30.75), ("tpu7x:2x2x1", 8, 94.74)])
+def test_devices_are_as_many_as_jax_has_of_a_chip(topology, num, gib):
+    """Both cores of a v4 chip are one; a TPU7x chip is two, each with half of its memory."""
+    tpu()
+    devices, memory = compiler.devices_of(topology)
+    assert (len(devices), memory) == (num, int(gib * compiler.GIB))
+    assert sharding.make_layout(settings.Mesh(1, num // 2, 2, tiny.RULES), devices).mesh.devices.size == num
 
 
 def test_two_slices_lie_along_data():

@@ -2,8 +2,8 @@
 
     python -m reft_jax.compile --config=FILE.py[:key=value,...] --topology=v5e:16x16 [--slices=N] [--config.a.b=value ...]
 
---topology: v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB (the real TPU compiler, `pip install libtpu`, no TPU), cpu:N, or gpu (those that
-are here); --slices=N: as many such slices, joined by the network between them. --config.a.b=value overrides as in `main`. Needs
+--topology: v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC (the real TPU compiler, `pip install libtpu`, no TPU), cpu:N, or gpu (those
+that are here); --slices=N: as many such slices, joined by the network between them. --config.a.b=value overrides as in `main`. Needs
 neither data nor weights nor a tokenizer. One JSON line per function: bytes are those of one device, `resident_bytes` what the run
 keeps there beside the function's own arguments, `flops_per_device` the model's by our count (the compiler counts a loop's body
 once), `collectives` the result bytes by kind in one call (a decode call is one token). Exit code 1 if something does not fit.
@@ -23,8 +23,8 @@ from reft_jax.commands import Flag
 from reft_jax.compile.measure import GIB
 from reft_jax.errors import InputError
 
-# What one device (v4, v5p: both cores together) has for a program: the compiler's own limits where it states them.
-HBM = {"v4": 32 * GIB, "v5e": int(15.75 * GIB), "v5p": int(95.74 * GIB), "v6e": int(31.25 * GIB)}
+# What one device has for a program, by the compiler's own count (GiB): a chip, of v4 and v5p with both cores; of tpu7x half a chip.
+HBM = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "tpu7x": 94.74}
 
 
 FLAGS = {
@@ -79,7 +79,7 @@ def devices_of(topology: str, slices: int = 1):
             f"--topology={topology}: the TPU compiler does not know it ({str(error).splitlines()[0]}); it needs libtpu "
             "(pip install libtpu) and a slice's shape as Google lists them"
         ) from error
-    return list(described.devices), HBM[kind]
+    return list(described.devices), int(HBM[kind] * GIB)
 
 
 @contextlib.contextmanager
