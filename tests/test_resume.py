@@ -49,48 +49,37 @@ def steps(workdir, stage):
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments(tmp_path):
-    """kill -9 at seven moments across the stages, two of them during a save; then the command runs to its end."""
-    workdir, rng, in_saves = tmp_path / "run", random.Random(0), 0
-    moments = [
-        begun(workdir, "config.json"),
-        "warmup",
-        begun(workdir, "warmup/DONE"),
-        logged(workdir, "sft/metrics.jsonl", rng.randint(1, 3)),
-        logged(workdir, "reft/metrics.jsonl", rng.randint(2, 3)),
-        "reft",
-        logged(workdir, f"{rng.choice(runs.LABELS[:3])}/predictions.jsonl", 1),
-    ]
-    for moment in moments:
-        if isinstance(moment, str):
-            in_saves += kill_in_a_save(workdir, moment)
-        else:
-            assert stop(workdir, moment, signal.SIGKILL) == -signal.SIGKILL
-    assert in_saves >= 1, "no kill hit a save"
-    runs.run(workdir)
-    runs.assert_same_run(runs.unbroken(), workdir)
-    assert not list(workdir.rglob("*tmp*"))
-
-
-@pytest.mark.slow
-def test_stops_in_every_stage(tmp_path):
-    """Each stop saves first and exits with 75, wherever it comes; the last start ends as an unbroken run."""
-    workdir = tmp_path / "run"
-    # what is ignored here (nohup) stays so
-    hup = signal.SIGTERM if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else signal.SIGHUP
+def test_kills_and_stops_across_the_stages(tmp_path):
+    """kill -9 at four moments, two of them during a save, and stops between them, each of which saves first and exits with 75: the
+    last start ends as an unbroken run."""
+    workdir, rng, in_saves, stops = tmp_path / "run", random.Random(0), 0, 0
     for stage, number, condition in (
+        ("warmup", signal.SIGKILL, begun(workdir, "config.json")),
         ("warmup", signal.SIGINT, logged(workdir, "warmup/metrics.jsonl", 1)),
-        ("sft", hup, logged(workdir, "sft/metrics.jsonl", 1)),
+        ("sft", signal.SIGTERM, logged(workdir, "sft/metrics.jsonl", 1)),
+        ("sft", signal.SIGKILL, None),
+        ("reft", signal.SIGKILL, logged(workdir, "reft/metrics.jsonl", 1)),
         ("reft", signal.SIGTERM, logged(workdir, "reft/metrics.jsonl", 3)),
-        ("evaluate", signal.SIGINT, logged(workdir, "base/predictions.jsonl", 1)),
+        ("reft", signal.SIGKILL, None),
+        ("evaluate", signal.SIGINT, logged(workdir, f"{rng.choice(runs.LABELS[:3])}/predictions.jsonl", 1)),
     ):
-        assert stop(workdir, condition, number) == 75, runs.log(workdir)[-3000:]
+        if condition is None:
+            in_saves += kill_in_a_save(workdir, stage)
+            continue
+        code = stop(workdir, condition, number)
+        if number == signal.SIGKILL:
+            assert code == -number
+            continue
+        stops += 1
+        assert code == 75, runs.log(workdir)[-3000:]
         assert not (workdir / stage / "DONE").exists()
         if stage != "evaluate":
             assert steps(workdir, stage)[-1] >= runs.lines(workdir / stage / "metrics.jsonl")[-1]["step"]
-    assert "Traceback" not in runs.log(workdir) and runs.log(workdir).count("run the same command again") == 4
+    assert in_saves >= 1, "no kill hit a save"
+    assert "Traceback" not in runs.log(workdir) and runs.log(workdir).count("run the same command again") == stops == 4
     runs.run(workdir)
     runs.assert_same_run(runs.unbroken(), workdir)
+    assert not list(workdir.rglob("*tmp*"))
 
 
 @pytest.mark.slow

@@ -308,18 +308,25 @@ def assert_same(ours, theirs, stage, file):
 
 
 @pytest.mark.slow
-def test_a_killed_offline_stage_ends_as_one_that_was_not(workdir, tmp_path):
-    """Killed after two of its drawn parts and after its first checkpoint; parts are of other sizes than in the unbroken run."""
+def test_killed_stages_end_as_if_they_were_not(workdir, tmp_path):
+    """The offline one is killed after two of its drawn parts, which are of other sizes than in the unbroken run, and after its first
+    checkpoint; the online one and the re-ranker while they draw and after a checkpoint."""
     other, smaller = tmp_path / "run", ["--config.stages.offline.sample_batch_size=8"]
     killed(other, "offline/drawn/00001.jsonl", overrides=smaller)
     assert not (other / "offline" / "self_train.jsonl").exists()
     first = (other / "offline" / "drawn" / "00000.jsonl").stat().st_mtime_ns
     killed(other, "offline/checkpoints/2", overrides=smaller)
     written = (other / "offline" / "self_train.jsonl").stat().st_mtime_ns
-    killed(other, "offline/DONE", overrides=smaller)
+    killed(other, "online/checkpoints/0", overrides=smaller)
     assert first < written == (other / "offline" / "self_train.jsonl").stat().st_mtime_ns  # not made a second time
+    killed(other, "reranker/drawn/00000.jsonl", "reranker/checkpoints/8", overrides=smaller)
+    runs.run(other, *smaller, spec=SPEC)
     assert_same(workdir, other, "warmup", "DONE")
     assert_same(workdir, other, "offline", "self_train.jsonl")
+    assert_same(workdir, other, "online", "samples.jsonl")
+    assert_same(workdir, other, "reranker", "reranker.jsonl")
+    for name in ("results.json", "online/predictions.jsonl"):
+        assert (workdir / name).read_bytes() == (other / name).read_bytes(), name
 
 
 @pytest.mark.slow
@@ -332,17 +339,6 @@ def test_a_directory_is_sampled_from_as_its_stage_is(workdir, tmp_path):
     )
     ours, theirs = ((folder / "offline" / "self_train.jsonl").read_bytes() for folder in (workdir, tmp_path / "run"))
     assert ours == theirs
-
-
-@pytest.mark.slow
-def test_killed_online_and_reranker_stages_end_as_if_they_were_not(workdir, tmp_path):
-    other = tmp_path / "run"
-    killed(other, "online/checkpoints/0", "reranker/drawn/00000.jsonl", "reranker/checkpoints/8")
-    runs.run(other, spec=SPEC)
-    assert_same(workdir, other, "online", "samples.jsonl")
-    assert_same(workdir, other, "reranker", "reranker.jsonl")
-    for name in ("results.json", "online/predictions.jsonl"):
-        assert (workdir / name).read_bytes() == (other / name).read_bytes(), name
 
 
 @pytest.mark.slow
