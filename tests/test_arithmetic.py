@@ -218,6 +218,7 @@ def test_surface_of_each_style():
     }
 
 
+@pytest.mark.slow
 def test_vocabulary_is_closed_and_small():
     known = set(arithmetic.vocabulary())
     assert list(arithmetic.vocabulary()) == sorted(known) and len(known) <= 210

@@ -33,6 +33,7 @@ def lines(capsys, *arguments, code=0):
 # ------------------------------------------------------------------ the command
 
 
+@pytest.mark.slow
 def test_every_function_of_a_run_is_compiled(capsys):
     got = lines(capsys, "--topology=cpu:2", "--config.stages.reft.num_samples=2")
     assert all(set(KEYS) <= set(line) and line["fits"] and line["num_devices"] == 2 for line in got)

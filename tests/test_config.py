@@ -894,6 +894,7 @@ def test_settings_of_a_file_of_ones_own_are_checked(my):
     assert "mine.most: got 0; it must be >= 1" in no(use, "stages.reft.rewards.mine.most=0")
 
 
+@pytest.mark.slow
 def test_the_hash_of_a_file_of_ones_own_is_kept_and_compared_when_a_run_goes_on(my, tmp_path):
     own = hashlib.sha256(my.read_bytes()).hexdigest()
     use = "--config.stages.reft.rewards.mine.use=my.py"

@@ -240,6 +240,7 @@ distributed.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_sum_up_a_share_each_and_agree_on_what_is_damaged(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

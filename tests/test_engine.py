@@ -96,7 +96,7 @@ def test_samples_are_the_same_while_buffers_grow_and_shrink(chunk, monkeypatch):
     same(engine(model, num_slots=3, chunk=chunk, **settings)(tiny.params(model), short, KEY), theirs)
 
 
-@pytest.mark.parametrize("where", ["data", "fsdp", "mixed"])
+@pytest.mark.parametrize("where", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "fsdp")), "mixed"])
 @pytest.mark.parametrize("layout", ["replicated", "tensor", "as_trained"])
 def test_samples_are_the_same_on_eight_devices(where, layout, capfd):
     model = tiny.model(where)
@@ -128,7 +128,9 @@ def test_where_parameters_lie_while_decoding():
 
 
 # Learned positions, a parallel block, windows and caps, two rotations; the others (tests/test_families.py) have parts of these.
-@pytest.mark.parametrize("case", ["gpt2", "codegen", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize(
+    "case", ["gpt2", "gemma3_text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("codegen", "gemma2"))]
+)
 def test_samples_are_the_plain_sampler_s_for_every_kind_of_family(case, tmp_path):
     name, arguments = families.CASES[case]
     getattr(transformers, name)(**arguments).save_pretrained(tmp_path)

@@ -30,6 +30,7 @@ def workdir():
     return test_self_train.unbroken()
 
 
+@pytest.mark.slow
 def test_reranked_results_can_be_recomputed_from_the_predictions(workdir):
     results = json.loads((workdir / "results.json").read_text())
     assert results["data"] == "arithmetic" and results["cot"] == "program" and results["timeout_s"] > 0
@@ -53,6 +54,7 @@ def test_reranked_results_can_be_recomputed_from_the_predictions(workdir):
     assert f"rerank@{K}" in header and f"oracle@{K}" in header and "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_predictions_hold_what_was_graded(workdir):
     """The graded text is prefix + response: graded again, it gives the same."""
     lines = [line for line in runs.lines(workdir / "online" / "predictions.jsonl") if line["response"] is not None]
@@ -62,6 +64,7 @@ def test_predictions_hold_what_was_graded(workdir):
     assert [(g.status, g.extracted) for g in grades] == [(line["status"], line["extracted"]) for line in lines]
 
 
+@pytest.mark.slow
 def test_the_reranker_says_what_it_learnt_from(workdir):
     lines = runs.lines(workdir / "reranker" / "reranker.jsonl")
     done = json.loads((workdir / "reranker" / "DONE").read_text())

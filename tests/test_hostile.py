@@ -196,6 +196,7 @@ def fresh_pool():
 # ---- the hostile suite
 
 
+@pytest.mark.slow
 def test_hostile_programs_between_honest_ones(tmp_path, monkeypatch):
     assert len(HOSTILE) >= 60
     canary = tmp_path / "canary"

@@ -352,6 +352,7 @@ def walk(dtype, how, num=300):
     return (change * np.asarray(towards)).mean(), kinds
 
 
+@pytest.mark.slow
 def test_bfloat16_moves_as_float32_does_with_stochastic_rounding_and_hardly_without():
     whole, _ = walk(jnp.float32, "nearest")
     rounded, kinds = walk(jnp.bfloat16, "stochastic")

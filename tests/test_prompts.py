@@ -331,6 +331,7 @@ def test_wrong_arguments_are_named(bpe):
         prompts.target(dataclasses.replace(PROGRAM, cot="x = 1"), docstring=True)
 
 
+@pytest.mark.slow
 def test_every_real_gold_text_survives_tokens():
     root = shared_data()
     data = Data()

@@ -248,6 +248,7 @@ def workdir():
     return unbroken()
 
 
+@pytest.mark.slow
 def test_what_was_sampled_is_written_with_why_it_is_learnt(workdir):
     lines = runs.lines(workdir / "offline" / "self_train.jsonl")
     assert len(lines) == 48 * 4 and [one["k"] for one in lines] == [0, 1, 2, 3] * 48
@@ -267,6 +268,7 @@ def test_what_was_sampled_is_written_with_why_it_is_learnt(workdir):
     assert done["last_step"] == steps_made and not (workdir / "offline" / "drawn").exists()
 
 
+@pytest.mark.slow
 def test_online_logs_what_reft_logs(workdir):
     first, *lines = runs.lines(workdir / "online" / "metrics.jsonl")
     assert first["step"] == 0 and "eval/dev_accuracy" in first and [one["step"] for one in lines] == [1, 2, 3]

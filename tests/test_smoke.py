@@ -254,6 +254,7 @@ def test_stored_responses_are_graded_as_they_stand(workdir):
 # ------------------------------------------------------------------ again, elsewhere, in one piece
 
 
+@pytest.mark.slow
 def test_run_again_finds_everything_done(workdir):
     written = {stage: runs.contents(workdir / stage) for stage in {*runs.STAGES, *runs.LABELS}}
     texts = {name: (workdir / name).read_bytes() for name in ("config.json", "results.json")}

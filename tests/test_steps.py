@@ -162,7 +162,7 @@ def test_accumulated_gradients_equal_the_full_batch_for_any_split(reduce, num_pa
     tiny.assert_trees_close(split, whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduce", ["token", "sequence"])
+@pytest.mark.parametrize("reduce", [pytest.param("token", marks=pytest.mark.slow), "sequence"])
 def test_sft_step_in_parts_equals_the_whole(reduce):
     model, params, _ = make()
     batch = sft_batch(empty_row=True)
@@ -175,7 +175,7 @@ def test_sft_step_in_parts_equals_the_whole(reduce):
     tiny.assert_trees_close(*out, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("reduce", ["token", "sequence"])
+@pytest.mark.parametrize("reduce", ["token", pytest.param("sequence", marks=pytest.mark.slow)])
 def test_ppo_step_in_parts_equals_the_whole(reduce):
     model, params, _ = make()
     batch = ppo_batch()
@@ -314,7 +314,7 @@ def test_steps_count_and_parameters_move():
     assert metrics["grad/norm"] > 0 and metrics["params/norm"] > 0
 
 
-@pytest.mark.parametrize("where", ["one", "mixed"])
+@pytest.mark.parametrize("where", ["one", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_each_function_is_traced_once(where, tmp_path):
     from reft_jax.run.checkpoint import Checkpoints
 
@@ -393,7 +393,8 @@ def everything(where, fetch=jax.device_get):
     return fetch(out), places
 
 
-@pytest.mark.parametrize("where", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "fsdp")), "mixed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["data", "fsdp", "mixed"])
 @pytest.mark.parametrize("what", ["sft", "score", "ppo", "sample", "self_train", "reranker"])
 def test_eight_devices_equal_one(where, what):
     one, many = everything("one")[0][what], everything(where)[0][what]
@@ -412,7 +413,7 @@ def test_processes_of_two_devices_equal_one(num, tmp_path):
     tiny.assert_trees_close(one, several, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("where", ["one", "mixed"])
+@pytest.mark.parametrize("where", ["one", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_moments_in_the_host_s_memory_change_no_number(where):
     model, params, _ = make(where)
     away = dataclasses.replace(model, layout=dataclasses.replace(model.layout, moments="host"))
@@ -440,7 +441,8 @@ def test_the_first_moment_has_the_dtype_asked_for():
     assert kinds == {"mu": {"bfloat16"}, "nu": {"float32"}}
 
 
-@pytest.mark.parametrize("where", [pytest.param("fsdp", marks=pytest.mark.slow), "mixed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["fsdp", "mixed"])
 def test_moments_lie_where_their_parameters_do(where):
     params, opt_state = everything(where)[1]
     found = [s for s in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, dict)) if isinstance(s, dict)]
