@@ -6,11 +6,15 @@
 `grade`: end to end through `grade`, a process per program. `authors`: as in the authors' train_rl_reft.py, a new process
 pool for every batch, whose workers import sympy, and a timeout per program by SIGALRM. `exec`: in this process, with
 nothing between the program and the machine. `latency`: batches of 512 with 2 % endless programs, at a timeout of 2 s.
+`grade_KIND`: programs that use a library; `fork_KIND`: what the machine allows them with a process each, by `os.fork()` of a
+process that holds the libraries, one after the other on one core, with nothing else.
 Programs are arithmetic like SVAMP's, all of them different, so that none is run once for several.
 """
 
 import argparse
 import concurrent.futures
+import functools
+import gc
 import json
 import os
 import pathlib
@@ -24,11 +28,20 @@ BATCH = 512
 ENDLESS = "def solution():\n    while True:\n        pass"
 
 
+KINDS = {  # how a program takes 5 from its total
+    "plain": ("result = total - 5",),
+    "numpy": ("import numpy", "result = numpy.array([total, -5]).sum()"),
+    "scipy": ("from scipy.optimize import fsolve", "result = round(float(fsolve(lambda x: x - total + 5, 1.0)[0]))"),
+    "sympy": ("result = sympy.Integer(total) - 5",),
+    "solve": ("x = sympy.Symbol('x')", "result = sympy.solve(sympy.Eq(x + 5, total), x)[0]"),
+    "lambdify": ("x = sympy.Symbol('x')", "result = sympy.lambdify(x, x - 5)(total)"),
+}
+
+
 def honest(number: int, kind: str = "plain") -> tuple[str, str]:
     """(program, its answer)."""
     price, count = 3 + number % 97, 2 + number // 97
-    result = "result = total - 5" if kind == "plain" else "result = sympy.Integer(total) - 5"
-    lines = [f"price = {price}", f"count = {count}", "total = price * count", result, "return result"]
+    lines = [f"price = {price}", f"count = {count}", "total = price * count", *KINDS[kind], "return result"]
     return "def solution():\n" + "\n".join(f"    {line}" for line in lines), str(price * count - 5)
 
 
@@ -106,20 +119,53 @@ def measure_exec(num: int) -> dict:
     return {"programs_per_s": num / (time.monotonic() - began)}
 
 
+def measure_fork(num: int, kind: str) -> dict:
+    import scipy.optimize  # noqa: F401  (numpy too)
+    import sympy
+
+    def run(number):
+        text, gold = honest(number, kind)
+        names = {"sympy": sympy}
+        exec(text, names)
+        return str(names["solution"]()) == gold
+
+    assert all(run(i) for i in range(20))  # the libraries' own caches are filled
+    gc.collect()
+    gc.freeze()
+    began, correct = time.monotonic(), 0
+    for i in range(num):
+        if (child := os.fork()) == 0:
+            os._exit(not run(20 + i))
+        correct += os.waitpid(child, 0)[1] == 0
+    seconds = time.monotonic() - began
+    gc.unfreeze()
+    assert correct == num
+    return {"programs_per_s_and_core": num / seconds}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("grade", "grade_sympy", "latency", "authors", "exec"))
+    parser.add_argument("--only", help="one of them, as above")
     parser.add_argument("--programs", type=int, default=10 * BATCH)
     parser.add_argument("--batches", type=int, default=20, help="of the latency")
     parser.add_argument("--workers", type=int, default=program.num_processors())
     args = parser.parse_args()
     measures = {
         "grade": lambda: measure_grade(args.programs, args.workers, "plain"),
-        "grade_sympy": lambda: measure_grade(args.programs // 4, args.workers, "sympy"),
+        **{
+            f"grade_{kind}": functools.partial(measure_grade, args.programs // 4, args.workers, kind)
+            for kind in KINDS
+            if kind != "plain"
+        },
         "latency": lambda: measure_latency(args.batches, args.workers),
         "authors": lambda: measure_authors(args.programs // 4, args.workers),
         "exec": lambda: measure_exec(args.programs),
+        **{
+            f"fork_{kind}": functools.partial(measure_fork, args.programs // 16, kind) for kind in ("solve", "lambdify")
+        },
     }
+    if args.only not in (None, *measures):
+        parser.error(f"--only: got {args.only!r}; it is one of {', '.join(measures)}")
     for name, measure in measures.items():
         if args.only in (None, name):
             program.close()

@@ -76,8 +76,8 @@ def check(workdir, config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data, cot", [("svamp", "nl")])  # what no smoke run below has
-def test_a_short_run(tmp_path, data, cot):
+def test_a_short_run(tmp_path):
+    data, cot = "svamp", "nl"  # what no smoke run below has
     overrides = [tuple(flag.removeprefix("--config.").split("=")) for flag in SHORT]
     config, _ = load(str(runs.ROOT / spec(data, cot)), overrides)
     check(runs.run(tmp_path / "run", *SHORT, spec=spec(data, cot)), config)

@@ -312,7 +312,7 @@ def assert_same(ours, theirs, stage, file):
 @pytest.mark.slow
 def test_killed_stages_end_as_if_they_were_not(workdir, tmp_path):
     """The offline one is killed after two of its drawn parts, which are of other sizes than in the unbroken run, and after its first
-    checkpoint; the online one and the re-ranker while they draw and after a checkpoint."""
+    checkpoint, the online one after its first checkpoint, the re-ranker while it draws and after a checkpoint."""
     other, smaller = tmp_path / "run", ["--config.stages.offline.sample_batch_size=8"]
     killed(other, "offline/drawn/00001.jsonl", overrides=smaller)
     assert not (other / "offline" / "self_train.jsonl").exists()

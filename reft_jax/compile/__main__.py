@@ -23,7 +23,8 @@ from reft_jax.commands import Flag
 from reft_jax.compile.measure import GIB
 from reft_jax.errors import InputError
 
-# What one device has for a program, by the compiler's own count (GiB): a chip, of v4 and v5p with both cores; of tpu7x half a chip.
+# GiB that one device has for a program, where the compiler (libtpu 0.0.42.1) begins to refuse: a chip, of v4 and v5p with both cores; of
+# tpu7x half a chip.
 HBM = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "tpu7x": 94.74}
 
 
