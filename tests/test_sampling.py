@@ -349,15 +349,109 @@ def test_thresholds_by_bits_keep_what_sorting_keeps(vocab):
             np.testing.assert_array_equal(drawn[sure & (row > -1e20)], (above < p)[sure & (row > -1e20)])
 
 
+@pytest.mark.parametrize("spread", [2.0, 12.0], ids=["flat", "peaked"])
+def test_a_large_vocabulary_s_thresholds_are_those_of_all_its_tokens(spread):
+    """Flat, the largest groups do not hold all that may be drawn; peaked, they do."""
+    vocab = 4 * choose.LARGEST * choose.GROUP + 7 * choose.GROUP
+    logits = np.random.default_rng(3).normal(0, spread, (6, vocab)).astype(np.float32)
+    ordered = -np.sort(-logits.astype(np.float64), axis=1)
+    probs = np.exp(ordered - ordered[:, :1])
+    probs /= probs.sum(axis=1, keepdims=True)
+    tops = -np.sort(-logits.reshape(6, choose.GROUP, -1).max(1), axis=1)[:, choose.LARGEST]
+    for name, number in (("top_k", 3), ("top_k", 50), ("top_k", 20_000), ("top_p", 0.5), ("top_p", 0.99)):
+        kept = np.asarray(jax.jit(functools.partial(choose.sampling_logp, temperature=1.0, **{name: number}))(logits))
+        count = np.full(6, number) if name == "top_k" else (np.cumsum(probs, axis=1) < number).sum(axis=1) + 1
+        if number != 20_000 and (spread > 2 or name == "top_k"):  # which way was taken
+            assert (ordered[np.arange(6), count - 1] > tops).all()
+        elif name == "top_p" or number == 20_000:
+            assert (ordered[np.arange(6), count - 1] < tops).any()
+        if name == "top_k":
+            np.testing.assert_array_equal((kept > -1e20).sum(axis=1), count)
+        else:  # sums of so many in float32
+            np.testing.assert_allclose((kept > -1e20).sum(axis=1), count, rtol=1e-3, atol=1)
+        least = np.where(kept > -1e20, logits, np.inf).min(axis=1)
+        assert (least > np.where(kept > -1e20, -np.inf, logits).max(axis=1)).all()
+
+
+def measured(masses, places) -> np.ndarray:
+    """The share of all uniform numbers with which `_first` gives each of the places, against all others as one.
+
+    Of its own number it is found by bisection, where it begins to lose; over the others' by midpoints z of their number 1 - z^3.
+    """
+    rates = np.asarray(masses, np.float64)
+    z = (np.arange(1000) + 0.5) / 1000
+    rates = np.stack([rates[places], rates.sum() - rates[places]], axis=-1)
+    rates = np.broadcast_to(rates[:, None], (len(places), len(z), 2)).reshape(-1, 2).astype(np.float32)
+    theirs = np.tile(1 - z**3, len(places))
+    low, high, first = np.zeros(len(theirs)), np.ones(len(theirs)), jax.jit(choose._first)
+    for _ in range(60):
+        middle = (low + high) / 2
+        uniform = np.minimum(np.stack([middle, theirs], axis=-1), 1 - 2.0**-24).astype(np.float32)
+        wins = np.asarray(first(rates, uniform)) == 0
+        low, high = np.where(wins, middle, low), np.where(wins, high, middle)
+    return (low.reshape(-1, len(z)) * 3 * z**2).mean(axis=1)
+
+
+@pytest.mark.parametrize("vocab", [7, 600, 50_257, 262_144])
+def test_as_many_uniform_numbers_lead_to_a_token_as_its_probability_says(vocab):
+    """Down to 1e-8, where one uniform float32 over the whole vocabulary would be off by ten times: its steps are 1.2e-7."""
+    rng = np.random.default_rng(vocab)
+    logits = rng.normal(0, 3, vocab).astype(np.float32)
+    logits[: vocab // 2] -= 4
+    logits[-1] = logits.max() + 3
+    probs = np.exp(logits.astype(np.float64) - logits.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs)[: (probs > 1e-8).sum()]
+    tokens = order[np.unique(np.linspace(0, len(order) - 1, 20).astype(int))]
+    rows = choose._in_rows(jnp.asarray(logits)[None], choose.BLOCKS)
+    top = logits.max()
+    masses = np.asarray(choose._columns([jnp.exp(part - top) for part in rows], jnp.sum))[0]
+    blocks, share = tokens % choose.BLOCKS, []
+    for token, block, of_block in zip(tokens, blocks, measured(masses, blocks), strict=True):
+        column = np.exp(logits[block :: choose.BLOCKS] - top)
+        alone = np.count_nonzero(column) == 1
+        share.append(of_block * (1 if alone else measured(column, np.array([token // choose.BLOCKS]))[0]))
+    np.testing.assert_allclose(share, probs[tokens], rtol=1e-3)
+
+
+def test_uniform_numbers_are_fine_near_zero_and_never_one():
+    """Of 2^20 the least is about 2^-20 with 24 bits of its own, where steps of 2^-32 would leave 12."""
+    uniform = np.asarray(choose._uniform(jax.random.split(jax.random.key(0), 1024), 1024))
+    assert uniform.min() > 0 and uniform.max() < 1
+    least = np.sort(uniform.ravel())[:64].astype(np.float64)
+    assert (least * 2**32 % 1 != 0).mean() > 0.9
+    np.testing.assert_allclose([uniform.mean(), uniform.var()], [1 / 2, 1 / 12], rtol=2e-3)
+    always = jnp.full((1, 3), 1 - 2.0**-24)
+    assert choose._first(jnp.array([[0.0, 0.0, 1e-30]]), always)[0] == 2  # what cannot be drawn never is
+
+
+def test_frequencies_in_a_large_vocabulary():
+    vocab, rows, times = 40_000, 100, 60
+    logits = np.random.default_rng(4).normal(0, 2, vocab).astype(np.float32)
+    probs = np.exp(logits.astype(np.float64))
+    probs /= probs.sum()
+    drawn = jax.jit(functools.partial(choose.choose, sampling=settings_lib.WHOLE))
+    keys = jax.random.split(jax.random.key(6), (times, rows))
+    tokens = np.concatenate([drawn(np.tile(logits, (rows, 1)), some)[0] for some in keys])
+    order = np.random.default_rng(5).permutation(vocab)
+    for bins in (np.argsort(order) * 50 // vocab, np.arange(vocab) * 50 // vocab, np.arange(vocab) % 50):
+        expected = len(tokens) * np.bincount(bins, probs)
+        chi2 = ((np.bincount(bins[tokens], minlength=50) - expected) ** 2 / expected).sum()
+        assert chi2 < 49 + 4 * np.sqrt(2 * 49)  # four sigmas; the seed is fixed
+
+
 def test_no_end_before_min_new_and_then_as_without_it(model, params):
-    ids = (1, 2, 3, 4, 5, 6)
+    ids, least = (1, 2, 3, 4, 5, 6), 5
     run = functools.partial(generate, model, params, PROMPTS, KEY, max_new=9, eos_id=ids, num_samples=4)
-    free, held = run(), run(min_new=5)
+    free, held = run(), run(min_new=least)
     assert lengths(free).min() == 1 and lengths(held).min() == 6 and lengths(held).max() == 9
-    tokens = np.asarray(held.tokens)
-    assert not np.isin(tokens[:, :5], ids).any()
-    late = lengths(free) > 5  # nothing was banned that had been drawn
-    np.testing.assert_array_equal(tokens[late, :5], np.asarray(free.tokens)[late, :5])
+    for row, num in enumerate(lengths(held)):
+        prompt, tokens = PROMPTS[row // 4], np.asarray(held.tokens[row, :num]).tolist()
+        assert not np.isin(tokens[:least], ids).any()
+        rows = next_logits(model, params, [*prompt, *tokens])[len(prompt) - 1 :]
+        for t, token in enumerate(tokens):
+            expected = reference.sampling_probs(rows[t], temperature=1.0, forbidden=ids if t < least else ())[token]
+            np.testing.assert_allclose(np.exp(held.logp[row, t]), expected, rtol=1e-4)
 
 
 # ------------------------------------------------------------------ going on with a response
