@@ -28,6 +28,9 @@ CACHE_MULTIPLE = 16  # positions of a cache come in tiles of so many rows (bfloa
 # ------------------------------------------------------------------ which way
 
 
+wide_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
 def platform(model) -> str:
     """cpu, gpu or tpu: where the model's programs run."""
     if model.layout is None:
@@ -117,7 +120,7 @@ def weights(arch, q, k, visible, scale):
 def _plain(arch, q, k, v, visible, scale):
     """v [B, K, S, H]; the rest as `weights` has it."""
     by = weights(arch, q, k, visible, scale).astype(v.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", by, v).reshape(q.shape)
+    return wide_einsum("bkgts,bksh->btkgh", by, v).astype(v.dtype).reshape(q.shape)
 
 
 def _trained(arch, q, k, v, visible, scale):
@@ -159,7 +162,7 @@ def _dense_forward(cap, q, k, v, visible, scale):
         top = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = weights.sum(-1, keepdims=True)
-        out = jnp.einsum("bkqs,bksh->bkqh", (weights / total).astype(v.dtype), v[:, :, : at.stop])
+        out = wide_einsum("bkqs,bksh->bkqh", (weights / total).astype(v.dtype), v[:, :, : at.stop]).astype(v.dtype)
         parts.append([x.reshape(*q.shape[:3], -1, x.shape[-1]) for x in (out, top, total)])
     out, top, total = (checkpoint_name(jnp.concatenate(x, axis=3), NAME) for x in zip(*parts, strict=True))
     return out, (q, k, v, visible, scale, out, top, total)
@@ -181,7 +184,7 @@ def _dense_backward(cap, kept, dout):
         if cap:
             dlogits = dlogits * (1.0 - jnp.square(uncovered / cap))
         dlogits, weights = dlogits.astype(q.dtype), weights.astype(q.dtype)
-        dq.append(jnp.einsum("bkqs,bksh->bkqh", dlogits, keys).reshape(q[:, :, :, at].shape))
+        dq.append(wide_einsum("bkqs,bksh->bkqh", dlogits, keys).astype(q.dtype).reshape(q[:, :, :, at].shape))
         # The smaller factor comes first: that is the one that a product turns around.
         wide = dict(preferred_element_type=jnp.float32)
         dk = dk.at[:, :, : at.stop].add(jnp.einsum("bkqh,bkqs->bkhs", queries, dlogits, **wide).swapaxes(2, 3))

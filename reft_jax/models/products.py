@@ -23,7 +23,8 @@ def _product(x, kernel, num_in, dtype):
 
 
 def _dot(a, b, a_axes, b_axes, dtype):
-    return jax.lax.dot_general(a, b, ((tuple(a_axes), tuple(b_axes)), ((), ())), preferred_element_type=dtype)
+    out = jax.lax.dot_general(a, b, ((tuple(a_axes), tuple(b_axes)), ((), ())), preferred_element_type=jnp.float32)
+    return out.astype(dtype)
 
 
 def _forward(x, kernel, num_in, dtype):

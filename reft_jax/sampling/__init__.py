@@ -8,7 +8,11 @@ import numpy as np
 
 from reft_jax.config.settings import Sampling
 from reft_jax.sampling import decode
+from reft_jax.sampling.engine import Engine
 from reft_jax.types import Prompts, Sample
+
+FEW = 8  # responses that one batch draws; more take turns in SLOTS slots
+SLOTS = 64
 
 _sample = functools.partial(
     jax.jit, static_argnums=0, static_argnames=("max_new", "sampling", "eos_ids", "pad_id", "num_samples")
@@ -38,7 +42,8 @@ def generate(
     eos_id: an id or several; a response ends with the first of them, which its mask includes. temperature 0 is greedy; the other
     settings are config.Sampling's. given: for each prompt, how many of its last tokens are the beginning of the response, which
     then goes on as if it had been sampled so far (they count in max_new and are not returned).
-    Prompt i's sample k is a function of (key, i, k) alone. Arrays are [len(prompts) * num_samples, max_new].
+    Prompt i's sample k is a function of (key, i, k) alone. Arrays are [len(prompts) * num_samples, max_new]. Up to FEW responses are one
+    batch; more are drawn in slots, where a response that ends makes room for the next.
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ValueError("generate needs at least one prompt and at least one token in each")
@@ -55,4 +60,9 @@ def generate(
         float(temperature), int(top_k), float(top_p), min_p, repetition_penalty, tuple(forbidden), min_new=min_new
     )
     how = dict(max_new=max_new, sampling=sampling, eos_ids=eos_ids, pad_id=0, num_samples=num_samples)
-    return _sample(model, params, batch, key, **how)
+    if (rows := len(prompts) * num_samples) <= FEW:
+        return _sample(model, params, batch, key, **how)
+    return _engine(model, max_prompt=length, num_slots=min(rows, SLOTS), **how)(params, batch, key)
+
+
+_engine = functools.lru_cache(maxsize=8)(Engine)
