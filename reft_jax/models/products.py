@@ -33,6 +33,7 @@ def _forward(x, kernel, num_in, dtype):
 
 def _backward(num_in, dtype, kept, dy):
     x, kernel = kept
+    dy = dy.astype(x.dtype)  # of logits, which are float32: else their products would be
     rows, num_out = range(x.ndim - num_in), kernel.ndim - num_in
     dx = _dot(dy, kernel, range(len(rows), dy.ndim), range(num_in, kernel.ndim), dtype).astype(x.dtype)
     if math.prod(x.shape[len(rows) :]) <= math.prod(dy.shape[len(rows) :]):
