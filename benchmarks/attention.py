@@ -95,11 +95,13 @@ def decoding(model, shapes):
     import jax
     import jax.numpy as jnp
 
+    from reft_jax import models
     from reft_jax.models import attention
 
     num, width, heads, size = (shapes[name] for name in ("slots", "width", "heads", "head_dim"))
     start = (jnp.arange(num) * (width - shapes["tokens"]) // num).astype(jnp.int32)
-    state = [jnp.zeros((num, heads, width, size), jnp.bfloat16) for _ in range(2)]
+    cache = models.empty_cache(model, num, width)
+    state = [cache.k[0], cache.v[0]]
     x = jax.random.normal(jax.random.key(0), (num, 1, heads, size), jnp.bfloat16)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -268,6 +268,9 @@ PRESETS = {
     "llama2_13b": llama(32000, 5120, 40, 40, 40, 13824, max_positions=4096),
     "llama3_8b": llama(128256, 4096, 32, 32, 8, 14336, max_positions=8192, rope_theta=500000.0),
     "llama3_1_8b": llama(128256, 4096, 32, 32, 8, 14336, rope_factor=8.0, **LLAMA3),
+    "smollm2_135m": llama(49152, 576, 30, 9, 3, 1536, tied=True, max_positions=8192, rope_theta=100000.0),
+    "smollm2_360m": llama(49152, 960, 32, 15, 5, 2560, tied=True, max_positions=8192, rope_theta=100000.0),
+    "smollm2_1_7b": llama(49152, 2048, 24, 32, 32, 8192, tied=True, max_positions=8192, rope_theta=130000.0),
     "llama3_2_1b": llama(128256, 2048, 16, 32, 8, 8192, rope_factor=32.0, tied=True, **LLAMA3),
     "llama3_2_3b": llama(128256, 3072, 28, 24, 8, 8192, rope_factor=32.0, tied=True, **LLAMA3),
     "mistral_7b": mistral(32000, rope_theta=10000.0, window=4096),  # v0.1

@@ -49,10 +49,14 @@ def one_token(model, lengths, window, dtype, rng, width=WIDTH):
     length = jnp.asarray(lengths, jnp.int32)
     age = length[:, None, None] - jnp.arange(width)[None, None]
     visible = (age >= 0) & ((age < window) if window else True)
-    settings = dict(visible=visible, real=None, layer=0, scale=h**-0.5, cache=(*caches, length))
-    for way in ("xla", "kernel"):
-        out, kv = attention.attend(dataclasses.replace(model, attention=way), q, *new, **settings)
-        yield np.asarray(out, np.float32), *(np.asarray(x, np.float32) for x in kv)
+    settings = dict(visible=visible, real=None, layer=0, scale=h**-0.5)
+    plain, kernel = (dataclasses.replace(model, attention=way) for way in ("xla", "kernel"))
+    assert attention.slot_axes(plain) == (3, 2) and attention.cache_dtype(plain) == "float32"
+    wide = [x.astype("float32") for x in (caches[0].swapaxes(2, 3), caches[1])]
+    for model, buffers in ((plain, wide), (kernel, caches)):
+        out, (k, v) = attention.attend(model, q, *new, cache=(*buffers, length), **settings)
+        k = k.swapaxes(2, 3) if model is plain else k
+        yield np.asarray(out, np.float32), *(np.asarray(x, np.float32) for x in (k, v))
 
 
 @pytest.mark.parametrize(
@@ -321,8 +325,12 @@ def moves(compiled, *shape):
     return [line for line in lines if name in line and re.search(r" (copy|copy-start|transpose)\(", line)]
 
 
-def test_decoding_updates_the_cache_in_place_on_a_cpu():
-    assert not moves(decoding(tiny.model("one"), 8, 50), 8, 2, 50, 6)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decoding_updates_the_cache_in_place_on_a_cpu(dtype):
+    compiled = decoding(tiny.model("one", compute_dtype=dtype), 8, 50)
+    for shape in ((8, 2, 6, 50), (8, 2, 50, 6)):  # keys, values
+        assert not moves(compiled, *shape)
+    assert not re.search(r"= bf16\[8,2,(50,6|6,50)\]", compiled.as_text())  # nor are they converted
 
 
 def test_the_check_for_copies_sees_one():

@@ -68,7 +68,7 @@ def _dtype_name(key: str, given) -> str:
 class Cache(flax.struct.PyTreeNode):
     """Keys and values of what was read so far; slots [0, length) are filled."""
 
-    # per layer [B, K, S, H]: a head's keys lie together, as the product with a query reads them
+    # per layer [B, K, S, H], or the keys [B, K, H, S] (attention.slot_axes): a head's lie together, as its product reads them
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
     length: jax.Array  # i32[], or i32[B] where each row has its own; then tokens come one at a time
@@ -426,7 +426,7 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
     x = _constrain(model, embed(model, params, tokens, positions))
     if rate:
         x = dropout(x, rate, key, 2)
-    num_queries, num_slots = tokens.shape[1], mask.shape[1] if cache is None else cache.k[0].shape[2]
+    num_queries, num_slots = tokens.shape[1], mask.shape[1] if cache is None else cache.v[0].shape[2]
     first = jnp.zeros((1, 1, 1), jnp.int32) if cache is None else cache.length.reshape(-1, 1, 1)
     layers = _Layers(arch, positions, _visible(mask, num_queries, num_slots, first), mask, first)
 
@@ -480,11 +480,12 @@ def decoding_shardings(model: Model):
 
 def empty_cache(model: Model, batch: int, num_slots: int) -> Cache:
     arch = model.arch
-    shape = (batch, arch.num_kv_heads, num_slots, arch.head_dim)
-    names = ("batch", "kv_heads", None, "head_dim")
+    names = ("batch", "kv_heads", None, None)
 
-    def buffer():
-        zeros = jnp.zeros(shape, jnp.dtype(model.compute_dtype))
+    def buffer(axis):
+        sizes = (num_slots, arch.head_dim) if axis == 2 else (arch.head_dim, num_slots)
+        zeros = jnp.zeros((batch, arch.num_kv_heads, *sizes), attention.cache_dtype(model))
         return zeros if model.layout is None else model.layout.constrain(zeros, *names)
 
-    return Cache(*(tuple(buffer() for _ in range(arch.num_layers)) for _ in range(2)), jnp.zeros((), jnp.int32))
+    k, v = (tuple(buffer(axis) for _ in range(arch.num_layers)) for axis in attention.slot_axes(model))
+    return Cache(k, v, jnp.zeros((), jnp.int32))

@@ -3,6 +3,8 @@
 The gradient of y = x W is x^T dy, and one of x and dy is transposed on the way. JAX takes dy always: the wide side of a gated
 feed-forward or of the vocabulary, and on a CPU the compiler computes what precedes it (the activation's or the softmax's gradient)
 column by column, which took a quarter of an update. The sums are the same ones.
+
+Sums are kept in float32, and rounded once: that is the form of a product of bfloat16 that a CPU with AMX has a kernel for.
 """
 
 import functools
@@ -36,7 +38,13 @@ def _backward(num_in, dtype, kept, dy):
     dy = dy.astype(x.dtype)  # of logits, which are float32: else their products would be
     rows, num_out = range(x.ndim - num_in), kernel.ndim - num_in
     dx = _dot(dy, kernel, range(len(rows), dy.ndim), range(num_in, kernel.ndim), dtype).astype(x.dtype)
-    if math.prod(x.shape[len(rows) :]) <= math.prod(dy.shape[len(rows) :]):
+    narrow = math.prod(x.shape[len(rows) :]) <= math.prod(dy.shape[len(rows) :])
+    if x.dtype.itemsize < 4:
+        # Never the other way round, nor over one axis: jax 0.10.2's compiler for CPUs makes some of these what it refuses to run.
+        x, dy = (y[None] if len(rows) == 1 else y for y in (x, dy))
+        rows = range(max(len(rows), 2))
+        dkernel = _dot(x, dy, rows, rows, dtype)
+    elif narrow:
         dkernel = _dot(x, dy, rows, rows, dtype)
     else:
         dkernel = _dot(dy, x, rows, rows, dtype)

@@ -37,7 +37,7 @@ from reft_jax.types import Prompts, Sample
 class Slots(flax.struct.PyTreeNode):
     """The device's state: N slots, W positions each."""
 
-    cache: models.Cache  # [N, K, W, H] a layer; its length i32[N]: tokens whose keys and values are in it
+    cache: models.Cache  # a layer's keys and values of W positions; its length i32[N]: tokens whose keys and values are in it
     hidden: jax.Array  # [N, D] the state that emits the next token
     key: jax.Array  # key[N]
     seen: jax.Array  # bool[N, V] tokens of prompt and response, for a repetition penalty; without one [N, 0]
@@ -50,7 +50,7 @@ class Slots(flax.struct.PyTreeNode):
 class Store(flax.struct.PyTreeNode):
     """Prompts that were read and wait for slots."""
 
-    cache: models.Cache  # [P, K, L, H] a layer
+    cache: models.Cache  # of L positions
     hidden: jax.Array  # [P, D]
     seen: jax.Array  # bool[P, V], or [P, 0]
     length: jax.Array  # i32[P]
@@ -284,14 +284,14 @@ class Engine:
         self.counts["moves"] += 1
         rows = rows.astype(np.int32)
 
-        def move(buffers):
+        def move(buffers, axis):
             out = []
             for buffer in buffers:
-                out.append(self._move(buffer, rows, width=width))
+                out.append(self._move(buffer, rows, width=width, axis=axis))
                 buffer.delete()
             return tuple(out)
 
-        k, v = move(slots.cache.k), move(slots.cache.v)
+        k, v = map(move, (slots.cache.k, slots.cache.v), models.slot_axes(self.model))
         rest = self._take(slots.replace(cache=slots.cache.replace(k=(), v=())), rows)
         return rest.replace(cache=rest.cache.replace(k=k, v=v))
 
@@ -346,8 +346,8 @@ def _programs(model, sampling):
     rest = slots and slots.replace(cache=slots.cache.replace(k=(), v=()))
     return (
         jax.jit(functools.partial(_prefill, model, sampling), out_shardings=store),
-        jax.jit(_admit, donate_argnums=0, out_shardings=slots),
-        jax.jit(_move, static_argnames="width", out_shardings=buffer),
+        jax.jit(functools.partial(_admit, models.slot_axes(model)), donate_argnums=0, out_shardings=slots),
+        jax.jit(_move, static_argnames=("width", "axis"), out_shardings=buffer),
         jax.jit(lambda slots, rows: jax.tree.map(lambda x: x[rows], slots), out_shardings=rest),
         jax.jit(lambda slots, ended: slots.replace(live=slots.live & ~ended), donate_argnums=0, out_shardings=slots),
     )
@@ -393,21 +393,25 @@ def _prefill(model, sampling, params, tokens, lengths) -> Store:
     return Store(cache, last, first_seen(sampling, tokens, positions < lengths[:, None], model.num_rows), lengths)
 
 
-def _admit(slots: Slots, store: Store, rows, targets, key, questions, ks, given) -> Slots:
+def _admit(axes, slots: Slots, store: Store, rows, targets, key, questions, ks, given) -> Slots:
     """Row rows[i] of the store into slot targets[i]; a target past the last slot is dropped."""
 
     def into(mine, theirs):
         return mine.at[targets].set(theirs, mode="drop")
 
-    def copied(mine, theirs):
-        length = min(mine.shape[2], theirs.shape[2])  # what a narrow slot cuts off is padding
-        return mine.at[targets, :, :length].set(theirs[rows, :, :length], mode="drop")
+    def copied(mine, theirs, axis):
+        length = min(mine.shape[axis], theirs.shape[axis])  # what a narrow slot cuts off is padding
+        there = (slice(None),) * (axis - 1) + (slice(length),)
+        return mine.at[targets, *there].set(theirs[rows, *there], mode="drop")
+
+    def all_copied(mine, theirs, axis):
+        return tuple(copied(*layer, axis) for layer in zip(mine, theirs, strict=True))
 
     keys = jax.vmap(lambda question, k: jax.random.fold_in(jax.random.fold_in(key, question), k))(questions, ks)
     return slots.replace(
         cache=models.Cache(
-            tuple(map(copied, slots.cache.k, store.cache.k)),
-            tuple(map(copied, slots.cache.v, store.cache.v)),
+            all_copied(slots.cache.k, store.cache.k, axes[0]),
+            all_copied(slots.cache.v, store.cache.v, axes[1]),
             into(slots.cache.length, store.length[rows]),
         ),
         hidden=into(slots.hidden, store.hidden[rows]),
@@ -418,11 +422,11 @@ def _admit(slots: Slots, store: Store, rows, targets, key, questions, ks, given)
     )
 
 
-def _move(buffer, rows, *, width):
-    """buffer[rows], [N, K, S, H], cut or padded to `width` positions."""
-    more = width - buffer.shape[2]
-    moved = buffer[rows, :, : min(width, buffer.shape[2])]
-    return moved if more <= 0 else jnp.pad(moved, ((0, 0), (0, 0), (0, more), (0, 0)))
+def _move(buffer, rows, *, width, axis):
+    """buffer[rows], cut or padded to `width` positions, which lie along `axis`."""
+    more = width - buffer.shape[axis]
+    moved = jax.lax.slice_in_dim(buffer, 0, min(width, buffer.shape[axis]), axis=axis)[rows]
+    return moved if more <= 0 else jnp.pad(moved, [(0, more if i == axis else 0) for i in range(4)])
 
 
 def _decode(model, sampling, ends, params, slots: Slots, stop_at, chunk) -> tuple[Slots, Look]:
