@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-NAME = "attention"  # what remat's policies know its result by
+NAME, WIDE = "attention", "wide_attention"  # what remat's policies know its result by: as it is given, and in float32
 MASKED = -1e30  # finite: a row that may look at nothing (padding) stays free of NaN
 LANES = 128
 QUERIES = 128  # that read the same keys
@@ -126,8 +126,8 @@ def soft_cap(x, cap: float):
 
 def weights(arch, q, k, visible, scale, slot_axis: int = 2):
     """f32[B, K, N / K, T, S] of q [B, T, N, H] and k [B, K, S, H], or [B, K, H, S] where `slot_axis` is 3; visible bool[B, T, S]."""
-    b, t, n, h = q.shape
-    rows = q.reshape(b, t, arch.num_kv_heads, -1, h).transpose(0, 2, 3, 1, 4).reshape(b, arch.num_kv_heads, -1, h)
+    b, t, _, h = q.shape
+    rows = q.swapaxes(1, 2).reshape(b, arch.num_kv_heads, -1, h)
     logits = scale * _by_head(rows.astype(k.dtype), k, (3, 5 - slot_axis))
     logits = soft_cap(logits.reshape(*logits.shape[:2], -1, t, logits.shape[-1]), arch.attention_softcap)
     return jax.nn.softmax(jnp.where(visible[:, None, None], logits, MASKED), axis=-1)
@@ -145,7 +145,7 @@ def _plain(model, q, k, v, visible, scale):
     by = weights(model.arch, q, k, visible, scale, slot_axes(model)[0]).astype(q.dtype)
     b, kv, groups, t, slots = by.shape
     out = _by_head(by.reshape(b, kv, groups * t, slots).astype(v.dtype), v, (3, 2)).astype(q.dtype)
-    return out.reshape(b, kv, groups, t, -1).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    return out.reshape(b, kv * groups, t, -1).swapaxes(1, 2)
 
 
 def _trained(arch, q, k, v, visible, scale):
@@ -187,9 +187,10 @@ def _dense_forward(cap, q, k, v, visible, scale):
         top = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = weights.sum(-1, keepdims=True)
-        out = wide_einsum("bkqs,bksh->bkqh", (weights / total).astype(v.dtype), v[:, :, : at.stop]).astype(v.dtype)
+        out = wide_einsum("bkqs,bksh->bkqh", (weights / total).astype(v.dtype), v[:, :, : at.stop])
         parts.append([x.reshape(*q.shape[:3], -1, x.shape[-1]) for x in (out, top, total)])
-    out, top, total = (checkpoint_name(jnp.concatenate(x, axis=3), NAME) for x in zip(*parts, strict=True))
+    out, top, total = (checkpoint_name(jnp.concatenate(x, axis=3), WIDE) for x in zip(*parts, strict=True))
+    out, top, total = (checkpoint_name(x, NAME) for x in (out.astype(v.dtype), top, total))
     return out, (q, k, v, visible, scale, out, top, total)
 
 

@@ -21,7 +21,7 @@ from flax import nnx
 from reft_jax.config.settings import MATRICES, Arch, Lora
 from reft_jax.errors import InputError
 from reft_jax.mesh.sharding import Layout
-from reft_jax.models import attention, quantize
+from reft_jax.models import attention, products, quantize
 from reft_jax.models.products import product
 from reft_jax.models.rotary import rotary_tables, rotate
 
@@ -182,7 +182,8 @@ class Attention(nnx.Module):
         if self.arch.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = (rotate(y, *rope, interleaved=self.arch.rope_interleaved) for y in (q, k))
+            how = dict(interleaved=self.arch.rope_interleaved, heads_first=attention.platform(self.model) == "cpu")
+            q, k = (rotate(y, *rope, **how) for y in (q, k))
         return q, k
 
     def row(self, x, rope, sight, scale, query):
@@ -342,13 +343,15 @@ def embed(model: Model, params, tokens, positions):
 class _Layers:
     """What differs between layers: which slots they see, their rotary tables and their scale. Layer numbers may be traced."""
 
-    def __init__(self, arch: Arch, positions, visible, real, first):
+    def __init__(self, model: Model, positions, visible, real, first):
         """visible bool[B, T, S] without windows; query t stands in slot first + t, first i32[B or 1, 1, 1]. real: attend's."""
+        arch = model.arch
         self.arch, self.visible, self.real = arch, visible, real
         self.windows = np.asarray(arch.windows or (0,) * arch.num_layers)
         rotary = arch.positions == "rotary"
-        self.rope = rotary_tables(arch, positions, local=False) if rotary else None
-        self.local_rope = rotary_tables(arch, positions, local=True) if rotary and arch.local_rope_theta else None
+        most = visible.shape[2] if attention.platform(model) == "cpu" else 0
+        self.rope = rotary_tables(arch, positions, local=False, most=most) if rotary else None
+        self.local_rope = rotary_tables(arch, positions, local=True, most=most) if rotary and arch.local_rope_theta else None
         queries, slots = visible.shape[1:]
         self.age = first + jnp.arange(queries)[None, :, None] - jnp.arange(slots)[None, None]  # since a slot was filled
 
@@ -366,14 +369,14 @@ class _Layers:
         return rope, dict(visible=visible, real=self.real, layer=i), scale
 
 
-REMAT = {
-    "block": None,  # everything inside a block is computed again in the backward pass
-    # products with weights are kept, and what attention gives
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(attention.NAME),
-    ),
-}
+def _remat(model: Model):
+    """The policy of jax.checkpoint: "block" computes everything inside a block again in the backward pass; "dots" keeps products with
+    weights and what attention gives. A CPU keeps these in float32: to put a layer's into the stack of all layers', its compiler would
+    convert the whole stack of bfloat16 to float32 and back (jax 0.10.2)."""
+    if model.remat == "block":
+        return None
+    narrow, wide = (products.NAME, attention.NAME), (products.WIDE, attention.WIDE)
+    return jax.checkpoint_policies.save_only_these_names(*(wide if attention.platform(model) == "cpu" else narrow))
 
 
 def _visible(mask, num_queries: int, num_slots: int, first):
@@ -397,7 +400,7 @@ def _through(model: Model, layers: _Layers, x, blocks, indices, rate=0.0, key=No
         return _constrain(model, x), None
 
     if model.remat != "none":
-        body = jax.checkpoint(body, policy=REMAT[model.remat])
+        body = jax.checkpoint(body, policy=_remat(model))
     return jax.lax.scan(body, x, (blocks, indices))[0]
 
 
@@ -405,7 +408,7 @@ def attention_row(model: Model, params, tokens, positions, mask, query) -> jax.A
     """f32[B, T]: the last layer's attention weights, mean over heads, of the token at query i32[B]; the rest is `forward`'s."""
     last, first = model.arch.num_layers - 1, jnp.zeros((1, 1, 1), jnp.int32)
     visible = _visible(mask, *(tokens.shape[1],) * 2, first)
-    layers = _Layers(model.arch, positions, visible, mask, first)
+    layers = _Layers(model, positions, visible, mask, first)
     x = _constrain(model, embed(model, params, tokens, positions))
     x = _through(model, layers, x, jax.tree.map(lambda w: w[:last], params["blocks"]), jnp.arange(last))
     block = nnx.merge(_graphs(model)[1], nnx.State(jax.tree.map(lambda w: w[last], params["blocks"])))
@@ -428,7 +431,7 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
         x = dropout(x, rate, key, 2)
     num_queries, num_slots = tokens.shape[1], mask.shape[1] if cache is None else cache.v[0].shape[2]
     first = jnp.zeros((1, 1, 1), jnp.int32) if cache is None else cache.length.reshape(-1, 1, 1)
-    layers = _Layers(arch, positions, _visible(mask, num_queries, num_slots, first), mask, first)
+    layers = _Layers(model, positions, _visible(mask, num_queries, num_slots, first), mask, first)
 
     if cache is None:
         x = _through(model, layers, x, params["blocks"], jnp.arange(arch.num_layers), rate, key)

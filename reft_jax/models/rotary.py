@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,23 +41,40 @@ def rotary_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling) -> t
     return frequency, 1.0
 
 
-def rotary_tables(arch: Arch, positions, *, local: bool):
-    """(cos, sin) f32[B, T, H/2] of the angles; `local`: of a layer with a window."""
+def rotary_tables(arch: Arch, positions, *, local: bool, most: int = 0):
+    """(cos, sin) f32[B, T, H/2] of the angles; `local`: of a layer with a window.
+
+    `most`: looked up among so many positions (NaN beyond), which a CPU's compiler does not compute again for each layer and head.
+    """
     alone = local and arch.local_rope_theta
     theta, scaling = (arch.local_rope_theta, RopeScaling()) if alone else (arch.rope_theta, arch.rope_scaling)
     frequency, factor = rotary_frequencies(arch.rotary_dim or arch.head_dim, theta, scaling)
+    if most:
+        angles = np.arange(most, dtype=np.float32)[:, None] * np.asarray(frequency, np.float32)
+        tables = (jnp.asarray(factor * of(angles), jnp.float32) for of in (np.cos, np.sin))
+        return tuple(table.at[positions].get(mode="fill", fill_value=jnp.nan) for table in tables)
     angles = positions[:, :, None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)[None, None]
     return factor * jnp.cos(angles), factor * jnp.sin(angles)
 
 
-def rotate(x, cos, sin, *, interleaved: bool):
-    """Rotary embedding of the first 2 * cos.shape[-1] of H of x [B, T, heads, H]; the rest passes."""
+def rotate(x, cos, sin, *, interleaved: bool, heads_first: bool = False):
+    """Rotary embedding of the first 2 * cos.shape[-1] of H of x [B, T, heads, H]; the rest passes.
+
+    `heads_first`: it is turned to [B, heads, T, H], as attention reads it, before and not after, which takes a CPU a fifth of the time.
+    """
+    if heads_first:
+        x, cos, sin = jax.lax.optimization_barrier(x.swapaxes(1, 2)), cos[:, None], sin[:, None]
+    else:
+        cos, sin = cos[:, :, None], sin[:, :, None]
     size = 2 * cos.shape[-1]
-    cos, sin, turned = cos[:, :, None], sin[:, :, None], x[..., :size].astype(jnp.float32)
+    turned = x[..., :size].astype(jnp.float32)
     if interleaved:
         a, b = turned[..., ::2], turned[..., 1::2]
         out = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
     else:
         a, b = jnp.split(turned, 2, axis=-1)
         out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return jnp.concatenate([out.astype(x.dtype), x[..., size:]], axis=-1) if size < x.shape[-1] else out.astype(x.dtype)
+    out = out.astype(x.dtype)
+    if size < x.shape[-1]:
+        out = jnp.concatenate([out, x[..., size:]], axis=-1)
+    return out.swapaxes(1, 2) if heads_first else out
