@@ -1,4 +1,4 @@
-"""Sampling speed, side by side: python benchmarks/rollout.py [--toy] [slots batch transformers tunix]
+"""Sampling speed, side by side: python benchmarks/rollout.py [--toy] [slots batch transformers tunix vllm]
 
 One load for all: a Llama of 20M parameters (8 layers, dim 384, vocabulary 8,000, random), 256 prompts of 40 to 120
 tokens, at most 400 new ones, temperature 1, and 61 stop tokens, so that lengths are geometric with a mean of about 130.
@@ -10,6 +10,8 @@ The samplers:
 - tunix: google-tunix's own sampler (`tunix.generate.sampler`) on its Llama 3 class with the same weights, 64 rows at a
   time, the same stop tokens (it takes several); its class has a fixed RoPE base of 1e6, so it draws other tokens.
   Skipped without the package.
+- vllm: vLLM with random weights of its own (`vllm_peer.py`), at most 64 rows at a time; runs with the Python that
+  `--vllm=PATH` names, and is skipped without.
 
 `--size=codellama_7b` (any preset), `--dtype=bfloat16`, `--slots=256` (rows at a time for the others), `--num=1024`
 prompts, `--prompts=train.jsonl` (prompts from its questions: their tokens under a vocabulary learned from the file;
@@ -27,6 +29,7 @@ bandwidth / seconds per step.
 import functools
 import json
 import pathlib
+import subprocess
 import sys
 import tempfile
 
@@ -187,6 +190,19 @@ class Numbers:
         return 1
 
 
+def vllm(given, load, folder):
+    """vLLM's line: tokens, seconds, first (seconds of the first run)."""
+    from reft_jax import models
+
+    models.save_config(folder, models.Model(common.make_arch(given), given.dtype, given.dtype))
+    prompts = [row[real].tolist() for row, real in zip(load.tokens, load.mask, strict=True)]
+    what = dict(prompts=prompts, max_new=load.max_new, slots=load.slots, ends=list(load.ends), dtype=given.dtype)
+    (pathlib.Path(folder) / "load.json").write_text(json.dumps(what))
+    peer = pathlib.Path(__file__).with_name("vllm_peer.py")
+    out = subprocess.run([given.vllm, peer, folder], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(next(line for line in out.splitlines() if line.startswith('{"tokens"')))
+
+
 def by_parts(load, one):
     """(tokens, mask, steps) of all prompts, `load.slots` of them at a time by `one`(slice)."""
     num = len(load.tokens)
@@ -209,13 +225,22 @@ def measure(name: str, given):
     if name == "tunix" and arch.family != "llama":
         return print(f"tunix: skipped, {given.size} is no Llama")
     load = common.make_load(given, num=given.num, slots=given.slots)
+    line = dict(sampler=name, size=given.size or ("toy" if given.toy else "20M"), dtype=given.dtype, slots=load.slots)
+    line |= dict(prompts=len(load.tokens))
+    if name == "vllm":
+        if not given.vllm:
+            return print("vllm: skipped, --vllm=PATH names no Python that has it")
+        with tempfile.TemporaryDirectory() as folder:
+            took = vllm(given, load, folder)
+        line |= dict(tokens_per_s=round(took["tokens"] / took["seconds"], 1), tokens=took["tokens"])
+        line |= dict(seconds=round(took["seconds"], 2), compile_s=round(took["first"] - took["seconds"], 2))
+        return print(json.dumps(line), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         sample = SAMPLERS[name](given, load, folder)
         (_, mask, steps), first, again = common.twice(sample)
     lengths = mask.sum(1)
     count = int(lengths.sum())
-    line = dict(sampler=name, size=given.size or ("toy" if given.toy else "20M"), dtype=given.dtype, slots=load.slots)
-    line |= dict(prompts=len(load.tokens), tokens_per_s=round(count / again, 1), tokens=count, steps=steps)
+    line |= dict(tokens_per_s=round(count / again, 1), tokens=count, steps=steps)
     line |= dict(seconds=round(again, 2), ms_per_step=round(1e3 * again / steps, 2), compile_s=round(first - again, 2))
     line |= dict(peak_mb=common.peak_mb("torch" if name == "transformers" else "jax"))
     if name in ("slots", "batch"):
@@ -230,11 +255,12 @@ def measure(name: str, given):
 
 
 def main(*argv):
-    options = common.parser(__doc__, SAMPLERS)
+    options = common.parser(__doc__, (*SAMPLERS, "vllm"))
     options.add_argument("--slots", type=int, metavar="N", help="responses that decode together")
+    options.add_argument("--vllm", default="", metavar="PATH", help="a Python that has vLLM")
     options.add_argument("--num", type=int, metavar="N", help="prompts")
     given = options.parse_args(argv)
-    names = common.chosen(given.names, SAMPLERS)
+    names = common.chosen(given.names, (*SAMPLERS, "vllm"))
     if given.here:
         return measure(names[0], given)
     common.in_processes(__file__, names, given)

@@ -13,7 +13,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
-from benchmarks import common, picture, table, update
+from benchmarks import common, picture, rollout, table, update
 from reft_jax import models
 from tests import tiny
 
@@ -46,6 +46,23 @@ def test_both_samplers_draw_the_same_tokens_and_slots_take_fewer_steps():
             at_best * line["steps"] * line["tokens_per_s"] / line["tokens"], rel=0.05
         )
         assert line["peak_mb"] > 0 and "compile_s" in line
+
+
+def test_vllm_s_line_is_of_the_same_load(tmp_path, capsys):
+    """A stand-in for the Python that has vLLM keeps what it was given, and tells what it took."""
+    peer, kept = tmp_path / "python", tmp_path / "kept"
+    answer = json.dumps(dict(tokens=30, seconds=2.0, first=5.0))
+    peer.write_text(f"#!/bin/sh\ncp -r \"$2\" {kept}\necho a warning\necho '{answer}'\n")
+    peer.chmod(0o755)
+    rollout.measure("vllm", given(vllm=str(peer), num=None, slots=None))
+    line = json.loads(capsys.readouterr().out)
+    assert line["tokens_per_s"] == 15 and line["compile_s"] == 3 and line["sampler"] == "vllm"
+    load, theirs = common.make_load(given()), json.loads((kept / "load.json").read_text())
+    assert theirs["prompts"] == [row[real].tolist() for row, real in zip(load.tokens, load.mask, strict=True)]
+    assert theirs["ends"] == list(load.ends) and theirs["slots"] == line["slots"] == load.slots
+    assert json.loads((kept / "config.json").read_text())["vocab_size"] == common.TOY_SIZES["vocab_size"]
+    rollout.measure("vllm", given(vllm="", num=None, slots=None))
+    assert capsys.readouterr().out == "vllm: skipped, --vllm=PATH names no Python that has it\n"
 
 
 @pytest.mark.slow

@@ -343,13 +343,12 @@ def embed(model: Model, params, tokens, positions):
 class _Layers:
     """What differs between layers: which slots they see, their rotary tables and their scale. Layer numbers may be traced."""
 
-    def __init__(self, model: Model, positions, visible, real, first):
-        """visible bool[B, T, S] without windows; query t stands in slot first + t, first i32[B or 1, 1, 1]. real: attend's."""
-        arch = model.arch
+    def __init__(self, arch: Arch, positions, visible, real, first, most: int = 0):
+        """visible bool[B, T, S] without windows; query t stands in slot first + t, first i32[B or 1, 1, 1]. real: attend's; most:
+        rotary_tables'."""
         self.arch, self.visible, self.real = arch, visible, real
         self.windows = np.asarray(arch.windows or (0,) * arch.num_layers)
         rotary = arch.positions == "rotary"
-        most = visible.shape[2] if attention.platform(model) == "cpu" else 0
         self.rope = rotary_tables(arch, positions, local=False, most=most) if rotary else None
         self.local_rope = rotary_tables(arch, positions, local=True, most=most) if rotary and arch.local_rope_theta else None
         queries, slots = visible.shape[1:]
@@ -408,7 +407,7 @@ def attention_row(model: Model, params, tokens, positions, mask, query) -> jax.A
     """f32[B, T]: the last layer's attention weights, mean over heads, of the token at query i32[B]; the rest is `forward`'s."""
     last, first = model.arch.num_layers - 1, jnp.zeros((1, 1, 1), jnp.int32)
     visible = _visible(mask, *(tokens.shape[1],) * 2, first)
-    layers = _Layers(model, positions, visible, mask, first)
+    layers = _Layers(model.arch, positions, visible, mask, first)
     x = _constrain(model, embed(model, params, tokens, positions))
     x = _through(model, layers, x, jax.tree.map(lambda w: w[:last], params["blocks"]), jnp.arange(last))
     block = nnx.merge(_graphs(model)[1], nnx.State(jax.tree.map(lambda w: w[last], params["blocks"])))
@@ -418,7 +417,7 @@ def attention_row(model: Model, params, tokens, positions, mask, query) -> jax.A
 def forward(model: Model, params, tokens, positions, mask, cache: Cache | None = None, *, rate=0.0, key=None):
     """Hidden states after the last norm, [B, T, D], and the cache.
 
-    tokens, positions i32[B, T]. Without a cache, mask is bool[B, T] (True = real; left- or right-padded), or i32[B, T]: which of
+    tokens, positions i32[B, T]; with a cache positions are those of its slots. Without a cache, mask is bool[B, T] (True = real; left- or right-padded), or i32[B, T]: which of
     several sequences in a row a token belongs to (0 = padding), or bool[B, T, T]: which earlier tokens, and itself, each token sees (XLA's
     attention alone has it). With one, mask is bool and the
     tokens go into slots [length, length + T), and mask is bool[B, S] over the slots, or None: all of them are real up to the
@@ -431,7 +430,8 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
         x = dropout(x, rate, key, 2)
     num_queries, num_slots = tokens.shape[1], mask.shape[1] if cache is None else cache.v[0].shape[2]
     first = jnp.zeros((1, 1, 1), jnp.int32) if cache is None else cache.length.reshape(-1, 1, 1)
-    layers = _Layers(model, positions, _visible(mask, num_queries, num_slots, first), mask, first)
+    most = num_slots if cache is not None and attention.platform(model) == "cpu" else 0
+    layers = _Layers(arch, positions, _visible(mask, num_queries, num_slots, first), mask, first, most)
 
     if cache is None:
         x = _through(model, layers, x, params["blocks"], jnp.arange(arch.num_layers), rate, key)

@@ -44,7 +44,8 @@ def rotary_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling) -> t
 def rotary_tables(arch: Arch, positions, *, local: bool, most: int = 0):
     """(cos, sin) f32[B, T, H/2] of the angles; `local`: of a layer with a window.
 
-    `most`: looked up among so many positions (NaN beyond), which a CPU's compiler does not compute again for each layer and head.
+    `most`: looked up among so many positions (NaN beyond); else a CPU's compiler computes them again for each head of each layer that
+    is no step of a scan.
     """
     alone = local and arch.local_rope_theta
     theta, scaling = (arch.local_rope_theta, RopeScaling()) if alone else (arch.rope_theta, arch.rope_scaling)
