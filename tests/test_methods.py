@@ -154,7 +154,7 @@ def test_files_of_ones_own_are_a_stage_s_loss_advantage_and_reward(tmp_path):
     """REINFORCE with rewards of tokens, all of a file outside the package; no critic, no KL, no clipped ratio."""
     path = tmp_path / "my.py"
     path.write_text(OWN)
-    sizes = dict(batch_size=4, minibatch_size=4, num_samples=16, eval_batch_size=2)
+    sizes = dict(batch_size=4, minibatch_size=4, num_samples=4, eval_batch_size=2)
     own = dict(advantage={"use": str(path), "scale": 2.0}, losses={"mine": {"use": f"{path}:Loss", "coef": 0.5}})
     own |= dict(rewards={"tokens": {"use": str(path), "weight": 0.5}})
     stages = dict(reft=fragments.reft("random", 1, fragments.optim(1e-2), **sizes, **own))

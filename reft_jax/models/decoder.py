@@ -417,11 +417,10 @@ def attention_row(model: Model, params, tokens, positions, mask, query) -> jax.A
 def forward(model: Model, params, tokens, positions, mask, cache: Cache | None = None, *, rate=0.0, key=None):
     """Hidden states after the last norm, [B, T, D], and the cache.
 
-    tokens, positions i32[B, T]; with a cache positions are those of its slots. Without a cache, mask is bool[B, T] (True = real; left- or right-padded), or i32[B, T]: which of
+    tokens, positions i32[B, T]. Without a cache, mask is bool[B, T] (True = real; left- or right-padded), or i32[B, T]: which of
     several sequences in a row a token belongs to (0 = padding), or bool[B, T, T]: which earlier tokens, and itself, each token sees (XLA's
-    attention alone has it). With one, mask is bool and the
-    tokens go into slots [length, length + T), and mask is bool[B, S] over the slots, or None: all of them are real up to the
-    tokens'. `rate` is dropout's, with its `key`.
+    attention alone has it). With one, the tokens go into slots [length, length + T), positions are below the number of slots, and mask is
+    bool[B, S] over the slots, or None: all of them are real up to the tokens'. `rate` is dropout's, with its `key`.
     """
     arch = model.arch
     norm_graphdef, block_graphdef = _graphs(model)[:2]
