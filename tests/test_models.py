@@ -220,15 +220,15 @@ def loss_and_grads(model, params, tokens):
     "inputs, outputs", [((6,), (16,)), ((16,), (6,)), ((6,), (4, 5)), ((4, 5), (6,)), ((5,), (5,))]
 )
 @pytest.mark.parametrize("rows", [(3, 7), (9,)])
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_a_product_s_gradient_is_the_equation_s(inputs, outputs, kind, rows):
+@pytest.mark.parametrize("kind, wide", [("float32", True), ("float32", False), ("bfloat16", True), ("bfloat16", False)])
+def test_a_product_s_gradient_is_the_equation_s(inputs, outputs, kind, wide, rows):
     rng, axes = np.random.default_rng(0), len(inputs)
     shapes = ((*rows, *inputs), (*inputs, *outputs), (*rows, *outputs))
     x, kernel, weights = (rng.normal(size=shape) for shape in shapes)
     x, kernel = (jnp.asarray(value, kind) for value in (x, kernel))
 
     def loss(x, kernel):
-        return (weights.astype(np.float32) * product(x, kernel, axes, jnp.float32)).sum()
+        return (weights.astype(np.float32) * product(x, kernel, axes, jnp.float32, wide=wide)).sum()
 
     value, (dx, dkernel) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, kernel)
     x64, kernel64 = (np.asarray(given.astype(jnp.float32), np.float64) for given in (x, kernel))

@@ -28,14 +28,15 @@ CACHE_MULTIPLE = 16  # positions of a cache come in tiles of so many rows (bfloa
 # ------------------------------------------------------------------ which way
 
 
-wide_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
 def platform(model) -> str:
     """cpu, gpu or tpu: where the model's programs run."""
     if model.layout is None:
         return jax.default_backend()
     return model.layout.mesh.devices.flat[0].platform
+
+
+def on_cpu(model) -> bool:
+    return platform(model) == "cpu"
 
 
 def path(model, *, slots: bool = False) -> tuple[str, str]:
@@ -72,7 +73,7 @@ def slot_axes(model) -> tuple[int, int]:
     A CPU reads keys at its memory's speed if a step's few queries go along head_dim over rows of slots: at SmolLM2's heads, 64 rows of 520
     slots in float32, 2.1 ms a layer, and 4.5 to 20 ms the other way.
     """
-    return (3 if platform(model) == "cpu" and path(model, slots=True)[0] == "xla" else 2), 2
+    return (3 if on_cpu(model) and path(model, slots=True)[0] == "xla" else 2), 2
 
 
 def cache_dtype(model):
@@ -96,7 +97,7 @@ def attend(model, q, k, v, *, visible, real, layer, scale, cache=None):
     if cache is None:
         way, _ = path(model)
         if way == "xla" or real is not None and real.ndim == 3:  # who sees whom is given: no kernel has that
-            return _trained(model.arch, q, k, v, visible, scale), (k, v)
+            return _trained(model, q, k, v, visible, scale), (k, v)
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         windows = model.arch.windows or (0,)
         distinct = sorted(set(windows))
@@ -128,15 +129,15 @@ def weights(arch, q, k, visible, scale, slot_axis: int = 2):
     """f32[B, K, N / K, T, S] of q [B, T, N, H] and k [B, K, S, H], or [B, K, H, S] where `slot_axis` is 3; visible bool[B, T, S]."""
     b, t, _, h = q.shape
     rows = q.swapaxes(1, 2).reshape(b, arch.num_kv_heads, -1, h)
-    logits = scale * _by_head(rows.astype(k.dtype), k, (3, 5 - slot_axis))
+    logits = scale * _by_head(rows.astype(k.dtype), k, (3, 5 - slot_axis), jnp.float32)
     logits = soft_cap(logits.reshape(*logits.shape[:2], -1, t, logits.shape[-1]), arch.attention_softcap)
     return jax.nn.softmax(jnp.where(visible[:, None, None], logits, MASKED), axis=-1)
 
 
-def _by_head(a, b, axes):
-    """f32: the product of a and b [B, K, ...] over the axes (of a, of b)."""
+def _by_head(a, b, axes, dtype):
+    """The product of a and b [B, K, ...] over the axes (of a, of b), in `dtype`."""
     dimensions = (((axes[0],), (axes[1],)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
 
 
 def _plain(model, q, k, v, visible, scale):
@@ -144,25 +145,26 @@ def _plain(model, q, k, v, visible, scale):
     four times as long for that, and jax 0.10.2 refuses to run it in bfloat16."""
     by = weights(model.arch, q, k, visible, scale, slot_axes(model)[0]).astype(q.dtype)
     b, kv, groups, t, slots = by.shape
-    out = _by_head(by.reshape(b, kv, groups * t, slots).astype(v.dtype), v, (3, 2)).astype(q.dtype)
+    out = _by_head(by.reshape(b, kv, groups * t, slots).astype(v.dtype), v, (3, 2), v.dtype).astype(q.dtype)
     return out.reshape(b, kv * groups, t, -1).swapaxes(1, 2)
 
 
-def _trained(arch, q, k, v, visible, scale):
+def _trained(model, q, k, v, visible, scale):
     """The same for k and v [B, T, K, H] that no query sees ahead of itself, with a gradient of its own."""
     b, t, n, h = q.shape
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    q = q.reshape(b, arch.num_kv_heads, -1, t, h)
-    out = _dense(arch.attention_softcap, q, k, v, visible, jnp.asarray(scale, jnp.float32))
+    q = q.reshape(b, k.shape[1], -1, t, h)
+    wide = jnp.dtype(jnp.float32) if on_cpu(model) else q.dtype  # what a product's sums are given in: see products.py
+    out = _dense(model.arch.attention_softcap, wide, q, k, v, visible, jnp.asarray(scale, jnp.float32))
     return out.reshape(b, n, t, h).swapaxes(1, 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense(cap: float, q, k, v, visible, scale):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dense(cap: float, wide, q, k, v, visible, scale):
     """[B, K, G, T, H] of q [B, K, G, T, H], k and v [B, K, T, H], visible bool[B, T, T], scale f32[]. QUERIES of a head's at a time,
     with the keys until there. For the backward pass q, k, v, the result and two numbers a query are kept, and the weights computed
     again, as in arXiv 2205.14135."""
-    return _dense_forward(cap, q, k, v, visible, scale)[0]
+    return _dense_forward(cap, wide, q, k, v, visible, scale)[0]
 
 
 def _blocks(q, k, visible):
@@ -180,21 +182,22 @@ def _dense_logits(cap, q, k, seen, scale):
     return jnp.where(seen, logits, MASKED), logits
 
 
-def _dense_forward(cap, q, k, v, visible, scale):
+def _dense_forward(cap, wide, q, k, v, visible, scale):
     parts = []
     for at, queries, keys, seen in _blocks(q, k, visible):
         logits, _ = _dense_logits(cap, queries, keys, seen, scale)
         top = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = weights.sum(-1, keepdims=True)
-        out = wide_einsum("bkqs,bksh->bkqh", (weights / total).astype(v.dtype), v[:, :, : at.stop])
+        by = (weights / total).astype(v.dtype)
+        out = jnp.einsum("bkqs,bksh->bkqh", by, v[:, :, : at.stop], preferred_element_type=wide)
         parts.append([x.reshape(*q.shape[:3], -1, x.shape[-1]) for x in (out, top, total)])
     out, top, total = (checkpoint_name(jnp.concatenate(x, axis=3), WIDE) for x in zip(*parts, strict=True))
     out, top, total = (checkpoint_name(x, NAME) for x in (out.astype(v.dtype), top, total))
     return out, (q, k, v, visible, scale, out, top, total)
 
 
-def _dense_backward(cap, kept, dout):
+def _dense_backward(cap, wide, kept, dout):
     q, k, v, visible, scale, out, top, total = kept
     own = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
@@ -210,11 +213,12 @@ def _dense_backward(cap, kept, dout):
         if cap:
             dlogits = dlogits * (1.0 - jnp.square(uncovered / cap))
         dlogits, weights = dlogits.astype(q.dtype), weights.astype(q.dtype)
-        dq.append(wide_einsum("bkqs,bksh->bkqh", dlogits, keys).astype(q.dtype).reshape(q[:, :, :, at].shape))
+        part = jnp.einsum("bkqs,bksh->bkqh", dlogits, keys, preferred_element_type=wide).astype(q.dtype)
+        dq.append(part.reshape(q[:, :, :, at].shape))
         # The smaller factor comes first: that is the one that a product turns around.
-        wide = dict(preferred_element_type=jnp.float32)
-        dk = dk.at[:, :, : at.stop].add(jnp.einsum("bkqh,bkqs->bkhs", queries, dlogits, **wide).swapaxes(2, 3))
-        dv = dv.at[:, :, : at.stop].add(jnp.einsum("bkqh,bkqs->bkhs", cut(dout), weights, **wide).swapaxes(2, 3))
+        sums = dict(preferred_element_type=jnp.float32)
+        dk = dk.at[:, :, : at.stop].add(jnp.einsum("bkqh,bkqs->bkhs", queries, dlogits, **sums).swapaxes(2, 3))
+        dv = dv.at[:, :, : at.stop].add(jnp.einsum("bkqh,bkqs->bkhs", cut(dout), weights, **sums).swapaxes(2, 3))
     return jnp.concatenate(dq, axis=3), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 

@@ -105,17 +105,17 @@ class Linear(nnx.Module):
             self.lora_a = _param(normal, (*inputs, lora.rank), (*axes[:num_in], "rank"), model, rngs, "float32")
             self.lora_b = _param(zeros, (lora.rank, *outputs), ("rank", *axes[num_in:]), model, rngs, "float32")
             self.lora_scale = lora.alpha / lora.rank
-        self.num_in, self.dtype = num_in, model.compute_dtype
+        self.num_in, self.dtype, self.wide = num_in, model.compute_dtype, attention.on_cpu(model)
 
     def __call__(self, x):
         if self.base == "full":
             kernel = self.kernel[...].astype(self.dtype)
         else:
             kernel = quantize.dequantized(self.kernel_q[...], self.kernel_scale[...], self.base, jnp.dtype(self.dtype))
-        out = product(x, kernel, self.num_in)
+        out = product(x, kernel, self.num_in, wide=self.wide)
         if hasattr(self, "lora_a"):
-            low = product(x, self.lora_a[...].astype(self.dtype), self.num_in)
-            out = out + self.lora_scale * product(low, self.lora_b[...].astype(self.dtype))
+            low = product(x, self.lora_a[...].astype(self.dtype), self.num_in, wide=self.wide)
+            out = out + self.lora_scale * product(low, self.lora_b[...].astype(self.dtype), wide=self.wide)
         if hasattr(self, "bias"):
             bias = self.bias[...].astype(self.dtype)
             out = out + bias.reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
@@ -182,7 +182,7 @@ class Attention(nnx.Module):
         if self.arch.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            how = dict(interleaved=self.arch.rope_interleaved, heads_first=attention.platform(self.model) == "cpu")
+            how = dict(interleaved=self.arch.rope_interleaved, heads_first=attention.on_cpu(self.model))
             q, k = (rotate(y, *rope, **how) for y in (q, k))
         return q, k
 
@@ -375,7 +375,7 @@ def _remat(model: Model):
     if model.remat == "block":
         return None
     narrow, wide = (products.NAME, attention.NAME), (products.WIDE, attention.WIDE)
-    return jax.checkpoint_policies.save_only_these_names(*(wide if attention.platform(model) == "cpu" else narrow))
+    return jax.checkpoint_policies.save_only_these_names(*(wide if attention.on_cpu(model) else narrow))
 
 
 def _visible(mask, num_queries: int, num_slots: int, first):
@@ -429,7 +429,7 @@ def forward(model: Model, params, tokens, positions, mask, cache: Cache | None =
         x = dropout(x, rate, key, 2)
     num_queries, num_slots = tokens.shape[1], mask.shape[1] if cache is None else cache.v[0].shape[2]
     first = jnp.zeros((1, 1, 1), jnp.int32) if cache is None else cache.length.reshape(-1, 1, 1)
-    most = num_slots if cache is not None and attention.platform(model) == "cpu" else 0
+    most = num_slots if cache is not None and attention.on_cpu(model) else 0
     layers = _Layers(arch, positions, _visible(mask, num_queries, num_slots, first), mask, first, most)
 
     if cache is None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from reft_jax.models import decoder
-from reft_jax.models.attention import MASKED, soft_cap
+from reft_jax.models.attention import MASKED, on_cpu, soft_cap
 from reft_jax.models.decoder import wide
 from reft_jax.models.products import product
 
@@ -15,7 +15,7 @@ def unembed(model: decoder.Model, params, hidden) -> jax.Array:
     """Logits f32[..., num_rows] of hidden [..., D]; rows past the vocabulary, and past the tokenizer's ids, are never likely."""
     arch, dtype = model.arch, jnp.dtype(model.compute_dtype)
     kernel = params["embed"]["kernel"].T if arch.tie_embeddings else params["unembed"]["kernel"]
-    out = product(hidden, kernel.astype(dtype), dtype=jnp.float32)
+    out = product(hidden, kernel.astype(dtype), dtype=jnp.float32, wide=on_cpu(model))
     if not arch.tie_embeddings and arch.unembed_bias:
         out = out + wide(params["unembed"]["bias"].astype(jnp.float32), out)
     out = soft_cap(out, arch.logit_softcap)
