@@ -212,7 +212,7 @@ def test_what_cudnn_is_asked_for_is_the_plain_attention(length, left, window):
 def test_the_gradient_of_attention_is_the_equation_s(cap, kv_heads):
     """Over several blocks of queries, the last a short one, with rows that see nothing; against JAX's own gradient in float64."""
     length, size = 2 * attention.QUERIES + 10, 8
-    a = arch(attention_softcap=cap, num_heads=4, num_kv_heads=kv_heads, head_dim=size)
+    model = models.Model(arch(attention_softcap=cap, num_heads=4, num_kv_heads=kv_heads, head_dim=size))
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, length, heads, size)) for heads in (4, kv_heads, kv_heads))
     segment = np.sort(rng.integers(0, 4, (2, length)), axis=1)
@@ -227,7 +227,7 @@ def test_the_gradient_of_attention_is_the_equation_s(cap, kv_heads):
         return (weights * jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits), v)).sum()
 
     def ours(q, k, v):
-        return (weights.astype(np.float32) * attention._trained(a, q, k, v, visible, size**-0.5)).sum()
+        return (weights.astype(np.float32) * attention._trained(model, q, k, v, visible, size**-0.5)).sum()
 
     with jax.enable_x64(True):
         expected = jax.jit(jax.grad(equation, argnums=(0, 1, 2)))(q, k, v)
