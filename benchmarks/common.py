@@ -248,6 +248,7 @@ def decode_bytes(model, prompt_lengths, lengths, steps: int) -> float:
     from reft_jax import models
 
     arch, size = model.arch, jnp.dtype(model.compute_dtype).itemsize
+    held_size = models.cache_dtype(model).itemsize
     weights = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(models.shapes(model)):
         looked_up = path[0].key == "positions" or (path[0].key == "embed" and not arch.tie_embeddings)
@@ -257,7 +258,7 @@ def decode_bytes(model, prompt_lengths, lengths, steps: int) -> float:
     positions = sum(int((np.minimum(held, w) if w else held).sum()) for w in arch.windows or (0,) * arch.num_layers)
     tables = 1 + (arch.positions == "learned")
     rows = arch.dim * size * tables * len(held)
-    return weights + (rows + 2 * arch.num_kv_heads * arch.head_dim * size * positions) / steps
+    return weights + (rows + 2 * arch.num_kv_heads * arch.head_dim * held_size * positions) / steps
 
 
 def update_flops(model, prompt_lengths, lengths, epochs: int) -> float:

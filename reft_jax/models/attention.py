@@ -70,8 +70,8 @@ def path(model, *, slots: bool = False) -> tuple[str, str]:
 def slot_axes(model) -> tuple[int, int]:
     """The axis along which slots lie in the keys' and in the values' buffers; the other one of the last two is head_dim's.
 
-    A CPU reads keys at its memory's speed if a step's few queries go along head_dim over rows of slots: at SmolLM2's heads, 64 rows of 520
-    slots in float32, 2.1 ms a layer, and 4.5 to 20 ms the other way.
+    A CPU reads keys fastest if a step's few queries go along head_dim over rows of slots: at SmolLM2's heads, 64 rows of 520 slots in
+    float32, 2.3 ms a layer, and 4.5 to 20 ms the other way.
     """
     return (3 if on_cpu(model) and path(model, slots=True)[0] == "xla" else 2), 2
 

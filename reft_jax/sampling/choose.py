@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from reft_jax.config.settings import Sampling
-from reft_jax.models.attention import MASKED
+from reft_jax.models.attention import LANES, MASKED
 
-LANES = 128
 BLOCKS = 4 * LANES  # parts of the vocabulary that are drawn from in two steps
 LARGEST, GROUP = 256, 32  # groups of tokens among which a threshold is looked for first, and their size
 
@@ -100,9 +99,9 @@ def _columns(rows, reduce) -> jax.Array:
 
 def _take(part, which) -> jax.Array:
     """[B, rows, N]: the columns which i32[B, N] of part [B, rows, width]; MASKED for those that it has not."""
-    there = jnp.take_along_axis(part, jnp.minimum(which, part.shape[2] - 1)[:, None], axis=2) if part.size else None
-    if there is None:
+    if not part.size:
         return jnp.full((len(which), part.shape[1], which.shape[1]), MASKED)
+    there = jnp.take_along_axis(part, jnp.minimum(which, part.shape[2] - 1)[:, None], axis=2)
     return jnp.where((which < part.shape[2])[:, None], there, MASKED)
 
 
