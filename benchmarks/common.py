@@ -240,7 +240,8 @@ def decode_bytes(model, prompt_lengths, lengths, steps: int) -> float:
 
     Every weight once in the dtype it is read in (of an untied embedding only the rows of the step's tokens), and the
     keys and values of every position that a live response holds: the step that takes in response token t of a prompt of
-    p reads p + t of them and writes one. Layers with a window hold no more than that.
+    p reads p + t of them and writes one, in the compute dtype (a CPU holds them in float32). Layers with a window hold no
+    more than that.
     """
     import jax
     import jax.numpy as jnp
@@ -248,7 +249,6 @@ def decode_bytes(model, prompt_lengths, lengths, steps: int) -> float:
     from reft_jax import models
 
     arch, size = model.arch, jnp.dtype(model.compute_dtype).itemsize
-    held_size = models.cache_dtype(model).itemsize
     weights = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(models.shapes(model)):
         looked_up = path[0].key == "positions" or (path[0].key == "embed" and not arch.tie_embeddings)
@@ -258,7 +258,7 @@ def decode_bytes(model, prompt_lengths, lengths, steps: int) -> float:
     positions = sum(int((np.minimum(held, w) if w else held).sum()) for w in arch.windows or (0,) * arch.num_layers)
     tables = 1 + (arch.positions == "learned")
     rows = arch.dim * size * tables * len(held)
-    return weights + (rows + 2 * arch.num_kv_heads * arch.head_dim * held_size * positions) / steps
+    return weights + (rows + 2 * arch.num_kv_heads * arch.head_dim * size * positions) / steps
 
 
 def update_flops(model, prompt_lengths, lengths, epochs: int) -> float:

@@ -26,6 +26,7 @@ def main(folder: str):
         dtype=load["dtype"],
         max_num_seqs=load["slots"],
         max_model_len=longest,
+        gpu_memory_utilization=0.5,  # also of a CPU's memory, and it refuses to begin where so much is not free
         seed=0,
     )
     settings = dict(temperature=1.0, max_tokens=load["max_new"], stop_token_ids=load["ends"], ignore_eos=True, detokenize=False)

@@ -3,7 +3,7 @@
 from reft_jax.models.adapters import init as init_adapters
 from reft_jax.models.adapters import join, only_adapters
 from reft_jax.models.adapters import merge as merge_adapters
-from reft_jax.models.attention import cache_dtype, cache_multiple, slot_axes
+from reft_jax.models.attention import cache_multiple, slot_axes
 from reft_jax.models.attention import path as attention_path
 from reft_jax.models.classifier import classifier_axes, classify, init_classifier, make_classifier_score
 from reft_jax.models.decoder import (
