@@ -29,7 +29,9 @@ def main(folder: str):
         gpu_memory_utilization=0.5,  # also of a CPU's memory, and it refuses to begin where so much is not free
         seed=0,
     )
-    settings = dict(temperature=1.0, max_tokens=load["max_new"], stop_token_ids=load["ends"], ignore_eos=True, detokenize=False)
+    settings = dict(
+        temperature=1.0, max_tokens=load["max_new"], stop_token_ids=load["ends"], ignore_eos=True, detokenize=False
+    )
     prompts = [dict(prompt_token_ids=row) for row in load["prompts"]]
     seconds = []
     for _ in range(2):

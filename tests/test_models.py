@@ -13,7 +13,7 @@ import pytest
 from reft_jax import models
 from reft_jax.config import choices
 from reft_jax.errors import InputError
-from reft_jax.models import weight_files
+from reft_jax.models import rotary, weight_files
 from reft_jax.models.products import product
 from reft_jax.sampling import generate
 from reft_jax.training.scoring import make_score
@@ -865,3 +865,26 @@ def test_resolve_finds_directories_only(saved, tmp_path):
     assert models.resolve(str(folder)) == folder
     (folder / "config.json").write_text('{"config": {}}')
     assert models.resolve(str(folder)) is None  # a workdir's config.json is no model's
+
+
+# ------------------------------------------------------------------ rotary positions
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_angles_that_are_looked_up_and_heads_turned_first_change_no_number(interleaved):
+    rng, heads = np.random.default_rng(0), tiny.ARCH.num_heads
+    positions = jnp.asarray(rng.integers(0, 40, (2, 7)), jnp.int32)
+    x = jnp.asarray(rng.normal(size=(2, 7, heads, tiny.ARCH.head_dim + 2)), jnp.float32)
+    computed = rotary.rotary_tables(tiny.ARCH, positions, local=False)
+    known = rotary.rotary_tables(tiny.ARCH, positions, local=False, most=40)
+    tiny.assert_trees_close(computed, known, rtol=1e-6, atol=1e-6)
+    expected = rotary.rotate(x, *computed, interleaved=interleaved)
+    got = rotary.rotate(x, *computed, interleaved=interleaved, heads_first=True)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    assert not np.allclose(got[..., :-2], x[..., :-2])
+
+
+def test_a_rotary_angle_beyond_those_that_are_known_is_no_number():
+    positions = jnp.asarray([[0, 39, 40]], jnp.int32)
+    for table in rotary.rotary_tables(tiny.ARCH, positions, local=False, most=40):
+        np.testing.assert_array_equal(np.isnan(table[0]).all(-1), [False, False, True])

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-NAME, WIDE = "attention", "wide_attention"  # what remat's policies know its result by: as it is given, and in float32
+NAME = "attention"  # what remat's policies know its result by
+WIDE = "wide_attention"  # and before it is rounded
 MASKED = -1e30  # finite: a row that may look at nothing (padding) stays free of NaN
 LANES = 128
 QUERIES = 128  # that read the same keys

@@ -350,7 +350,9 @@ class _Layers:
         self.windows = np.asarray(arch.windows or (0,) * arch.num_layers)
         rotary = arch.positions == "rotary"
         self.rope = rotary_tables(arch, positions, local=False, most=most) if rotary else None
-        self.local_rope = rotary_tables(arch, positions, local=True, most=most) if rotary and arch.local_rope_theta else None
+        self.local_rope = (
+            rotary_tables(arch, positions, local=True, most=most) if rotary and arch.local_rope_theta else None
+        )
         queries, slots = visible.shape[1:]
         self.age = first + jnp.arange(queries)[None, :, None] - jnp.arange(slots)[None, None]  # since a slot was filled
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-NAME, WIDE = "product", "wide_product"  # what remat's policies know its result by: as it is given, and its sums in float32
+NAME = "product"  # what remat's policies know its result by
+WIDE = "wide_product"  # and its sums in float32, before they are rounded
 
 
 def product(x, kernel, num_in: int = 1, dtype=None, *, wide: bool = False):

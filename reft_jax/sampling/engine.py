@@ -37,7 +37,7 @@ from reft_jax.types import Prompts, Sample
 class Slots(flax.struct.PyTreeNode):
     """The device's state: N slots, W positions each."""
 
-    cache: models.Cache  # a layer's keys and values of W positions; its length i32[N]: tokens whose keys and values are in it
+    cache: models.Cache  # its length i32[N]: tokens whose keys and values are in it
     hidden: jax.Array  # [N, D] the state that emits the next token
     key: jax.Array  # key[N]
     seen: jax.Array  # bool[N, V] tokens of prompt and response, for a repetition penalty; without one [N, 0]
