@@ -24,7 +24,8 @@ SANS, MONO = "font-family='system-ui,sans-serif'", "font-family='ui-monospace,Me
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def choose(samples: list[dict]) -> list[dict]:

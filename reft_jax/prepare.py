@@ -14,6 +14,7 @@ from reft_jax.mesh import distributed, sharding
 from reft_jax.rewards import program, score
 from reft_jax.run import begin, checkpoint, lineage, sources, trackers, workdirs
 from reft_jax.run.run import Run
+from reft_jax.training import memory
 
 # ------------------------------------------------------------------ model, tokenizer, data
 
@@ -48,7 +49,7 @@ def resolve_arch(config: settings.Recipe, tokenizer, directory) -> settings.Arch
 
 def build_model(config: settings.Recipe, arch: settings.Arch, layout, num_ids: int = 0):
     """The config's model, without adapters, on that layout. num_ids: that its tokenizer has (0 = as many as the embedding has rows)."""
-    names = "param_dtype", "compute_dtype", "remat", "logits_chunk", "vocab_multiple", "attention"
+    names = "param_dtype", "compute_dtype", "remat", "logits_chunk", "slice_tokens", "vocab_multiple", "attention"
     num_ids = num_ids if num_ids < arch.vocab_size else 0
     return models.Model(arch, layout=layout, num_ids=num_ids, **{name: getattr(config.model, name) for name in names})
 
@@ -94,6 +95,8 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
     check_longer(config, workdir, longer)
     model = build_model(config, arch, layout, tokenizers.num_ids(tokenizer))
     check_adapters(config, model)
+    unfinished = [name for name, _ in config.stages if not os.path.exists(workdir / name / "DONE")]
+    needs = memory.check(config, model, unfinished)
     ways = dict(training=models.attention_path(model), decoding=models.attention_path(model, slots=True))
     if config.model.attention == "kernel":
         notes += [
@@ -105,6 +108,7 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
         "data_sha256": reads["run"]["read"]["data"]["records"],
         "own_files": recipe.own_files(tree),
         "reads": reads,
+        "memory": memory.told(needs, layout),
         "notes": notes,
     }
     return Run(config, workdir, model, tokenizer, splits, stop, eos_ids[1:], tuple(longer)), about

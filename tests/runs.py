@@ -116,7 +116,10 @@ def unbroken() -> pathlib.Path:
 
 
 def lines(path) -> list[dict]:
-    return [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+    with open(
+        path, encoding="utf-8"
+    ) as file:  # splitlines would also end one at \x85 or \u2028, of which samples may be made
+        return [json.loads(line) for line in file]
 
 
 def timeless(records: list[dict]) -> list[dict]:

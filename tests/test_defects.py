@@ -149,7 +149,8 @@ def test_greedy_decoding_ends_where_samples_do(watched, monkeypatch):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 # ------------------------------------------------------------------ "a reward buffer like the integer tokens turns 0.1 into 0"

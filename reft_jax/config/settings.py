@@ -116,6 +116,9 @@ class Model:
     compute_dtype: str = setting(one_of=("float32", "bfloat16"), default="float32")
     remat: str = setting(one_of=("none", "block", "dots"), default="none")
     logits_chunk: int = setting(1, default=128)  # positions whose [B, chunk, V] float32 logits exist at a time
+    # Tokens that a device learns from or scores at a time: a larger batch is gone through in parts, one after the other (0 = as one,
+    # unless `accumulate` says otherwise).
+    slice_tokens: int = setting(0, default=1024, free=True)
     vocab_multiple: int = setting(1, default=1)  # rows of the embedding are padded to it, for a mesh axis to divide
     # `reft_jax/models/attention.py` says which when
     attention: str = setting(one_of=("auto", "xla", "kernel"), default="auto")
@@ -343,6 +346,11 @@ class Training:
         """The settings of its update (`training.update.make_update`)."""
         return {key: getattr(self, key) for key in ("accumulate", "dropout", "reduce") if hasattr(self, key)}
 
+    @property
+    def divisible(self) -> bool:
+        """Whether its updates may be gone through in more parts than it asks for."""
+        return divisible(self.objective, getattr(self, "dropout", 0.0))
+
     def check(self):
         covered = self.optim.schedule_epochs
         if covered and covered < self.epochs:
@@ -374,6 +382,11 @@ def whole(losses, accumulate: int, key: str = "accumulate"):
     for label, loss in losses:
         if accumulate > 1 and getattr(loss, "together", "token") in ("group", "batch"):
             yield key, f"losses.{label} needs the rows of a {loss.together} together: it must be 1"
+
+
+def divisible(losses, dropout: float) -> bool:
+    """Whether an update comes out the same, but for rounding, in however many parts: no loss needs rows together, and nothing is dropped."""
+    return not dropout and not any(getattr(loss, "together", "token") in ("group", "batch") for loss in losses)
 
 
 def sampled(stage):

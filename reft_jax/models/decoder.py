@@ -37,6 +37,7 @@ class Model:
     compute_dtype: str = "float32"
     remat: str = "none"
     logits_chunk: int = 128
+    slice_tokens: int = 0  # that an update or scoring takes at a time on a device; 0 = all
     layout: Layout | None = None
     lora: Lora | None = None
     base: str = "full"  # or int8, int4, nf4: `quantize.py`

@@ -53,11 +53,16 @@ def make_prompts(run: Run, encoded, rows) -> Prompts:
     return Prompts(padded, mask, np.asarray(index, np.int32))
 
 
-def pack(run: Run, prompts: Prompts, mask, groups, parts: int = 1) -> list[packing.Packing | None]:
+def pack(run: Run, prompts: Prompts, mask, groups, stage=None) -> list[packing.Packing | None]:
     """How each group's sequences share rows, on the mesh (`packing.pack`); None where config.data.pack is off. Host arrays."""
     if not run.config.data.pack:
         return [None] * len(groups)
-    packings = packing.pack(prompts.mask, mask, groups, parts=parts, multiple=run.layout.parts("batch"))
+    parts, multiple = 1, run.layout.parts("batch")
+    if stage is not None:
+        most = run.model.slice_tokens if stage.divisible else 0
+        length, least = prompts.mask.shape[1] + mask.shape[1], stage.how["accumulate"]
+        parts = packing.num_parts(len(groups[0]), length, most, least=least, multiple=multiple)
+    packings = packing.pack(prompts.mask, mask, groups, parts=parts, multiple=multiple)
     return run.layout.batch(packings)
 
 

@@ -44,6 +44,7 @@ def first_lines(run, about: dict) -> str:
             f"{data.name or data.task} ({data.cot}): {len(splits.train):,} train, {len(splits.dev):,} dev, {len(splits.test):,} test questions",
         ),
     ]
+    rows += [("" if i else "memory", line) for i, line in enumerate(about["memory"])]
     for i, (name, stage) in enumerate(run.config.stages):
         rows.append(("" if i else "stages", f"{name}: {state(run, name, stage)}"))
     rows += [("note", note) for note in about["notes"]]

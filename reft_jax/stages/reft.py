@@ -194,7 +194,7 @@ def run(name: str, stage: Stage, run: Run):
         drawn = actor.draw(policy, questions, key, rows, each=each, in_order=True)
         asked, sample, together = arrays(run, actor, questions, rows, drawn)
         minibatches = learner.minibatches(key_of(seed, name, step, PERMUTE), num_rows)
-        packings = pack(run, asked, sample.mask, minibatches, ppo.accumulate)
+        packings = pack(run, asked, sample.mask, minibatches, stage)
         asked, sample = run.layout.batch((asked, sample))
         clock.append(time.monotonic())
 

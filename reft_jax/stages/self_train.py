@@ -234,7 +234,7 @@ def learn_online(name: str, stage: Stage, run: Run):
             prompts.Encoded(questions.encoded[rows[i // k]].prompt, tokens if grade.correct else [])
             for i, (tokens, grade) in enumerate(zip(drawn.tokens, drawn.grades, strict=True))
         ]
-        batch, packing = mixed_batch(run, own, [gold[row] for row in rows], stage.accumulate)
+        batch, packing = mixed_batch(run, own, [gold[row] for row in rows], stage)
         state, metrics = update(state, batch, key=key_of(seed, name, step, DROPOUT), packing=packing)
         state, metrics = state.replace(step=state.step + 1), host(metrics)
         clock.append(time.monotonic())
@@ -244,8 +244,8 @@ def learn_online(name: str, stage: Stage, run: Run):
         steps.end(step, state, metrics, samples=functools.partial(actor.lines, drawn, scores))
 
 
-def mixed_batch(run, own, gold, accumulate: int):
+def mixed_batch(run, own, gold, stage):
     """(Batch, packing) of own responses, then gold CoTs; own ones without tokens are wrong and are not learnt."""
-    batch, packing = supervised.make_batch(run, [*own, *gold], range(len(own) + len(gold)), accumulate)
+    batch, packing = supervised.make_batch(run, [*own, *gold], range(len(own) + len(gold)), stage)
     whose = run.layout.batch(np.arange(len(own) + len(gold)) < len(own))
     return batch.put(own=whose), packing

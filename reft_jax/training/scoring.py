@@ -20,8 +20,8 @@ def outputs(
 ) -> Outputs:
     """The fields of Outputs that `needs` names; anything may stand where the mask is False.
 
-    packing (data/packing.py): how these sequences share rows; what comes out is the same. rate, key: dropout's. most: rows at a time, 0 =
-    all. reference: (model, params) of the frozen one, for ref_logp and ref_kl.
+    packing (data/packing.py): how these sequences share rows; what comes out is the same. rate, key: dropout's. most: rows at a time, and no more
+    than `model.slice_tokens` allows; 0 = all. reference: (model, params) of the frozen one, for ref_logp and ref_kl.
     """
     needs, noise = frozenset(needs), dict(rate=rate, key=key)
     given = {name: batch.columns[name] for name in GIVEN if name in batch.columns}
@@ -75,6 +75,9 @@ def outputs(
 
     multiple = model.layout.parts("batch") if model.layout else 1
     prompts, tokens, mask = batch.prompts, batch.tokens, batch.mask
+    if most and model.slice_tokens:
+        length = tokens.shape[1] + (0 if prompts is None else prompts.tokens.shape[1])
+        most = min(most, max(model.slice_tokens // length, 1) * multiple)
     if packing is None or needs & ALONE or given:
         return Outputs(**in_slices(alone, (prompts, tokens, mask, given), most, multiple))
     constrain = model.layout.constrain

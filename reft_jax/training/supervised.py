@@ -14,8 +14,8 @@ from reft_jax.training.update import make_update
 from reft_jax.types import Batch, Prompts, TrainState
 
 
-def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[Batch, Packing | None]:
-    """Prompts left-padded and targets right-padded, each to the bucket of its longest; and how they share rows."""
+def make_batch(run, encoded, rows, stage) -> tuple[Batch, Packing | None]:
+    """Prompts left-padded and targets right-padded, each to the bucket of its longest; and how they share rows in the stage's update."""
     data, pad = run.config.data, run.tokenizer.pad_token_id
     prompts, targets = [encoded[i].prompt for i in rows], [encoded[i].response for i in rows]
     prompt_tokens, prompt_mask = batching.pad_left(
@@ -23,7 +23,7 @@ def make_batch(run, encoded, rows, accumulate: int = 1) -> tuple[Batch, Packing 
     )
     tokens, mask = batching.pad_right(targets, batching.bucket(max(map(len, targets)), data.response_buckets), pad)
     batch = Batch(Prompts(prompt_tokens, prompt_mask, np.asarray(rows, np.int32)), tokens, mask)
-    [packing] = pack(run, batch.prompts, mask, [np.arange(len(rows))], accumulate)
+    [packing] = pack(run, batch.prompts, mask, [np.arange(len(rows))], stage)
     return run.layout.batch(batch), packing
 
 
@@ -35,7 +35,7 @@ def learn(name: str, stage, run: Run, encoded, *, goes_on_with: str = "", **fact
     update = update_of(run, stage, "sft", tx, frozen, params)
 
     def learnt(state, step, rows):
-        batch, packing = make_batch(run, encoded, rows, stage.accumulate)
+        batch, packing = make_batch(run, encoded, rows, stage)
         return update(state, batch, key=key_of(run.config.seed, "sft", step, DROPOUT), packing=packing)
 
     sizes = [len(example.prompt) + len(example.response) for example in encoded]

@@ -12,6 +12,8 @@ import numpy as np
 import optax
 
 from reft_jax import masked, models
+from reft_jax.config.settings import divisible
+from reft_jax.data import packing as packed
 from reft_jax.losses import changed, needed, objective, traced
 from reft_jax.training.scoring import outputs
 from reft_jax.training.state import state_shardings
@@ -38,9 +40,11 @@ def make_update(
 
     rows i32[minibatch]: of the batch (None = all of it). key: dropout's. packing: how the rows' sequences share rows. coefs: `losses.traced`
     of the same losses with other numbers. frozen: what else the model has. reference: (model, params), where a loss needs it.
-    reduce, length: `masked.reduce`'s. accumulate: the parts that rows are split into.
+    reduce, length: `masked.reduce`'s. accumulate: the parts that rows are split into, at least: `model.slice_tokens` asks for more where that
+    changes nothing but rounding.
     """
     needs, ref_model = needed(losses), None if reference is None else reference[0]
+    most = model.slice_tokens if divisible(losses, dropout) else 0
 
     def loss_fn(params, batch, part, packing, key, frozen, reference, losses):
         params = models.join(frozen or {}, params)
@@ -58,7 +62,10 @@ def make_update(
         for loss in used:
             batch = loss.whole(batch, reduce) if hasattr(loss, "whole") else batch
         loss = functools.partial(loss_fn, key=key, frozen=frozen, reference=reference, losses=used)
-        grads, metrics = accumulated_grads(loss, state.params, batch, accumulate, reduce, packing)
+        num, width = batch.tokens.shape
+        width += 0 if batch.prompts is None else batch.prompts.tokens.shape[1]
+        parts = packed.num_parts(num, width, most, least=accumulate, multiple=model.layout.parts("batch"))
+        grads, metrics = accumulated_grads(loss, state.params, batch, parts, reduce, packing)
         return apply_grads(model, tx, state, grads, metrics)
 
     step = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(model, tx, params), model.layout.replicated))
