@@ -368,8 +368,8 @@ def test_what_is_saved_begins_texts_as_the_model_was_trained(form, wanted, tmp_p
     plain = tokenizer.encode(built, BALLS)
     tokenizer.set_bos(built, wanted)
     tokenizer.save(built, tmp_path / "out")
-    for read in (tokenizer.load, transformers.AutoTokenizer.from_pretrained):
-        again = read(tmp_path / "out")
+    for load in (tokenizer.load, transformers.AutoTokenizer.from_pretrained):
+        again = load(tmp_path / "out")
         assert again(BALLS)["input_ids"] == [built.bos_token_id] * wanted + plain
         assert tokenizer.puts_bos(again) is wanted and tokenizer.encode(again, BALLS) == plain
 

@@ -180,7 +180,9 @@ def test_bos_is_the_tokenizer_s_and_a_begun_run_keeps_what_it_had(tmp_path):
     run, now = main_lib.prepare([f"--config=configs/{spec}", f"--workdir={folder}"], Stop())
     assert (now["config"]["data"]["bos"], now["config"]["data"]["line_end"]) == ("off", "prefix")
     assert not tokenizers.puts_bos(run.tokenizer)  # what it exports is asked as it was trained
-    assert any(note.startswith("bos: off, though the tokenizer itself begins a text with <eos>") for note in now["notes"])
+    assert any(
+        note.startswith("bos: off, though the tokenizer itself begins a text with <eos>") for note in now["notes"]
+    )
     with pytest.raises(InputError, match="config.data.bos: there 'off', now 'on'"):
         prepare(folder, spec, "--config.data.bos=on")
 
