@@ -114,6 +114,7 @@ def stories(
         dev_size=dev_size,
         annotations="corpus" if cot == "both" else "diverse",
         docstring=False,
+        line_end="prefix",  # as the runs that were measured have it, with a `base` too
         vocab_size=vocab_size,
         questions_file=questions_file,
         pack=not smoke,  # one program to compile

@@ -34,6 +34,7 @@ MODELS = dict(
     codegen_350m="Salesforce/codegen-350M-mono",
 )
 VARIANTS = ("paper", "script")
+PROMPTS = dict(bos="off", line_end="prefix")  # whatever the model
 ARGS = dict(
     row="",
     variant="paper",
@@ -309,7 +310,7 @@ def data_of(row: Row, arg, setting):
     toy = arg.smoke and not arg.train_file
     name, cot = ("arithmetic", "program") if toy else (row.data, row.cot)
     about = dict(data=name, cot=cot, train_file=arg.train_file, test_file=arg.test_file, seed=0, smoke=arg.smoke)
-    data = sft.data(common.ConfigDict(about), setting) | dict(append_prefix=setting.append_prefix)
+    data = sft.data(common.ConfigDict(about), setting) | PROMPTS | dict(append_prefix=setting.append_prefix)
     if arg.smoke:
         return data
     if not setting.hold_out:

@@ -64,6 +64,6 @@ def get_config(arg=""):
     return common.config(
         seed=arg.seed,
         model=common.model(arg.base),
-        data=data | dict(docstring=False, pack=not arg.smoke),
+        data=data | dict(docstring=False, line_end="prefix", pack=not arg.smoke),
         stages=paper_small.stages_of(paper_small.methods_of(arg), arg.base, sizes, log_every=2 if arg.smoke else 10),
     )

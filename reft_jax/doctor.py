@@ -45,7 +45,7 @@ _OWN_ANSWER = re.compile(r"\banswer is:?\s*<?([^<>\n]*?)>?\s*\.?\s*\Z", re.IGNOR
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says; the last four are how training's readers are told (config.data's defaults)."""
+    """What the command line says; the last five are how training's readers are told (config.data's defaults)."""
 
     files: tuple[str, ...]
     test: str = ""
@@ -57,6 +57,8 @@ class Options:
     json: bool = False
     docstring: bool = True
     append_prefix: str = "everywhere"
+    bos: str = "auto"
+    line_end: str = "auto"
     calculator_marks: str = "strip"
 
 
@@ -252,7 +254,9 @@ def _compare(gold, kind: str) -> tuple[dict, list[Finding]]:
 
 def _lengths(records, name: str, how: Options) -> tuple[dict, list[Finding]]:
     """(spreads, findings) of lengths in tokens: prompts as they are sampled from, responses as they are taught."""
-    tokenizer = _tokenizer(name, records)
+    tokenizer, own = _tokenizer(name, records)
+    if own:
+        how = dataclasses.replace(how, line_end=prompts.best_line_end(tokenizer, records, how))
     found, asked, taught, progress = [], [], [], Progress(f"tokens of {name}", len(records), 0, unit="record")
     for i, record in enumerate(records, start=1):
         with files.telling(failed := []):
@@ -281,10 +285,10 @@ def _lengths(records, name: str, how: Options) -> tuple[dict, list[Finding]]:
 
 
 def _tokenizer(name: str, records):
-    """The tokenizer in a directory or of a shipped model, or the one that a model from nothing would get."""
+    """(the tokenizer, True) of a directory or a shipped model, or (the one that a model from nothing would get, False)."""
     for folder in (expanded(name), ASSETS / name):
         if folder.is_dir():
-            return tokenizers.load(folder)
+            return tokenizers.load(folder), True
     if name != "bpe" and PRESETS.get(name, {"vocab_size": 1})["vocab_size"]:
         shipped = ", ".join(sorted(path.name for path in ASSETS.iterdir() if path.is_dir()))
         raise InputError(
@@ -292,7 +296,7 @@ def _tokenizer(name: str, records):
             "nothing (tiny, ...: `bpe`); for a published model name its Hugging Face directory"
         )
     texts = (text for r in records for text in (prompts.prompt(r), prompts.target(r, docstring=True)))
-    return tokenizers.build_bpe(texts, BPE_VOCABULARY)
+    return tokenizers.build_bpe(texts, BPE_VOCABULARY), False
 
 
 def _answer_form(text: str, kind: str) -> str:

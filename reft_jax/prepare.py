@@ -78,6 +78,11 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
     check_sources(config)
     splits = tasks.load(config.data)
     tokenizer = build_tokenizer(config, splits, directory)
+    own_bos = "on" if tokenizers.puts_bos(tokenizer) else "off"
+    chosen = decide(config.data, workdirs.decided(workdir), splits, tokenizer, directory)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **chosen))
+    tree = tree | {"data": tree["data"] | chosen}
+    tokenizers.set_bos(tokenizer, config.data.bos == "on")
     ends = tokenizers.end_ids(tokenizer, directory)
     eos_ids = sources.begun_ends(workdir, ends)
     reads = sources.reads(config, recipe.used(tree), splits, tokenizer, eos_ids)
@@ -88,6 +93,10 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
         then, now = (tokenizers.spelt(tokenizer, ids) for ids in (eos_ids, ends))
         notes.append(f"ends: {then}, with which this run was begun; in a new folder responses end with any of {now}")
 
+    if (config.data.bos, own_bos) == ("off", "on"):
+        notes.append(
+            f"bos: off, though the tokenizer itself begins a text with {tokenizer.bos_token}: as this run was told or begun (config.data.bos)"
+        )
     layout = sharding.make_layout(config.mesh)
     check_batches(config, layout)
     check_checkpoints(config, workdir)
@@ -112,6 +121,19 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
         "notes": notes,
     }
     return Run(config, workdir, model, tokenizer, splits, stop, eos_ids[1:], tuple(longer)), about
+
+
+def decide(data: settings.Data, begun: dict[str, str], splits, tokenizer, directory) -> dict[str, str]:
+    """What `auto` means of config.data: what the run has begun with, else what the model's tokenizer asks for."""
+    found = {}
+    if data.bos == "auto":
+        found["bos"] = begun.get("bos") or ("on" if tokenizers.puts_bos(tokenizer) else "off")
+    if data.line_end == "auto":
+        pretrained = begun.get("line_end") is None and directory is not None
+        best = prompts.best_line_end(tokenizer, splits.train, data) if pretrained else "prefix"
+        found["line_end"] = begun.get("line_end", best)
+    tokenizers.bos_ids(tokenizer, data.bos)  # "on" needs one
+    return found
 
 
 def check_files(config: settings.Recipe):

@@ -19,6 +19,8 @@ class Data:
 
     docstring: bool = False
     append_prefix: str = "everywhere"
+    bos: str = "off"
+    line_end: str = "prefix"
     max_prompt: int = 100
     max_response: int = 100
 

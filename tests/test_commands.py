@@ -19,7 +19,7 @@ from reft_jax.errors import InputError, Stop
 from reft_jax.report import __main__ as report
 from tests import runs
 
-MODULES = ("main", "compile", "convert", "doctor", "rescore", "report", "tables")
+MODULES = ("main", "compile", "convert", "doctor", "fetch", "rescore", "report", "tables")
 KNOWN = {
     "FILE": Flag(),
     "--to": Flag(needed=True),

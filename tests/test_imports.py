@@ -10,11 +10,11 @@ from tests import runs
 PACKAGE = runs.ROOT / "reft_jax"
 # A room may import those that stand after it. Commands come first.
 ORDER = (
-    *("__main__", "main", "compile", "convert", "doctor", "rescore", "tables", "report"),
+    *("__main__", "main", "compile", "convert", "doctor", "fetch", "rescore", "tables", "report"),
     *("prepare", "recipe", "stages", "training", "rollouts", "run", "sampling", "models", "mesh", "tasks", "rewards"),
     *("data", "advantages", "losses", "optim", "commands", "config", "types", "masked", "errors", "configs"),
 )
-COMMANDS = ORDER[:8]
+COMMANDS = ORDER[:9]
 # Where users of the first versions import from: they only re-export.
 THIN = {"reft_jax.checkpoint", "reft_jax.losses.ppo", "reft_jax.losses.advantages"}
 NO_JAX = ("rewards", "data", "tasks", "configs", "config", "recipe")

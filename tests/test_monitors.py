@@ -269,7 +269,8 @@ def choices(num: int, hacked: int):
 
 
 def run_of(task="mathqa", cot="nl", matcher="reft"):
-    data = types.SimpleNamespace(task=task, cot=cot, matcher=matcher, docstring=False, append_prefix="everywhere")
+    how = dict(docstring=False, append_prefix="everywhere", bos="off", line_end="prefix")
+    data = types.SimpleNamespace(task=task, cot=cot, matcher=matcher, **how)
     return types.SimpleNamespace(config=types.SimpleNamespace(data=data))
 
 

@@ -25,7 +25,7 @@ from reft_jax import __main__ as reft
 reft.main()
 assert not {"jax", "numpy", "ml_collections"} & set(sys.modules)
 """
-COMMANDS = ["compile", "convert", "doctor", "report", "rescore", "run", "tables"]
+COMMANDS = ["compile", "convert", "doctor", "fetch", "report", "rescore", "run", "tables"]
 
 
 def call(*command, cwd=runs.ROOT, env=None) -> subprocess.CompletedProcess:

@@ -1,6 +1,7 @@
 """Prompt and target texts, and the token boundaries that training and sampling must share."""
 
 import dataclasses
+import types
 
 import pytest
 import tokenizers
@@ -9,7 +10,8 @@ from tokenizers import normalizers
 from reft_jax.data import batching, exact, prompts, tokenizer
 from reft_jax.data.records import Record
 from reft_jax.errors import InputError
-from tests.test_tokenizer import FORMS, write
+from reft_jax.rollouts import stored
+from tests.test_tokenizer import FORMS, smollm, write
 from tests.tiny import read, shared_data
 
 
@@ -19,6 +21,8 @@ class Data:
 
     docstring: bool = True
     append_prefix: str = "everywhere"
+    bos: str = "off"
+    line_end: str = "prefix"
 
 
 BODY = "    bags = 3\n    return bags * 2"
@@ -255,6 +259,119 @@ def test_a_response_begins_as_it_does_in_the_middle_of_a_text(form, record):
     for purpose in prompts.PURPOSES:
         encoded = prompts.encode(built, record, Data(), purpose=purpose)
         assert encoded.prompt + encoded.response[:-1] == middle
+
+
+# ------------------------------------------------------------------ where a program's prefix ends
+
+
+@pytest.fixture(scope="module")
+def joining(tmp_path_factory):
+    return tokenizer.load(write(tmp_path_factory.mktemp("smollm"), *smollm()))
+
+
+def test_a_tokenizer_that_joins_a_line_end_and_spaces_asks_for_another_cut(joining, form):
+    for docstring in (True, False):
+        assert prompts.best_line_end(joining, [BALLS_P, PROGRAM], Data(docstring)) == "rest"
+        assert prompts.best_line_end(joining, [BALLS_N], Data(docstring)) == "rest"  # without a program, by a made one
+        assert prompts.best_line_end(form[1], [BALLS_P, *HARD], Data(docstring)) == "prefix"
+
+
+@pytest.mark.parametrize("docstring", [True, False])
+def test_the_tokens_are_then_those_of_the_whole_text(joining, docstring):
+    data = Data(docstring, line_end="rest")
+    target = prompts.target(BALLS_P, docstring=docstring)
+    whole = tokenizer.encode(joining, prompts.prompt(BALLS_P) + target)
+    for purpose in prompts.PURPOSES:
+        row = prompts.encode(joining, BALLS_P, data, purpose=purpose)
+        assert row.prompt + row.response == [*whole, joining.eos_token_id]
+        text = tokenizer.decode(joining, row.response)
+        assert text == prompts.continuation(BALLS_P, data, purpose=purpose)
+        assert prompts.completed(BALLS_P, text, data, purpose=purpose) == target
+        assert not exact.changes(joining, BALLS_P, row, data, purpose=purpose)
+    assert joining.convert_ids_to_tokens(row.prompt[-1]) == ('"' if docstring else ":")
+    assert joining.convert_ids_to_tokens(row.response[0]) == "ĊĠĠĠ" and text.startswith("\n    bags")
+    before = prompts.encode(joining, BALLS_P, Data(docstring), purpose="ask")
+    assert before.prompt + before.response[:-1] != whole  # else this test shows nothing
+
+
+def test_own_responses_are_cut_as_gold_ones_are(joining):
+    for line_end in ("prefix", "rest"):
+        data = Data(line_end=line_end)
+        run = types.SimpleNamespace(tokenizer=joining, config=types.SimpleNamespace(data=data))
+        records = [BALLS_P, BALLS_N]
+        asked = prompts.encode_all(joining, records, data, purpose="ask")
+        texts = [prompts.continuation(record, data, purpose="ask") for record in records]
+        found = [(a, b + c) for a, b, c in stored.pieces(run, records, texts, "ask")]
+        learnt = prompts.encode_all(joining, records, data, purpose="teach")
+        assert found == [(row.prompt, row.response) for row in learnt]
+        assert [a + b for a, b in found] == [row.prompt + row.response for row in asked]
+
+
+def test_records_without_a_program_have_no_line_end_to_move(joining):
+    rest = Data(line_end="rest")
+    assert prompts.completed(TEST, "", rest, purpose="ask") == PREFIX.replace("balls", "bags")[:-1]
+    assert prompts.encode(joining, TEST, rest, purpose="ask").response == []
+    assert prompts.split_target(dataclasses.replace(BARE, kind="text"), docstring=True, line_end="rest") == (
+        "def solution():",
+        f"\n{BODY}",
+    )
+    for record in (NL, dataclasses.replace(NL, kind="text")):
+        assert prompts.split_target(record, docstring=True, line_end="rest")[0] == ""
+        assert prompts.encode(joining, record, rest, purpose="ask") == prompts.encode(
+            joining, record, Data(), purpose="ask"
+        )
+
+
+# ------------------------------------------------------------------ BOS
+
+
+def test_bos_begins_every_prompt_where_the_tokenizer_puts_it(form):
+    name, built, _ = form
+    puts = name.startswith("llama")
+    assert tokenizer.puts_bos(built) is puts
+    for purpose in prompts.PURPOSES:
+        without = prompts.encode(built, BALLS_P, Data(), purpose=purpose)
+        auto = prompts.encode(built, BALLS_P, Data(bos="auto"), purpose=purpose)
+        assert auto.prompt == ([built.bos_token_id] if puts else []) + without.prompt
+        assert auto.response == without.response
+        assert not exact.changes(built, BALLS_P, auto, Data(bos="auto"), purpose=purpose)
+    run = types.SimpleNamespace(tokenizer=built, config=types.SimpleNamespace(data=Data(bos="auto")))
+    [(asked, *_)] = stored.pieces(run, [BALLS_P], ["x"], "ask")
+    assert asked == prompts.encode(built, BALLS_P, Data(bos="auto"), purpose="teach").prompt
+    fitted = batching.fit(built, [BALLS_P], Limited(max_prompt=len(without.prompt)), purpose="ask")
+    assert len(fitted.records) == 1 and not exact.check(built, fitted, Data(), purpose="ask", where="x")
+    limits = Limited(bos="auto", max_prompt=len(without.prompt) + 1)
+    fitted = batching.fit(built, [BALLS_P, BALLS_N], limits, purpose="ask")
+    assert not exact.check(built, fitted, limits, purpose="ask", where="x")
+    if puts:
+        with pytest.raises(InputError, match=f"none of 1 records fits: the shortest prompt has {len(auto.prompt)} "):
+            batching.fit(built, [BALLS_P], dataclasses.replace(limits, max_prompt=len(without.prompt)), purpose="ask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limited(Data):
+    max_prompt: int = 300
+    max_response: int = 300
+
+
+def test_bos_needs_a_token(bpe):
+    with pytest.raises(InputError, match="config.data.bos: got 'on'; the tokenizer has no BOS token"):
+        prompts.encode(bpe, NL, Data(bos="on"), purpose="ask")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_saved_begins_texts_as_the_model_was_trained(form, wanted, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    built = tokenizer.load(write(tmp_path / "in", *FORMS[form[0]]()))
+    if built.bos_token_id is None:
+        pytest.skip("it has no BOS token")
+    plain = tokenizer.encode(built, BALLS)
+    tokenizer.set_bos(built, wanted)
+    tokenizer.save(built, tmp_path / "out")
+    for load in (tokenizer.load, transformers.AutoTokenizer.from_pretrained):
+        again = load(tmp_path / "out")
+        assert again(BALLS)["input_ids"] == [built.bos_token_id] * wanted + plain
+        assert tokenizer.puts_bos(again) is wanted and tokenizer.encode(again, BALLS) == plain
 
 
 SQUARE = Record("s_1", "How large?", "10² = 100 m²", "100", "nl", place="train.json:2")

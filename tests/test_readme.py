@@ -16,9 +16,12 @@ import sys
 import pytest
 
 from reft_jax import __main__ as reft
-from reft_jax import convert, doctor, main, recipe, rescore
+from reft_jax import commands as commands_lib
+from reft_jax import convert, doctor, fetch, main, recipe, rescore
 from reft_jax.compile import __main__ as compiling
+from reft_jax.data import fetch as data_fetch
 from reft_jax.errors import InputError
+from reft_jax.models import fetch as model_fetch
 from reft_jax.report import __main__ as report
 from reft_jax.report import terminal
 from reft_jax.tables import __main__ as tables
@@ -112,7 +115,16 @@ def read_program(argv):
     assert argv == ["--check"]
 
 
+def read_fetch(argv):
+    given = commands_lib.parse(argv, fetch.__doc__, fetch.FLAGS)
+    what, name = given["WHAT"]
+    {"model": model_fetch, "data": data_fetch}[what].FLAGS["NAME"].read(name)
+
+
 READERS = {
+    "fetch": read_fetch,
+    "models.fetch": lambda argv: commands_lib.parse(argv, model_fetch.__doc__, model_fetch.FLAGS),
+    "data.fetch": lambda argv: commands_lib.parse(argv, data_fetch.__doc__, data_fetch.FLAGS),
     "main": read_main,
     "compile": read_compile,
     "convert": convert.parse,

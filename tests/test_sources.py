@@ -1,5 +1,6 @@
 """What a run reads from outside its folder may not change under it: every file of a model's directory, records, tokenizer, code of choices."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from reft_jax import main as main_lib
 from reft_jax import models
 from reft_jax.config import choices
+from reft_jax.data import prompts
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import InputError, Stop
 from reft_jax.run import sources
@@ -145,6 +147,61 @@ def test_a_run_that_was_begun_with_fewer_ends_keeps_them(tmp_path):
     assert note.startswith(
         "ends: <eos> (1), with which this run was begun; in a new folder responses end with any of <eos> (1), "
     )
+
+
+def beginning_with_eos(directory):
+    """The shipped base with a tokenizer that puts its EOS token before a text, as OPT's does."""
+    shutil.copytree(models.SHIPPED / "arithmetic_base", directory)
+    state = json.loads((directory / "tokenizer.json").read_text())
+    template = {"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tokens = {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}}
+    state["post_processor"] = dict(
+        type="TemplateProcessing", single=template, pair=[*template, *template], special_tokens=tokens
+    )
+    (directory / "tokenizer.json").write_text(json.dumps(state))
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(config | dict(bos_token="<eos>")))
+    return f"reft.py:smoke,data=arithmetic,model={directory}"
+
+
+def test_bos_is_the_tokenizer_s_and_a_begun_run_keeps_what_it_had(tmp_path):
+    spec, folder = beginning_with_eos(tmp_path / "model"), tmp_path / "run"
+    run, about = main_lib.prepare([f"--config=configs/{spec}", f"--workdir={folder}"], Stop())
+    assert (about["config"]["data"]["bos"], about["config"]["data"]["line_end"]) == ("on", "prefix")
+    assert run.config.data.bos == "on" and tokenizers.puts_bos(run.tokenizer)
+    told = prepare(folder, spec, "--config.data.bos=off")
+    assert told["config"]["data"]["bos"] == "off" and "bos: off, though" in told["notes"][-1]
+    begin(folder, about, "warmup")
+    assert prepare(folder, spec)["config"] == about["config"] == prepare(folder, spec, "--config.data.bos=on")["config"]
+
+    older = json.loads(json.dumps(about))  # of a version that had no such settings
+    del older["config"]["data"]["bos"], older["config"]["data"]["line_end"]
+    (folder / "config.json").write_text(json.dumps(older))
+    run, now = main_lib.prepare([f"--config=configs/{spec}", f"--workdir={folder}"], Stop())
+    assert (now["config"]["data"]["bos"], now["config"]["data"]["line_end"]) == ("off", "prefix")
+    assert not tokenizers.puts_bos(run.tokenizer)  # what it exports is asked as it was trained
+    assert any(
+        note.startswith("bos: off, though the tokenizer itself begins a text with <eos>") for note in now["notes"]
+    )
+    with pytest.raises(InputError, match="config.data.bos: there 'off', now 'on'"):
+        prepare(folder, spec, "--config.data.bos=on")
+
+
+IDS = {  # SHA-256 of the training questions' tokens, as they were before config.data had bos and line_end
+    "demo.py:smoke": "e4b67656d72cf099",
+    "paper.py:row=main/codellama_7b/gsm8k/program/reft,smoke": "e4b67656d72cf099",
+    "paper_small.py:smoke,cot=nl": "316545925330fc3e",
+}
+
+
+@pytest.mark.parametrize("spec", IDS)
+def test_shipped_models_read_what_they_read(tmp_path, spec):
+    run, _ = main_lib.prepare([f"--config={runs.ROOT / 'configs' / spec}", f"--workdir={tmp_path / 'run'}"], Stop())
+    digest = hashlib.sha256()
+    for purpose in prompts.PURPOSES:
+        rows = prompts.encode_all(run.tokenizer, run.splits.train, run.config.data, purpose=purpose)
+        digest.update(repr([(row.prompt, row.response) for row in rows]).encode())
+    assert digest.hexdigest().startswith(IDS[spec])
 
 
 # ------------------------------------------------------------------ data, tokenizer, code

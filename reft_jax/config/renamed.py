@@ -32,6 +32,8 @@ KEYS = (
 # Old settings of GAE that did nothing with another advantage, and of one mode of self-training in the other.
 OF_GAE = ("gamma", "lam", "whiten", "critic", "value_init", "value_bias", "value_coef", "value_clip")
 # (key, old value) -> new value
+# Settings of data that a run decides as it begins where it is told "auto", and how it was before they were there.
+DECIDED = {"bos": "off", "line_end": "prefix"}
 VALUES = {("data.append_prefix", "reft"): "rollouts", ("stages.*.advantage.kl.estimator", "auto"): "unbiased"}
 
 
@@ -82,6 +84,8 @@ def modern(tree: dict) -> dict:
     out = copy.deepcopy(tree)
     if _of_rewards(out):
         _modern_rewards(out)
+    if isinstance(out.get("data"), dict):
+        out["data"] = DECIDED | out["data"]
     for stage in _stages(out):
         if _of_one_shape(stage):
             shape = {key: stage["optim"].pop(key) for key in SHAPE if key in stage["optim"]}

@@ -150,6 +150,12 @@ class Data:
     annotations: str = setting(one_of=("diverse", "canonical", "worked", "corpus"), default="diverse")
     docstring: bool = setting(default=True)
     append_prefix: str = setting(one_of=("everywhere", "rollouts", "nowhere"), default="everywhere")
+    # Both are decided as a run begins, and config.json says how. Whether prompts begin with the BOS token; auto: where the tokenizer's own
+    # post-processor puts it before a text.
+    bos: str = setting(one_of=("auto", "on", "off"), default="auto")
+    # Which piece of a program has the line end between its prefix and the rest; auto: the rest where a pretrained model's tokenizer makes one
+    # token of it and the spaces that follow (`data/prompts.py`).
+    line_end: str = setting(one_of=("auto", "prefix", "rest"), default="auto")
     calculator_marks: str = setting(one_of=("strip", "keep"), default="strip")
     matcher: str = setting(room="rewards/matchers", default="reft")
     tokenizer: str = setting(one_of=("word", "bpe"), default="bpe")

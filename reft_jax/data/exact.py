@@ -29,7 +29,8 @@ def check(tokenizer, fitted: batching.Fitted, data, *, purpose: str, where: str)
             "these characters, or write the records without them"
         )
     asked = [prompts.prompt(record) + prompts.completed(record, "", data, purpose=purpose) for record in fitted.records]
-    back = tokenizers.decode_batch(tokenizer, [row.prompt for row in fitted.encoded])
+    begins = len(tokenizers.bos_ids(tokenizer, data.bos))
+    back = tokenizers.decode_batch(tokenizer, [row.prompt[begins:] for row in fitted.encoded])
     said = _changes(fitted.records, asked, back)
     return (
         said
@@ -41,8 +42,9 @@ def changes(tokenizer, record: Record, row: prompts.Encoded, data, *, purpose: s
     """What becomes of which characters of one record's texts, as a purpose encoded them; "" if they come back."""
     asked, ids = prompts.prompt(record) + prompts.completed(record, "", data, purpose=purpose), row.response[:-1]
     target = prompts.continuation(record, data, purpose=purpose)
+    begins = len(tokenizers.bos_ids(tokenizer, data.bos))
     back = (
-        *tokenizers.decode_batch(tokenizer, [row.prompt]),
+        *tokenizers.decode_batch(tokenizer, [row.prompt[begins:]]),
         *tokenizers.decode_batch(tokenizer, [ids], after_newline=True),
     )
     return _become(zip((asked, target), back, strict=True))

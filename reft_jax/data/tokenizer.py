@@ -247,6 +247,29 @@ def turn_end(tokenizer) -> int | None:
     return next((i for i in ids if i != tokenizer.unk_token_id and special.get(i, "").strip()), None)
 
 
+def puts_bos(tokenizer) -> bool:
+    """Whether the tokenizer's own post-processor, asked for special tokens, puts its BOS token before a text."""
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def bos_ids(tokenizer, how: str) -> list[int]:
+    """What a prompt begins with: the BOS token's id, or none. `how`: config.data.bos. InputError for "on" without a BOS token."""
+    if how == "off" or how == "auto" and not puts_bos(tokenizer):
+        return []
+    if tokenizer.bos_token_id is None:
+        raise InputError(
+            "config.data.bos: got 'on'; the tokenizer has no BOS token: set 'off', or name one in tokenizer_config.json (bos_token)"
+        )
+    return [tokenizer.bos_token_id]
+
+
+def set_bos(tokenizer, wanted: bool) -> None:
+    """Has the tokenizer's own post-processor put BOS before a text, or not: what `save` writes is then asked as it was trained."""
+    if puts_bos(tokenizer) != wanted:
+        tokenizer.add_bos_token = wanted
+        tokenizer.init_kwargs["add_bos_token"] = wanted
+
+
 def spelt(tokenizer, ids: Iterable[int]) -> str:
     """Tokens with their ids, for messages."""
     return ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ids)

@@ -27,7 +27,7 @@ from reft_jax.data import json_text
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed
 from reft_jax.mesh.sharding import drop_leading
-from reft_jax.models import decoder, numbers, weight_files
+from reft_jax.models import decoder, hub, numbers, weight_files
 from reft_jax.models.families import weights
 from reft_jax.models.weight_files import HEADS, INDEX, WHOLE
 
@@ -45,13 +45,14 @@ FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.b
 
 
 def resolve(name: str) -> pathlib.Path | None:
-    """The folder of a Hugging Face directory or of a shipped model's name; None if there is none. InputError for PEFT's adapters."""
+    """The folder of a Hugging Face directory, of a shipped model's name or of a name on the hub (`hub.snapshot`); None if there is none.
+    InputError for PEFT's adapters, and for what the hub does not give."""
     if name and (pathlib.Path(name) / "adapter_config.json").is_file():
         weight_files.check_merged(pathlib.Path(name))
     for folder in (pathlib.Path(name), SHIPPED / name):
         if name and (folder / "config.json").is_file() and not _of_a_run(folder):
             return folder
-    return None
+    return hub.snapshot(name) if hub.is_name(name) else None
 
 
 def _of_a_run(folder: pathlib.Path) -> bool:

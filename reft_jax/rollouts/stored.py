@@ -9,7 +9,6 @@ import json
 import shutil
 
 from reft_jax.data import prompts
-from reft_jax.data import tokenizer as tokenizers
 from reft_jax.errors import RunError
 from reft_jax.mesh import distributed
 from reft_jax.rewards.total import Responses
@@ -84,16 +83,15 @@ def pieces(
 ) -> list[tuple[list[int], list[int], list[int]]]:
     """Token ids of (prompt, program prefix, rest and end-of-sequence) of each graded response, cut where gold targets are.
     `keep_unknown`: as in `tokenizer.encode_batch`."""
-    parts = []
+    parts, data = [], run.config.data
     for record, text in zip(records, texts, strict=True):
-        whole = prompts.completed(record, text, run.config.data, purpose=purpose)
-        prefix = prompts.program_prefix(record, docstring=run.config.data.docstring) if record.kind == "program" else ""
+        whole = prompts.completed(record, text, data, purpose=purpose)
+        how = dict(docstring=data.docstring, line_end=data.line_end)
+        prefix = prompts.program_prefix(record, **how) if record.kind == "program" else ""
         prefix = prefix if whole.startswith(prefix) else ""
-        parts += [prompts.prompt(record), prefix, whole[len(prefix) :]]
-    after = [False, True, True] * len(records)
-    ids = tokenizers.encode_batch(run.tokenizer, parts, after_newline=after, keep_unknown=keep_unknown)
-    end = [run.tokenizer.eos_token_id]
-    return [(ids[i], ids[i + 1], ids[i + 2] + end) for i in range(0, len(ids), 3)]
+        parts.append((prompts.prompt(record), prefix, whole[len(prefix) :]))
+    ids = prompts.encode_pieces(run.tokenizer, parts, data, keep_unknown=keep_unknown)
+    return [(question, prefix, [*rest, run.tokenizer.eos_token_id]) for question, prefix, rest in ids]
 
 
 def lines_text(lines: list[dict]) -> str:

@@ -30,6 +30,8 @@ def first_lines(run, about: dict) -> str:
         trained = models.only_adapters(models.shapes(dataclasses.replace(run.model, lora=run.tuned.lora)))
         adapters = f" ({sum(leaf.size for leaf in jax.tree.leaves(trained)):,} more in adapters, which are trained)"
     tokens = f" (the tokenizer has {run.model.num_ids:,})" if run.model.num_ids else ""
+    begins = tokenizers.spelt(run.tokenizer, tokenizers.bos_ids(run.tokenizer, data.bos))
+    begins = f"begins: {begins}, " if begins else ""
     rows = [
         ("run", f"{run.workdir}, commit {(about['git_commit'] or 'unknown')[:12]}, jax {about['packages']['jax']}"),
         ("devices", f"{num} x {devices[0].device_kind}, {memory(jax.local_devices()[0])}; mesh: {mesh}"),
@@ -38,7 +40,10 @@ def first_lines(run, about: dict) -> str:
             f"{run.config.model.name}: {count:,} parameters{adapters}, {amount(whole)} in {run.model.param_dtype}{share}, computes in "
             f"{run.model.compute_dtype}",
         ),
-        ("tokens", f"vocabulary {arch.vocab_size:,}{tokens}, ends: {tokenizers.spelt(run.tokenizer, run.eos_ids)}"),
+        (
+            "tokens",
+            f"vocabulary {arch.vocab_size:,}{tokens}, {begins}ends: {tokenizers.spelt(run.tokenizer, run.eos_ids)}",
+        ),
         (
             "data",
             f"{data.name or data.task} ({data.cot}): {len(splits.train):,} train, {len(splits.dev):,} dev, {len(splits.test):,} test questions",

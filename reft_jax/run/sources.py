@@ -1,8 +1,8 @@
 """What a run reads from outside its folder, and whether it is still what it was: records, tokenizer, model directories, checkpoints, code.
 
 config.json keeps a SHA-256 of each under `reads`: of the whole run ("run": the data, the tokenizer, the model's directory, the task and the
-matcher), and of each stage (the directories that it begins with, the files of its choices). A run that goes on is refused where one has changed;
-what a stage that has not begun will read may change.
+matcher), and of each stage (the directories that it begins with, the files of its choices); of a model of the hub its commit too. A run that
+goes on is refused where one has changed; what a stage that has not begun will read may change.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ def of_directory(source: str) -> dict[str, str]:
 
 def reads(config: Recipe, used: dict[str, list], splits, tokenizer, eos_ids: tuple[int, ...]) -> dict:
     """{"run" or a stage: {"read": {source: {file: SHA-256}}, "code": {choice: {file: SHA-256}}}}. used: {"run" or a stage: [(room, name)]} of the
-    choices (`recipe.used`)."""
+    choices (`recipe.used`). Models of the hub have "commits" too: {name: commit}."""
     inside, seen = {"random", *(name for name, _ in config.stages)}, {}
     sources = {"run": [config.model.directory] if config.model.directory else []}
     sources |= {name: [source for _, source in stage.sources()] for name, stage in config.stages}
@@ -76,6 +76,8 @@ def reads(config: Recipe, used: dict[str, list], splits, tokenizer, eos_ids: tup
             for room, name in used[part]
         }
         out[part] = {"read": {source: seen[source] for source in outside}, "code": code}
+        if commits := {source: models.hub.snapshot(source).name for source in outside if models.hub.is_name(source)}:
+            out[part]["commits"] = commits
     out["run"]["read"] |= {
         "data": {"records": of_records(splits)},
         "tokenizer": {"all": of_tokenizer(tokenizer, eos_ids)},

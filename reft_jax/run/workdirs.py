@@ -9,7 +9,7 @@ import re
 import subprocess
 
 from reft_jax.config.records import flatten
-from reft_jax.config.renamed import is_old, modern
+from reft_jax.config.renamed import DECIDED, is_old, modern
 from reft_jax.config.words import listed
 from reft_jax.data import json_text
 from reft_jax.errors import InputError
@@ -60,7 +60,8 @@ def check(workdir: pathlib.Path, tree: dict, binding):
     for key in sorted(before.keys() | now.keys()):
         # what is free may be new; of how a run is watched, gone too
         free = key not in bound and (key in now or key.startswith("config.logging."))
-        if before.get(key) == now.get(key) or free:
+        decided = now.get(key) == "auto" and key.removeprefix("config.data.") in DECIDED
+        if before.get(key) == now.get(key) or free or decided:
             continue
         parts = key.split(".")
         if parts[1] == "stages" and not (workdir / parts[2]).exists():
@@ -74,6 +75,15 @@ def check(workdir: pathlib.Path, tree: dict, binding):
     if changed:
         raise InputError(_other_config(workdir, tree, changed, begun, [key for key in now if key not in bound]))
     return longer
+
+
+def decided(workdir: pathlib.Path) -> dict[str, str]:
+    """What the run in that folder has decided of config.data as it began (`renamed.DECIDED`); {} of a new one."""
+    path = workdir / "config.json"
+    if not os.path.exists(path):
+        return {}
+    data = modern(json.loads(path.read_text())["config"])["data"]
+    return {key: data[key] for key in DECIDED}
 
 
 def _check_files(workdir: pathlib.Path, config: dict):
