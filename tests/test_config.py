@@ -1099,7 +1099,7 @@ FREE = (
     *("logging.tensorboard=False", "logging.wandb=offline", "logging.wandb_project=p", "logging.profile_steps=(1,2)"),
     *("mesh.data=2", "mesh.fsdp=4", "mesh.tensor=1", "mesh.decode=tensor", "mesh.moments=host", "verifier.workers=1"),
     *("stages.sft.log_every=7", "stages.sft.save_every=7", "stages.reft.log_every=7", "stages.reft.save_every=7"),
-    "stages.reft.log_samples=7",
+    *("stages.reft.log_samples=7", "model.slice_tokens=512"),
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from reft_jax import models, prepare, recipe
 from reft_jax.compile import measure
 from reft_jax.compile.programs import Lowering
-from reft_jax.data import packing
+from reft_jax.config.setting import num_parts
 from reft_jax.errors import InputError
 from reft_jax.mesh import sharding
 from reft_jax.training import memory, scoring
@@ -70,13 +70,13 @@ def test_the_estimate_is_near_the_compilers_count(changes):
     ],
 )
 def test_an_update_has_as_few_parts_as_its_slice_allows(given, parts):
-    assert packing.num_parts(**given) == parts
+    assert num_parts(**given) == parts
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_slices_change_nothing(together):
     """Of an update and of scoring, with a slice of four rows and without."""
-    model, (sft, ppo) = tiny.model("one"), batches()
+    model, (_, ppo) = tiny.model("one"), batches()
     sliced = dataclasses.replace(model, slice_tokens=4 * (ppo.prompts.tokens.shape[1] + ppo.tokens.shape[1]))
     params, stage = tiny.params(model, value_head=True), tiny.ppo()
     out = []

@@ -41,3 +41,17 @@ def divides(accumulate: int, rows: int, what: str = "batch_size"):
     """(key, what is legal) where a batch cannot be split into equal parts."""
     if rows % accumulate:
         yield "accumulate", f"it must divide {what} = {rows}"
+
+
+def divisible(losses, dropout: float) -> bool:
+    """Whether an update comes out the same, but for rounding, in however many parts: no loss needs rows together, and nothing is dropped."""
+    return not dropout and not any(getattr(loss, "together", "token") in ("group", "batch") for loss in losses)
+
+
+def num_parts(num: int, length: int, most: int, *, least: int = 1, multiple: int = 1) -> int:
+    """In how many parts an update goes through `num` rows of `length` tokens: as few as leave each device `most` tokens of a part (0 = any
+    number), and at least `least`. All parts have as many rows, a multiple of `multiple`; where none is so small, the smallest."""
+    if not most:
+        return least
+    legal = [n for n in range(least, num // multiple + 1) if num % (n * multiple) == 0] or [least]
+    return next((n for n in legal if num // n // multiple * length <= most), legal[-1])

@@ -9,6 +9,7 @@ import re
 
 from reft_jax.config import choices
 from reft_jax.config.records import choice, setting
+from reft_jax.config.setting import divisible
 from reft_jax.config.words import listed, nearest
 from reft_jax.errors import InputError
 
@@ -388,11 +389,6 @@ def whole(losses, accumulate: int, key: str = "accumulate"):
     for label, loss in losses:
         if accumulate > 1 and getattr(loss, "together", "token") in ("group", "batch"):
             yield key, f"losses.{label} needs the rows of a {loss.together} together: it must be 1"
-
-
-def divisible(losses, dropout: float) -> bool:
-    """Whether an update comes out the same, but for rounding, in however many parts: no loss needs rows together, and nothing is dropped."""
-    return not dropout and not any(getattr(loss, "together", "token") in ("group", "batch") for loss in losses)
 
 
 def sampled(stage):

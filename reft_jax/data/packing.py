@@ -62,15 +62,6 @@ def pack(
     return [together(np.asarray(group)) for group in groups]
 
 
-def num_parts(num: int, length: int, most: int, *, least: int = 1, multiple: int = 1) -> int:
-    """In how many parts an update goes through `num` rows of `length` tokens: as few as leave each device `most` tokens of a part (0 = any
-    number), and at least `least`. All parts have as many rows, a multiple of `multiple`; where none is so small, the smallest."""
-    if not most:
-        return least
-    legal = [n for n in range(least, num // multiple + 1) if num % (n * multiple) == 0] or [least]
-    return next((n for n in legal if num // n // multiple * length <= most), legal[-1])
-
-
 def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Which of the sequences share a row of `capacity` tokens: the longest first, each in the first row that has room (at most 11/9 of
     the fewest rows, and one more: Johnson 1973)."""

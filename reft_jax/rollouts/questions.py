@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from reft_jax.config.setting import num_parts
 from reft_jax.config.settings import Sampling
 from reft_jax.data import batching, packing
 from reft_jax.data import tokenizer as tokenizers
@@ -61,7 +62,7 @@ def pack(run: Run, prompts: Prompts, mask, groups, stage=None) -> list[packing.P
     if stage is not None:
         most = run.model.slice_tokens if stage.divisible else 0
         length, least = prompts.mask.shape[1] + mask.shape[1], stage.how["accumulate"]
-        parts = packing.num_parts(len(groups[0]), length, most, least=least, multiple=multiple)
+        parts = num_parts(len(groups[0]), length, most, least=least, multiple=multiple)
     packings = packing.pack(prompts.mask, mask, groups, parts=parts, multiple=multiple)
     return run.layout.batch(packings)
 

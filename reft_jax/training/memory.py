@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from reft_jax import models
-from reft_jax.data import packing
+from reft_jax.config.setting import num_parts
 from reft_jax.errors import InputError
 from reft_jax.losses import reads_reference
 from reft_jax.models.attention import on_cpu
@@ -103,7 +103,7 @@ def needs(config, model, stage) -> Needs:
     sizes, multiple, length = stage.rows(), layout.parts("batch"), data.max_prompt + data.max_response
     rows = stage.ppo.minibatch_size if on_policy else sizes["batch_size"] * stage.accumulate
     most, least = model.slice_tokens if stage.divisible else 0, stage.how["accumulate"]
-    parts = packing.num_parts(rows, length, most, least=least, multiple=multiple)
+    parts = num_parts(rows, length, most, least=least, multiple=multiple)
     part = max(rows // parts // multiple, 1)
     logits = 12 * part * min(model.logits_chunk, data.max_response) * model.num_rows // layout.parts("vocab")
     update = gradient * (1 + (parts > 1)) + activations(model, part, length) + logits

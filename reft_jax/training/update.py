@@ -12,8 +12,7 @@ import numpy as np
 import optax
 
 from reft_jax import masked, models
-from reft_jax.config.settings import divisible
-from reft_jax.data import packing as packed
+from reft_jax.config.setting import divisible, num_parts
 from reft_jax.losses import changed, needed, objective, traced
 from reft_jax.training.scoring import outputs
 from reft_jax.training.state import state_shardings
@@ -64,7 +63,7 @@ def make_update(
         loss = functools.partial(loss_fn, key=key, frozen=frozen, reference=reference, losses=used)
         num, width = batch.tokens.shape
         width += 0 if batch.prompts is None else batch.prompts.tokens.shape[1]
-        parts = packed.num_parts(num, width, most, least=accumulate, multiple=model.layout.parts("batch"))
+        parts = num_parts(num, width, most, least=accumulate, multiple=model.layout.parts("batch"))
         grads, metrics = accumulated_grads(loss, state.params, batch, parts, reduce, packing)
         return apply_grads(model, tx, state, grads, metrics)
 
