@@ -105,7 +105,7 @@ def advice(line: dict, config, program) -> str:
     return (
         f"{line['function']} does not fit on {line['topology']}: {told}\n"
         f"  the largest arrays of a device: {held}\n"
-        "  what helps: more devices; a larger mesh.fsdp or mesh.tensor; a smaller batch_size, or ppo.accumulate / accumulate in more parts; "
+        "  what helps: more devices; a larger mesh.fsdp or mesh.tensor; a smaller batch_size or model.slice_tokens; "
         f"model.remat=block (now {config.model.remat}); a smaller model.logits_chunk (now {config.model.logits_chunk}); "
         f"optim=adafactor, or optim.mu_dtype=bfloat16; mesh.moments=host (now {config.mesh.moments}); model.param_dtype=bfloat16, where the "
         f"whole model is trained with optim.rounding=stochastic (now {config.model.param_dtype}); "
