@@ -258,7 +258,7 @@ def _gemma(keys: _Keys, num_layers: int, period: int, widest: int) -> dict:
     return out | dict(
         sliding_window=keys.int("attention.sliding_window"),
         layer_types=["full_attention" if each else "sliding_attention" for each in full],
-        query_pre_attn_scalar=round(scale**-2, 3) if scale else usual,
+        query_pre_attn_scalar=round(scale**-2) if scale else usual,
         final_logit_softcapping=keys.float("final_logit_softcapping", 0.0) or None,
     )
 
