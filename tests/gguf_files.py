@@ -111,11 +111,20 @@ def write(path, model, kinds=lambda name, tensor: "F32", more=None, vocabulary=s
         writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
     if more:
         more(writer)
+    finish(writer)
+    return path
+
+
+def finish(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+
+
+def turned_back(tensor: np.ndarray, kind) -> np.ndarray:
+    """What a type keeps of a matrix."""
+    return gguf.quants.dequantize(gguf.quants.quantize(tensor, kind), kind)
 
 
 def of_case(path, case: str, **options):

@@ -1,18 +1,26 @@
 """GGUF files: each family against transformers on the same weights, types, tokenizers against llama.cpp, and damaged files."""
 
+import copy
 import json
+import re
+import resource
+import struct
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
 
 from reft_jax import models
+from reft_jax.config import settings
 from reft_jax.data import gguf_tokenizer
 from reft_jax.data import tokenizer as tokenizer_lib
+from reft_jax.errors import InputError
+from reft_jax.models.formats import gguf as gguf_format
 from tests import families, llama_cpp, tiny
 
 pytest.importorskip("gguf")
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 from tests import gguf_files  # noqa: E402
 
 LENGTH = 30
@@ -167,3 +175,225 @@ def test_scores_merge_as_in_llama_cpp(prefix, tmp_path):
     assert ours == llama_cpp.ask(file, texts)["ids"]
     assert [tokenizer.decode(ids) for ids in ours[: len(TEXTS)]] == TEXTS
     assert tokenizer("so")["input_ids"] == [1, *tokenizer("so", add_special_tokens=False)["input_ids"]]
+
+
+# ------------------------------------------------------------------ types, keys, what is refused
+
+
+def test_every_type_that_the_package_turns_back_is_read(tmp_path):
+    """Of each a matrix of 2 x 1024 numbers whose blocks are any bytes, scales apart from NaN."""
+    package, draw = gguf_files.gguf, np.random.default_rng(0)
+    kinds = [kind for kind in package.GGML_QUANT_SIZES if gguf_format._turns_back(kind)]
+    assert {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"} <= {
+        kind.name for kind in kinds
+    }
+    blocks = {}
+
+    def more(writer):
+        for kind in kinds:
+            block, size = package.GGML_QUANT_SIZES[kind]
+            blocks[kind.name] = draw.integers(0, 60, (600, 1024 // block * size)).astype(np.uint8)
+            writer.add_tensor(kind.name, blocks[kind.name], raw_dtype=kind)
+
+    file, _ = gguf_files.of_case(tmp_path / "model.gguf", "llama", more=more)
+    header = gguf_format._read(file)
+    for kind in kinds:
+        with np.errstate(all="ignore"):
+            expected = package.quants.dequantize(blocks[kind.name], kind)
+        got = gguf_format._numbers(header, kind.name, np.float32)
+        np.testing.assert_array_equal(got, expected)
+        assert got.ctypes.data % gguf_format.ALIGNMENT == 0
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
+def test_quantized_weights_are_the_package_s_numbers(kind, tmp_path):
+    """And transformers' logits of them are ours."""
+    case = "llama of Llama 3.2"
+    theirs = copy.deepcopy(families.theirs(case))
+    with torch.no_grad():  # width 16 has no whole block: those matrices stay
+        quantized = {name for name, value in theirs.state_dict().items() if value.ndim == 2 and not value.shape[1] % 32}
+        for name, value in theirs.state_dict().items():
+            if name in quantized:
+                number = gguf_files.gguf.GGMLQuantizationType[kind]
+                value.copy_(torch.tensor(gguf_files.turned_back(value.numpy(), number)))
+    assert quantized
+    file = gguf_files.write(
+        tmp_path / "model.gguf",
+        theirs,
+        lambda _, tensor: kind if tensor.ndim == 2 and not tensor.shape[1] % 32 else "F32",
+    )
+    model, params = models.load_hf(file)
+    assert relative_error(model, params, theirs, TOKENS, [LENGTH, 17, 3]) < 2e-5
+    narrow = models.load_hf(file, param_dtype="bfloat16")[1]
+    tiny.assert_trees_equal(narrow, jax.tree.map(lambda x: x.astype("bfloat16"), params))
+
+
+def test_what_a_file_says_of_its_model(tmp_path):
+    file, theirs = gguf_files.of_case(tmp_path / "a.gguf", "llama of Llama 3.2")
+    rope = models.read_config(file).rope_scaling
+    assert rope == settings.RopeScaling("llama3", 8.0, 8192, 1.0, 4.0)
+    assert models.read_config(file).norm_eps == theirs.config.rms_norm_eps == 1e-6
+    tokenizer = tokenizer_lib.load(file)
+    assert tokenizer_lib.special_ids(tokenizer)["eos_token"] == "</s>" and tokenizer.unk_token == "<unk>"
+    template = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<s>{% endif %}{% endfor %}"
+
+    def more(writer):
+        writer.add_chat_template(template)
+        writer.add_eot_token_id(5)
+        writer.add_eom_token_id(7)
+
+    file, _ = gguf_files.of_case(tmp_path / "b.gguf", "llama", more=more)
+    tokenizer = tokenizer_lib.load(file)
+    assert tokenizer.chat_template == template and tokenizer_lib.end_ids(tokenizer, file) == (2, 5, 7, 1)
+    full, _ = gguf_files.of_case(tmp_path / "c.gguf", "gemma3_text")
+    assert models.read_config(full).windows == (4, 4, 4, 4, 4, 0, 4)
+    usual = families.CASES["gemma3_text"][1] | dict(rope_parameters=None, query_pre_attn_scalar=6)
+    families.CASES["gemma3_text as usual"] = ("Gemma3TextConfig", usual)
+    arch = models.read_config(gguf_files.of_case(tmp_path / "d.gguf", "gemma3_text as usual")[0])
+    assert (arch.rope_theta, arch.local_rope_theta) == (1e6, 1e4) and arch.attention_scale == 6**-0.5
+
+
+def key(name, kind, value):
+    return lambda writer: getattr(writer, f"add_{kind}")(name, value)
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (key("general.type", "string", "adapter"), "it holds no model, but general.type 'adapter'"),
+        (key("split.count", "uint16", 3), "it is one of 3 parts; join them first"),
+        (key("llama.expert_count", "uint32", 8), "llama.expert_count is 8; only 0 is supported"),
+        (key("llama.rope.dimension_count", "uint32", 2), "llama.rope.dimension_count is 2; only a head's size"),
+        (key("llama.rope.scaling.type", "string", "longrope"), "supported are none, linear and yarn"),
+        (key("llama.rope.scaling.factor", "float32", float("nan")), "it must be a float"),
+        (lambda writer: writer.add_tensor("rope_freqs.weight", np.float32([1, 3])), "no Llama 3 scaling of 2"),
+        (lambda writer: writer.add_tensor("blk.7.attn_q.weight", np.float32([1])), "it has tensors of 4 layers"),
+        (lambda writer: writer.add_tensor("attn_rot.weight", np.float32([1])), "unmapped attn_rot.weight"),
+        (lambda writer: writer.add_tensor("blk.00.attn_norm.weight", np.zeros(16, "f4")), "are both model.layers.0"),
+        (
+            lambda writer: writer.add_tensor("x", np.zeros(3, "u1"), raw_dtype=gguf_files.gguf.GGMLQuantizationType.I8),
+            "unmapped x",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_said(more, said, tmp_path):
+    file, _ = gguf_files.of_case(tmp_path / "model.gguf", "llama", more=more)
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        models.load_hf(file)
+    assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
+
+
+def test_unknown_architectures_tokenizers_and_pretokenizers_are_named(tmp_path):
+    file = tmp_path / "model.gguf"
+    writer = gguf_files.gguf.GGUFWriter(file, "phi3")
+    writer.add_tokenizer_model("bert")
+    gguf_files.finish(writer)
+    known = "llama, qwen2, qwen3, gemma2, gemma3, gpt2"
+    for load, said in (
+        (models.read_config, f"general.architecture 'phi3' is not supported; supported are {known}"),
+        (tokenizer_lib.load, "tokenizer.ggml.model 'bert' is not supported; supported are gpt2, llama"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load(file)
+    gguf_files.write(file, tiny_model(1000), vocabulary=lambda writer: byte_level(writer, "gpt-5"))
+    with pytest.raises(InputError, match="tokenizer.ggml.pre 'gpt-5' is not supported; supported are a.x-4.0, "):
+        tokenizer_lib.load(file)
+
+
+def test_without_the_package_it_is_said_how_to_install_it(tmp_path, monkeypatch):
+    file, _ = gguf_files.of_case(tmp_path / "model.gguf", "llama")
+    monkeypatch.setattr(gguf_format.packages, "there", lambda name: False)
+    monkeypatch.setattr(gguf_format.packages.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"need the package gguf \(gguf is not installed\): pip install gguf"):
+        models.read_config(file)
+
+
+# ------------------------------------------------------------------ damaged files
+
+
+def refused(file, said=""):
+    """Loads the model and the tokenizer; InputError must be all that is raised. Whether it was."""
+    try:
+        tokenizer_lib.load(file)
+        models.load_hf(file)
+    except InputError as error:
+        assert said in str(error) and "\n" not in str(error).strip(), str(error)
+        return True
+    assert not said
+    return False
+
+
+def at(data: bytes, place: int, form: str, value) -> bytes:
+    return data[:place] + struct.pack(form, value) + data[place + struct.calcsize(form) :]
+
+
+def test_damaged_files_are_one_message(tmp_path):
+    file, _ = gguf_files.of_case(tmp_path / "model.gguf", "qwen2")
+    whole = file.read_bytes()
+    assert not refused(file)
+    tokens = (
+        whole.index(b"tokenizer.ggml.tokens") + 21
+    )  # the type (array), of strings, how many, the first one's length
+    first, second = whole.index(b"token_embd.weight"), whole.index(b"blk.0.attn_q.weight")
+    place = second + 19 + 4 + 2 * 8 + 4  # after its name, the number of sizes, the sizes and the type
+    twice = whole.replace(b"blk.1.attn_q.weight", b"blk.0.attn_q.weight", 1)
+    for data, said in (
+        (b"", "no GGUF file"),
+        (b"GGUF", "bytes should follow"),
+        (b"GGML" + whole[4:], "begins with b'GGML'"),
+        *((at(whole, 4, "<I", version), f"of version {version}") for version in (1, 2, 4, 99)),
+        (at(whole, 4, ">I", 3), "big-endian"),
+        (at(whole, 8, "<Q", 2**60), "; it is damaged"),
+        (at(whole, 16, "<Q", 2**60), "; it is damaged"),
+        (at(whole, 24, "<Q", 2**60), "bytes should follow"),
+        (at(whole, tokens + 8, "<Q", 2**60), "bytes should follow"),
+        (at(whole, tokens + 16, "<Q", 2**60), "bytes should follow"),
+        (at(whole, first + 17, "<I", 99), "has 99 dimensions"),
+        (at(whole, first + 21, "<Q", 0), "has the sizes (31, 0)"),
+        (at(whole, first + 21, "<Q", 2**62), "ends at byte"),
+        (at(whole, place - 4, "<I", 77), "is of the unknown type 77; known are F32, F16"),
+        (at(whole, place - 4, "<I", 12), "has rows of 16, no multiple of Q4_K's 256"),
+        (at(whole, place, "<Q", 2**50), "ends at byte"),
+        (at(whole, place, "<Q", 7), "not at a multiple of 32"),
+        (at(whole, place, "<Q", 0), "share bytes"),
+        (twice, "the tensor blk.0.attn_q.weight stands there twice"),
+        (whole[:-40], "ends at byte"),
+        (at(whole, len(whole) - 64, "<f", float("nan")), "NaN of "),
+        (whole.replace(b"qwen2.block_count", b"qwen2.block_counz"), "it has no qwen2.block_count"),
+        (whole.replace("▁tom".encode(), "▁has".encode(), 1), "twice"),
+        (whole.replace(b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.bos_token_id"), "stands there twice"),
+    ):
+        file.write_bytes(data)
+        assert refused(file, said), said
+
+
+def test_a_scale_that_is_no_number_is_refused(tmp_path):
+    theirs = families.theirs("llama of Llama 3.2")
+    kinds = lambda _, tensor: "Q8_0" if tensor.ndim == 2 and not tensor.shape[1] % 32 else "F32"  # noqa: E731
+    file = gguf_files.write(tmp_path / "model.gguf", theirs, kinds)
+    name, tensor = next((name, each) for name, each in gguf_format._read(file).tensors.items() if each.kind == 8)
+    file.write_bytes(at(file.read_bytes(), tensor.first, "<H", 0x7E00))
+    with pytest.raises(InputError, match=rf"{file}: {re.escape(name)} holds 32 NaN of"):
+        models.load_hf(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["flip", "cut", "fill"])
+def test_any_byte_may_be_damaged(how, tmp_path):
+    """Every position of what stands before the tensors, a low and a high bit of it; every length; 255 over eight bytes."""
+    file, _ = gguf_files.of_case(tmp_path / "model.gguf", "qwen3 tied")
+    whole = file.read_bytes()
+    head = min(tensor.first for tensor in gguf_format._read(file).tensors.values())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count = 0
+    for i in range(head if how != "cut" else len(whole)):
+        damaged = {
+            "flip": lambda i: [whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :] for bit in (1, 128)],
+            "cut": lambda i: [whole[:i]],
+            "fill": lambda i: [whole[:i] + b"\xff" * 8 + whole[i + 8 :]],
+        }[how](i)
+        for data in damaged:
+            file.write_bytes(data)
+            count += refused(file)
+    assert count > head // 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB

@@ -157,7 +157,9 @@ class _Reader:
     def value(self, kind: int, key: str):
         if kind in NUMBERS:
             number = np.frombuffer(self.take(np.dtype(NUMBERS[kind]).itemsize), NUMBERS[kind])[0]
-            return float(str(number)) if number.dtype == np.float32 else number.item()  # 1e-5, and not 9.999999747378752e-06
+            return (
+                float(str(number)) if number.dtype == np.float32 else number.item()
+            )  # 1e-5, and not 9.999999747378752e-06
         if kind == BOOL:
             return self.take(1) != b"\0"
         if kind == STRING:
