@@ -544,7 +544,7 @@ def test_greedy_text_of_a_real_file_is_llama_cpp_s(name, real):
     compared = 0
     for row, (ids, gaps) in enumerate(llama_cpp.ask(file, prompts=prompts, max_new=24)["greedy"]):
         until = next((t for t, gap in enumerate(gaps) if gap < 0.1), len(gaps))
-        assert np.asarray(got[row])[:until].tolist() == ids[:until], (starts[row], gaps)
+        assert np.asarray(got.tokens[row])[:until].tolist() == ids[:until], (starts[row], gaps)
         compared += until
     assert compared >= 12
 
