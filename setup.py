@@ -51,10 +51,12 @@ EXTRAS = {
         "ruff>=0.9",
         "selenium>=4.40",
     ],
-    # A second opinion on whole models, used by tests only; they skip themselves where it is not installed.
-    "parity": ["torch>=2.9"],
+    # Second opinions on whole models, used by tests only; they skip themselves where these are not installed.
+    "parity": ["torch>=2.9", "xllamacpp>=2026.1"],
     # Adapters over a base in 8 or 4 bits.
     "qlora": ["qwix>=0.1.8"],
+    # model=FILE.gguf
+    "gguf": ["gguf>=0.17"],
     # config.data.source="tfds". TFDS 4.9 asks for importlib_resources only through older etils.
     "tfds": [
         "array-record>=0.8; platform_system == 'Linux'",
@@ -69,7 +71,7 @@ EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }
-EXTRAS["test"] += EXTRAS["tfds"]
+EXTRAS["test"] += EXTRAS["gguf"] + EXTRAS["tfds"]
 
 setup(
     name="reft_jax",

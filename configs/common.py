@@ -39,7 +39,7 @@ def one_of(name: str, value: str, legal):
 
 
 def model(name: str, lora=None, base="full"):
-    """A preset of a new model by name, or a Hugging Face directory (or shipped model) whose config and tokenizer are used. A preset of
+    """A preset of a new model by name, or a Hugging Face directory (or GGUF file, or shipped model) whose config and tokenizer are used. A preset of
     a billion parameters computes in bfloat16 and keeps no activations inside its blocks; neither that nor a toy goes through a batch in slices."""
     known = dict(arch=PRESETS[name]) if name in PRESETS else dict(directory=name)
     large = dict(compute_dtype="bfloat16", remat="block", slice_tokens=0) if is_large(name) else {}

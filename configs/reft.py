@@ -2,7 +2,7 @@
 
 python -m reft_jax.main --config=configs/reft.py:data=svamp,cot=program,model=tiny,train_file=F,test_file=F --workdir=runs/svamp
 data: svamp, gsm8k, mathqa, mathqa-numeric (files in the ReFT authors' JSON form, or GSM8K's JSONL) or arithmetic (generated);
-cot: program or nl; model: a preset (from scratch) or a Hugging Face directory. `smoke`: all of it at toy size.
+cot: program or nl; model: a preset (from scratch) or a Hugging Face directory or GGUF file. `smoke`: all of it at toy size.
 
 `method` is what follows the warm-up, as the stage of that name: reft (PPO with a critic), grpo, dr_grpo, rloo, reinforce_pp (advantages
 without one), online or offline (self-training). The online ones draw as many responses in as many steps as ReFT does: grpo,

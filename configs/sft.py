@@ -1,7 +1,7 @@
 """Supervised fine-tuning alone, with the settings of the paper's scripts, and its evaluation (greedy, vote@k, pass@k).
 
 python -m reft_jax.main --config=configs/sft.py:data=svamp,cot=program,model=tiny,train_file=F,test_file=F --workdir=runs/sft
-`model`: a preset (trained from scratch) or a Hugging Face directory. `smoke`: all of it at toy size.
+`model`: a preset (trained from scratch) or a Hugging Face directory or GGUF file. `smoke`: all of it at toy size.
 """
 
 from reft_jax.configs import common

@@ -1,11 +1,11 @@
-"""Hugging Face safetensors <-> the project's checkpoints.
+"""Hugging Face safetensors <-> the project's checkpoints, and GGUF files -> Hugging Face directories.
 
-    python -m reft_jax.convert --from=DIR --to=DIR [--dtype=float32|bfloat16]
+    python -m reft_jax.convert --from=DIR|FILE.gguf --to=DIR [--dtype=float32|bfloat16]
 
 From a Hugging Face directory: TO gets `checkpoints/0` (the parameters, for `init_from=TO`) and `tokenizer/` (config.json and
 the tokenizer's files). From a checkpoint (a stage's folder, or one of its checkpoints/<step>): TO becomes a Hugging Face
 directory; of a finished stage it is the checkpoint that the stage chose, else the last; the tokenizer and config.json are
-those of the workdir that it lies in.
+those of the workdir that it lies in. From a GGUF file: TO becomes a Hugging Face directory, with the tokenizer that the file holds.
 Both ways are bit for bit where --dtype (float32 or bfloat16) is what the weights are stored in. Exit codes are main's.
 """
 
@@ -48,12 +48,22 @@ def from_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
     print(f"wrote {target}: use it as init_from, or convert it back")
 
 
+def from_gguf(source: pathlib.Path, target: pathlib.Path, dtype: str):
+    """FILE.gguf -> a Hugging Face directory, read again and compared."""
+    from reft_jax import models
+    from reft_jax.data import tokenizer as tokenizers
+
+    tokenizer = tokenizers.load(source)
+    model, params = models.load_hf(source, param_dtype=dtype, compute_dtype=dtype)
+    tokenizers.check_fits(tokenizer, model.arch.vocab_size, str(source))
+    _write(target, model, params, tokenizer, tokenizers.end_ids(tokenizer, source))
+
+
 def to_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
     """A checkpoint -> a Hugging Face directory, read again and compared."""
     from reft_jax import models
     from reft_jax.data import tokenizer as tokenizers
     from reft_jax.run import checkpoint
-    from reft_jax.stages import export
 
     chosen = (source / "DONE").is_file() and "selected_step" in checkpoint.facts(source)
     folder = checkpoint.selected(source) if chosen else checkpoint.locate(source)
@@ -89,7 +99,15 @@ def to_hugging_face(source: pathlib.Path, target: pathlib.Path, dtype: str):
     params = checkpoint.read_params(folder)
     heads = {name: tree for name, tree in params.items() if name not in ours}
     params = _cast({name: params[name] for name in ours}, dtype) | heads
-    export.write(target, model, params, tokenizer, tokenizers.end_ids(tokenizer, about[0]))
+    _write(target, model, params, tokenizer, tokenizers.end_ids(tokenizer, about[0]))
+
+
+def _write(target: pathlib.Path, model, params, tokenizer, ends: tuple[int, ...]):
+    """A Hugging Face directory, read again and compared."""
+    from reft_jax.data import tokenizer as tokenizers
+    from reft_jax.stages import export
+
+    export.write(target, model, params, tokenizer, ends)
     error = export.compare(target, model, params, [tokenizers.encode(tokenizer, "Question:\n")])
     print(f"wrote {target}; read again, its logits differ by at most {error:.2g}")
 
@@ -109,13 +127,17 @@ def _cast(tree, dtype):
 @commands.command()
 def main(argv: list[str]) -> int:
     source, target, dtype = parse(argv)
-    if not source.is_dir():
-        raise InputError(f"--from={source}: there is no such directory")
+    from reft_jax.data import gguf
+
+    of_gguf = gguf.is_file(source)
+    if not source.is_dir() and not of_gguf:
+        raise InputError(f"--from={source}: there is no such directory, nor a GGUF file of that name")
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise InputError(f"--to={target}: is there already; choose a new folder")
     from reft_jax import models
 
-    convert = from_hugging_face if models.resolve(str(source)) is not None else to_hugging_face
+    known = models.resolve(str(source)) is not None
+    convert = from_gguf if of_gguf else from_hugging_face if known else to_hugging_face
     convert(source, target, dtype)
     return 0
 

@@ -1,6 +1,6 @@
 """Looks through data files before anything is trained on them, and names everything that is wrong, not only the first:
 
-    python -m reft_jax.doctor FILE... [--test=FILE] [--task=NAME] [--cot=program|nl] [--tokenizer=DIR|SHIPPED|PRESET|bpe ...]
+    python -m reft_jax.doctor FILE... [--test=FILE] [--task=NAME] [--cot=program|nl] [--tokenizer=DIR|FILE.gguf|SHIPPED|PRESET|bpe ...]
         [--max-prompt=N] [--max-response=N] [--json]
 
 Findings, each with file and line: records that training would refuse (malformed JSON, fields that are absent or of another
@@ -30,7 +30,7 @@ from reft_jax.config import choices
 from reft_jax.config.paths import expanded
 from reft_jax.config.words import listed
 from reft_jax.configs.models import PRESETS
-from reft_jax.data import exact, files, prompts, reader, splits
+from reft_jax.data import exact, files, gguf, prompts, reader, splits
 from reft_jax.data import tokenizer as tokenizers
 from reft_jax.data.records import SIGNATURE, Record
 from reft_jax.errors import InputError
@@ -285,14 +285,14 @@ def _lengths(records, name: str, how: Options) -> tuple[dict, list[Finding]]:
 
 
 def _tokenizer(name: str, records):
-    """(the tokenizer, True) of a directory or a shipped model, or (the one that a model from nothing would get, False)."""
+    """(the tokenizer, True) of a directory, a GGUF file or a shipped model, or (the one that a model from nothing would get, False)."""
     for folder in (expanded(name), ASSETS / name):
-        if folder.is_dir():
+        if folder.is_dir() or gguf.is_file(folder):
             return tokenizers.load(folder), True
     if name != "bpe" and PRESETS.get(name, {"vocab_size": 1})["vocab_size"]:
         shipped = ", ".join(sorted(path.name for path in ASSETS.iterdir() if path.is_dir()))
         raise InputError(
-            f"--tokenizer={name}: neither a directory with a tokenizer nor a shipped model ({shipped}) nor a preset that is trained from "
+            f"--tokenizer={name}: neither a directory with a tokenizer, a GGUF file, a shipped model ({shipped}) nor a preset trained from "
             "nothing (tiny, ...: `bpe`); for a published model name its Hugging Face directory"
         )
     texts = (text for r in records for text in (prompts.prompt(r), prompts.target(r, docstring=True)))

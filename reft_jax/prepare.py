@@ -73,7 +73,7 @@ def prepare(spec: str, workdir: str, overrides: list[tuple[str, str]], processes
     directory = None
     if config.model.directory and (directory := models.resolve(config.model.directory)) is None:
         raise InputError(
-            f"config.model.directory: {config.model.directory!r} is neither a directory with a config.json nor a shipped model"
+            f"config.model.directory: {config.model.directory!r} is neither a directory with a config.json nor a GGUF file nor a shipped model"
         )
     check_sources(config)
     splits = tasks.load(config.data)
@@ -203,7 +203,7 @@ def check_sources(config: settings.Recipe):
                 )
                 why = f". {source} is {checkpoint.why_none(source)}" if pathlib.Path(source).is_dir() else ""
                 raise InputError(
-                    f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, "
+                    f"config.stages.{name}.{key}: got {source!r}; legal are random, an earlier stage, a Hugging Face directory, a GGUF file, "
                     f"a checkpoint directory, or a shipped model ({shipped}){why}"
                 )
 
@@ -258,7 +258,7 @@ def check_sizes(config: settings.Recipe, arch):
                 continue
             if (other := models.read_config(folder)) != arch:
                 raise InputError(
-                    f"config.stages.{name}.{key}={source}: {begin.differing(other, arch)} between its config.json and config.model"
+                    f"config.stages.{name}.{key}={source}: {begin.differing(other, arch)} between what it says and config.model"
                 )
             models.check_hf(folder)
             checked.add(folder)

@@ -279,6 +279,7 @@ def test_every_requirement_is_pinned_and_torch_is_no_run_time_one(tmp_path):
         "test",
         "parity",
         "qlora",
+        "gguf",
         "tfds",
         "wandb",
         "hf",

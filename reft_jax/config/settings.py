@@ -108,7 +108,7 @@ class Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """`directory`: a Hugging Face directory or the name of a shipped model, whose config.json and tokenizer are used; else `arch`."""
+    """`directory`: a Hugging Face directory, a GGUF file or the name of a shipped model, whose sizes and tokenizer are used; else `arch`."""
 
     name: str = setting(default="")
     directory: str = setting(default="", path=True)

@@ -1,4 +1,4 @@
-"""Tokenizers: two that are built here, any other from a Hugging Face directory, all used the same way.
+"""Tokenizers: two that are built here, any other from a Hugging Face directory or a GGUF file, all used the same way.
 
 `build_word`: one id for each piece of a closed vocabulary (the generated data). `build_bpe`: byte-level BPE trained on
 the texts of the run, each digit a token of its own. Both are `transformers` fast tokenizers with pad and eos of their
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from reft_jax.data import json_text
+from reft_jax.data import gguf, gguf_tokenizer, json_text
 from reft_jax.errors import InputError
 
 REMEDY = "mend it, or fetch it again"  # where a directory's file is damaged
@@ -89,33 +89,15 @@ def save(tokenizer, directory) -> None:
 
 
 def load(directory):
-    """The tokenizer in a Hugging Face directory; nothing is downloaded.
+    """The tokenizer in a Hugging Face directory or a GGUF file; nothing is downloaded.
 
     One without an end-of-sequence or a padding token (Galactica's, GPT-2's) gets those that generation_config.json or
     config.json names by id, and for padding else its unknown or eos token, which is logged: masks say what is padding,
     so any id would do. Raises InputError where there is no tokenizer, or none of these names a token to end with, or
     where it does not give back what it was given (line ends, indentation, letters' case).
     """
-    import transformers
-
     directory = pathlib.Path(directory)
-    if not directory.is_dir():
-        raise InputError(f"no tokenizer directory at {directory}; give a directory that holds tokenizer.json")
-    present = sorted(path.name for path in directory.iterdir())
-    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & set(present):
-        raise InputError(
-            f"{directory} holds no tokenizer.json (nor tokenizer.model, vocab.json), only: {', '.join(present[:8]) or '-'}"
-        )
-    if "tokenizer_config.json" in present:
-        json_text.read_object(directory / "tokenizer_config.json", REMEDY)
-    try:
-        reader = transformers.PreTrainedTokenizerFast if "tokenizer.json" in present else transformers.AutoTokenizer
-        tokenizer = reader.from_pretrained(str(directory), local_files_only=True)
-        tokenizer.encode("a", add_special_tokens=False)  # meets settings of another type
-    except Exception as error:  # `tokenizers` raises nothing more specific for a file that it cannot read
-        said = " ".join(str(error).split())
-        raise InputError(f"cannot load the tokenizer in {directory}: {type(error).__name__}: {said}") from error
-    _check_ids(tokenizer, directory)
+    tokenizer = gguf_tokenizer.load(directory) if gguf.is_file(directory) else _of_directory(directory)
     found = {key: _named(tokenizer, directory, f"{key}_id") for key in ("bos_token", "eos_token", "pad_token")}
     found["unk_token"] = _unknown_token(tokenizer)  # bos and unk: so that no text turns into them
     pads = tokenizer.pad_token
@@ -139,13 +121,40 @@ def load(directory):
     return tokenizer
 
 
+def _of_directory(directory: pathlib.Path):
+    """The tokenizer in a Hugging Face directory as its files have it; see `load`."""
+    import transformers
+
+    if not directory.is_dir():
+        raise InputError(f"no tokenizer directory at {directory}; give a directory that holds tokenizer.json")
+    present = sorted(path.name for path in directory.iterdir())
+    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & set(present):
+        raise InputError(
+            f"{directory} holds no tokenizer.json (nor tokenizer.model, vocab.json), only: {', '.join(present[:8]) or '-'}"
+        )
+    if "tokenizer_config.json" in present:
+        json_text.read_object(directory / "tokenizer_config.json", REMEDY)
+    try:
+        reader = transformers.PreTrainedTokenizerFast if "tokenizer.json" in present else transformers.AutoTokenizer
+        tokenizer = reader.from_pretrained(str(directory), local_files_only=True)
+        tokenizer.encode("a", add_special_tokens=False)  # meets settings of another type
+    except Exception as error:  # `tokenizers` raises nothing more specific for a file that it cannot read
+        said = " ".join(str(error).split())
+        raise InputError(f"cannot load the tokenizer in {directory}: {type(error).__name__}: {said}") from error
+    _check_ids(tokenizer, directory)
+    return tokenizer
+
+
 def _named(tokenizer, directory: pathlib.Path, key: str) -> str | None:
     """The first token whose id the model's config files give under `key`; None if they give none."""
     return next((token for _, value in _said(directory, key) if (token := _token(tokenizer, value)) is not None), None)
 
 
 def _said(directory: pathlib.Path, key: str):
-    """What generation_config.json and config.json (of a nested one its text_config too) give under `key`, one by one: (file, value)."""
+    """What generation_config.json and config.json (of a nested one its text_config too), or a GGUF file, give under `key`, one by one:
+    (file, value)."""
+    if gguf.is_file(directory):
+        yield from ((directory, value) for value in gguf.read(directory).token_ids(key))
     for file in ("generation_config.json", "config.json"):
         if not (directory / file).is_file():
             continue
@@ -214,7 +223,7 @@ def _check_exact(tokenizer, directory: pathlib.Path) -> None:
 
 def end_ids(tokenizer, directory=None) -> tuple[int, ...]:
     """All that ends a response: the tokenizer's EOS, which ends targets too, then what generation_config.json and config.json of the
-    model's directory name, and the chat template's end of a turn. InputError for what is named and is no token."""
+    model's directory name, or its GGUF file, and the chat template's end of a turn. InputError for what is named and is no token."""
     ends = [tokenizer.eos_token_id]
     for path, value in _said(pathlib.Path(directory), "eos_token_id") if directory is not None else ():
         if _token(tokenizer, value) is None:

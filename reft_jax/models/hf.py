@@ -1,4 +1,5 @@
-"""Hugging Face directories in and out: config.json and safetensors. A family is one file in `families/` that translates both.
+"""Hugging Face directories in and out: config.json and safetensors. A family is one file in `families/` that translates both. GGUF files
+come in the same way (`formats/gguf.py`): what is said of a directory holds for them.
 
 Every weight of the files must have one place here and every place one weight: what is unmapped, missing, doubly stored or
 mis-shaped is found from the files' headers, before anything is read, and refused in one message. Weights that are no numbers are refused
@@ -10,7 +11,6 @@ value head, as `value_head.kernel` f32[D] and `value_head.bias` f32[]. Other pro
 """
 
 import contextlib
-import errno
 import functools
 import itertools
 import json
@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from reft_jax.config import choices, records
-from reft_jax.config.words import nearest
-from reft_jax.data import json_text
+from reft_jax.data import gguf, json_text
 from reft_jax.errors import InputError
 from reft_jax.mesh import distributed
 from reft_jax.mesh.sharding import drop_leading
 from reft_jax.models import decoder, hub, numbers, weight_files
-from reft_jax.models.families import weights
+from reft_jax.models.formats import gguf as gguf_format
+from reft_jax.models.formats import safetensors
 from reft_jax.models.weight_files import HEADS, INDEX, WHOLE
 
 FAMILIES = "models/families"  # the room: a file is a family, by its `model_type`
@@ -40,13 +40,13 @@ vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads n
 rms_norm_eps hidden_act hidden_activation query_pre_attn_scalar ffn_dim activation_function n_embd n_layer n_head n_positions
 layer_norm_epsilon rotary_dim
 """.split()
-# What a weight may be stored as: safetensors' names
-FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 def resolve(name: str) -> pathlib.Path | None:
-    """The folder of a Hugging Face directory, of a shipped model's name or of a name on the hub (`hub.snapshot`); None if there is none.
-    InputError for PEFT's adapters, and for what the hub does not give."""
+    """The folder of a Hugging Face directory, of a shipped model's name or of a name on the hub (`hub.snapshot`), or a GGUF file; None if there
+    is none. InputError for PEFT's adapters, and for what the hub does not give."""
+    if name and gguf.is_file(name):
+        return pathlib.Path(name)
     if name and (pathlib.Path(name) / "adapter_config.json").is_file():
         weight_files.check_merged(pathlib.Path(name))
     for folder in (pathlib.Path(name), SHIPPED / name):
@@ -64,13 +64,8 @@ def _of_a_run(folder: pathlib.Path) -> bool:
 
 
 def read_config(directory):
-    """The Arch that a directory's config.json describes. InputError for families and options that are not supported."""
-    path = pathlib.Path(directory) / "config.json"
-    if not path.is_file():
-        raise InputError(
-            f"{directory}: no config.json there; a Hugging Face directory has config.json, *.safetensors and the tokenizer's files"
-        )
-    said = json_text.read_object(path, "mend it, or fetch it again")
+    """The Arch that a directory's config.json or a GGUF file describes. InputError for families and options that are not supported."""
+    path, said = _described(pathlib.Path(directory))
     model_type = said.get("model_type")
     if model_type not in (known := choices.names(FAMILIES)):
         raise InputError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(known)}")
@@ -86,6 +81,18 @@ def read_config(directory):
         ) from error
     records.refuse(arch.check(), vars(arch), str(path))
     return arch
+
+
+def _described(directory: pathlib.Path) -> tuple[pathlib.Path, dict]:
+    """(the file that describes the model, what it says in config.json's words)."""
+    if gguf.is_file(directory):
+        return directory, gguf_format.config(directory)
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"{directory}: no config.json there; a Hugging Face directory has config.json, *.safetensors and the tokenizer's files"
+        )
+    return path, json_text.read_object(path, "mend it, or fetch it again")
 
 
 def _without_nulls(said: dict, model_type: str, where: str):
@@ -119,101 +126,6 @@ def _may_be_null(cls, key: str) -> bool:
 # ------------------------------------------------------------------ in
 
 
-class _Files:
-    """The tensors of a directory's safetensors files under their full names; checks the index, opens every file once."""
-
-    def __init__(self, directory: pathlib.Path, family):
-        self.directory, self.family, self.wrong = directory, family, []
-        self.file_of: dict[str, pathlib.Path] = {}
-        self.name_of: dict[str, str] = {}  # full name -> name in the file
-        self.headers = {path: self._header(path) for path in weight_files.find(directory)}
-        names = [(path, name) for path, header in self.headers.items() for name in header]
-        if adapted := sorted(name for _, name in names if weights.ADAPTERS.search(name)):
-            raise InputError(weight_files.unmerged(directory, f"{len(adapted)} weights of adapters, as {adapted[0]}"))
-        own = weights.unwrapped((name for _, name in names), family.PREFIX)
-        for path, name in names:
-            self._add(name, own[name], path)
-
-    def _header(self, path):
-        """{name: (type, shape, first byte)}. The library checks the file; the tensors are then read from their offsets, because
-        a file that it keeps mapped counts as this process's memory, page by page."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise InputError(
-                f"{path}: unreadable safetensors ({error}); the file is damaged or cut short: fetch it again"
-            ) from error
-        except OSError as error:
-            if error.errno != errno.ENODEV:  # a mount that maps no files: the file's size is looked at below
-                raise InputError(f"{path}: cannot be read ({error})") from error
-        with open(path, "rb") as file:  # 8 bytes: the header's length; the header, JSON; the data
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((about["data_offsets"][1] for about in header.values()), default=0)
-        if path.stat().st_size != end:
-            raise InputError(
-                f"{path}: has {path.stat().st_size} bytes, not {end}; it is damaged or cut short: fetch it again"
-            )
-        return {
-            name: (about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
-            for name, about in header.items()
-        }
-
-    def _add(self, name, own, path):
-        prefix = self.family.PREFIX
-        full = own if own.startswith((prefix, "lm_head.")) else prefix + own
-        if weights.BUFFERS.fullmatch(full):
-            return
-        if full in self.file_of:
-            self.wrong.append(f"{full} is in {self.file_of[full].name} and again in {path.name}")
-        self.file_of[full], self.name_of[full] = path, name
-
-    def about(self, name):
-        """(type, shape, first byte) of a tensor."""
-        return self.headers[self.file_of[name]][self.name_of[name]]
-
-    def read(self, name) -> np.ndarray:
-        dtype, shape, first = self.about(name)
-        return np.fromfile(self.file_of[name], FLOATS[dtype], math.prod(shape), offset=first).reshape(shape)
-
-    def check(self, expected: dict[str, tuple[int, ...]], tied: tuple[str, str] | None):
-        """InputError with everything that does not fit; expected: name -> shape. tied: a name that may repeat another."""
-        there = set(self.file_of)
-        missing = [name for name in expected if name not in there]
-        unmapped = [name for name in sorted(there) if name not in expected and (tied is None or name != tied[0])]
-        shapes, stored, wrong = [], [], []
-        for name in sorted(there):
-            if name in expected:
-                dtype, shape, _ = self.about(name)
-                if shape != expected[name]:
-                    shapes.append(f"{name} has shape {shape}, not {expected[name]}")
-                elif dtype not in FLOATS:
-                    stored.append(f"{name} is stored as {dtype}; supported are {', '.join(FLOATS)}")
-            elif tied is not None and name == tied[0]:
-                known = self.about(name)[0] in FLOATS and tied[1] in there and self.about(tied[1])[0] in FLOATS
-                if not known or not np.array_equal(self.read(name), self.read(tied[1]), equal_nan=True):
-                    wrong.append(f"{name} differs from {tied[1]}, but config.json ties them (tie_word_embeddings)")
-        wrong += _few(self.wrong, "; ") + _few(shapes, "; ") + _few(stored, "; ")
-        wrong += [f"missing {text}" for text in _few(missing, ", ")]
-        for text in _few([self.name_of[name] for name in unmapped], ", "):
-            first = self.name_of[unmapped[0]]
-            near = nearest(first, missing)
-            there = f"{first} of {self.file_of[unmapped[0]].name}"
-            wrong.append(f"unmapped {text} ({there}{near and f': {near.strip()}'})")
-        if wrong:
-            raise InputError(f"{self.directory}: weights do not fit config.json: {'; '.join(wrong)}")
-
-
-def _few(texts: list[str], separator: str) -> list[str]:
-    """The first three and how many more, in one text; [] of none."""
-    more = f"{separator}and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return [separator.join(texts[:3]) + more] if texts else []
-
-
 def _names(weight, num_layers: int) -> list[str]:
     return [weight.name.format(i) for i in range(num_layers)] if "{}" in weight.name else [weight.name]
 
@@ -227,10 +139,11 @@ def check_hf(directory):
 def _checked(directory: pathlib.Path):
     arch = read_config(directory)
     family = choices.module(FAMILIES, arch.family)
-    table, files = family.table(arch), _Files(directory, family)
+    table = family.table(arch)
+    files = gguf_format.Tensors(directory) if directory.is_file() else safetensors.Tensors(directory, family)
     expected = {name: weight.shape for weight in table.values() for name in _names(weight, arch.num_layers)}
     tied = ("lm_head.weight", table["embed", "kernel"].name) if arch.tie_embeddings else None
-    files.check(expected, tied)
+    files.check(directory, expected, tied)
     if (directory / HEADS).is_file():
         _read_heads(directory / HEADS, arch.dim, None)
     return arch, table, files
@@ -239,7 +152,7 @@ def _checked(directory: pathlib.Path):
 def load_hf(
     directory, *, param_dtype="float32", compute_dtype="float32", shardings=None, layout=None, vocab_multiple=1
 ):
-    """(model, params) of a Hugging Face directory, with the value head if `heads.safetensors` has one.
+    """(model, params) of a Hugging Face directory or a GGUF file, with the value head if `heads.safetensors` has one.
 
     `shardings`: a tree like params (a value head's is not needed), or None for the default device. `layout` and
     `vocab_multiple` go into the model. Dtypes are names, scalar types or dtype objects. Raises InputError with every weight that is
@@ -254,10 +167,12 @@ def load_hf(
         shape, sharding = (_at(tree, path) for tree in (shapes, shardings))
 
         def read(name, shape, weight=weight):
-            view = weight.take(files.read(name))
-            array = np.empty(view.shape, param_dtype)
-            with np.errstate(over="ignore", invalid="ignore"):
-                _fill(array, view)
+            view = weight.take(files.read(name, param_dtype))
+            array = view
+            if view.dtype != param_dtype or not view.flags.c_contiguous:
+                array = np.empty(view.shape, param_dtype)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    _fill(array, view)
             if fault := numbers.fault(array, view):
                 raise InputError(f"{files.file_of[name]}: {files.name_of[name]} {fault}")
             return _padded(array, shape)
@@ -309,7 +224,7 @@ def _padded(array, shape):
 def _placed(array, sharding):
     """The array on its devices; each process gives only what its own devices hold."""
     if sharding is None:
-        return jnp.asarray(array)
+        return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

@@ -20,8 +20,8 @@ PATTERNS = (
 
 
 def is_name(source: str) -> bool:
-    """Whether it may be a model's name: ORG/NAME, and no path that is here."""
-    return NAME.fullmatch(source) is not None and not pathlib.Path(source).exists()
+    """Whether it may be a model's name: ORG/NAME, and no path that is here nor a GGUF file's."""
+    return NAME.fullmatch(source) is not None and not source.endswith(".gguf") and not pathlib.Path(source).exists()
 
 
 @functools.cache

@@ -87,7 +87,7 @@ def initial_params(run: Run, source: str) -> dict:
         )
         if model.arch != run.model.arch:
             raise InputError(
-                f"init_from={source}: {differing(model.arch, run.model.arch)} between its config.json and config.model"
+                f"init_from={source}: {differing(model.arch, run.model.arch)} between what it says and config.model"
             )
         return params
     if (folder := checkpoint.locate(source)) is not None:
@@ -95,7 +95,7 @@ def initial_params(run: Run, source: str) -> dict:
     raise InputError(
         f"init_from={source!r}: {checkpoint.why_none(source)}. It is none of: random, a stage "
         f"({', '.join(n for n, _ in run.config.stages)}), a Hugging Face directory, "
-        f"a shipped model ({', '.join(sorted(p.name for p in models.hf.SHIPPED.iterdir() if p.is_dir()))}), a checkpoint directory"
+        f"a GGUF file, a shipped model ({', '.join(sorted(p.name for p in models.hf.SHIPPED.iterdir() if p.is_dir()))}), a checkpoint directory"
     )
 
 

@@ -50,8 +50,10 @@ def of_file(path: pathlib.Path, *, weights: bool = False) -> str:
 
 
 def of_directory(source: str) -> dict[str, str]:
-    """{file: SHA-256} of a Hugging Face directory, or of the checkpoint that `source` means."""
+    """{file: SHA-256} of a Hugging Face directory, of a GGUF file, or of the checkpoint that `source` means."""
     if (folder := models.resolve(source)) is not None:
+        if folder.is_file():
+            return {folder.name: of_file(folder, weights=True)}
         paths = [path for path in folder.iterdir() if path.suffix in READ and path.is_file()]
         return {path.name: of_file(path, weights=path.suffix == WEIGHTS) for path in sorted(paths)}
     folder = checkpoint.locate(source).resolve()
