@@ -51,7 +51,12 @@ def parser(description: str, names) -> argparse.ArgumentParser:
     options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names))
     options.add_argument("--toy", action="store_true", help="a few seconds on a CPU")
     options.add_argument("--size", default="", metavar="PRESET", help="of configs/models.py; default: a Llama of 20M")
-    options.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and products")
+    options.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "mixed"),
+        help="of weights and products; mixed: float32 weights, bfloat16 products (torch's autocast)",
+    )
     options.add_argument("--prompts", default="", metavar="FILE", help="JSON list or lines, each with a `question`")
     options.add_argument("--here", action="store_true", help="measure the one NAME in this process")
     return options
@@ -131,6 +136,11 @@ def make_arch(given):
     return records.build(settings.Arch, keys, f"--size={given.size}")
 
 
+def dtypes(given) -> tuple[str, str]:
+    """Of the weights and of the products."""
+    return ("float32", "bfloat16") if given.dtype == "mixed" else (given.dtype, given.dtype)
+
+
 def make_model(given, *, layout=None, remat="none"):
     """(model, random parameters), born on the device in the dtype asked for."""
     import jax
@@ -138,8 +148,8 @@ def make_model(given, *, layout=None, remat="none"):
     from reft_jax import models
     from reft_jax.run import jax_settings
 
-    jax_settings.multiply_in(given.dtype)
-    model = models.Model(make_arch(given), given.dtype, given.dtype, remat=remat, layout=layout)
+    jax_settings.multiply_in(dtypes(given)[1])
+    model = models.Model(make_arch(given), *dtypes(given), remat=remat, layout=layout)
     return model, models.init(model, jax.random.key(0))
 
 
@@ -170,8 +180,8 @@ def make_torch(given, folder):
     from reft_jax import models
 
     transformers.utils.logging.disable_progress_bar()
-    dtype, device = getattr(torch, given.dtype), torch_device()
-    model = models.Model(make_arch(given), given.dtype, given.dtype)
+    dtype, device = getattr(torch, dtypes(given)[0]), torch_device()
+    model = models.Model(make_arch(given), *dtypes(given))
     if num_params(model) > OWN_WEIGHTS:
         pathlib.Path(folder).mkdir(exist_ok=True)
         models.save_config(folder, model)

@@ -194,9 +194,9 @@ def vllm(given, load, folder):
     """vLLM's line: tokens, seconds, first (seconds of the first run)."""
     from reft_jax import models
 
-    models.save_config(folder, models.Model(common.make_arch(given), given.dtype, given.dtype))
+    models.save_config(folder, models.Model(common.make_arch(given), *common.dtypes(given)))
     prompts = [row[real].tolist() for row, real in zip(load.tokens, load.mask, strict=True)]
-    what = dict(prompts=prompts, max_new=load.max_new, slots=load.slots, ends=list(load.ends), dtype=given.dtype)
+    what = dict(prompts=prompts, max_new=load.max_new, slots=load.slots, ends=list(load.ends), dtype=common.dtypes(given)[1])
     (pathlib.Path(folder) / "load.json").write_text(json.dumps(what))
     peer = pathlib.Path(__file__).with_name("vllm_peer.py")
     out = subprocess.run([given.vllm, peer, folder], check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -247,7 +247,7 @@ def measure(name: str, given):
         from reft_jax import models
 
         del sample
-        moved = common.decode_bytes(models.Model(arch, given.dtype, given.dtype), load.prompt_lengths, lengths, steps)
+        moved = common.decode_bytes(models.Model(arch, *common.dtypes(given)), load.prompt_lengths, lengths, steps)
         speed = common.bandwidth()
         line |= dict(bytes_per_step=round(moved), bandwidth_gb_s=round(speed / 1e9, 1))
         line |= dict(roofline=round(moved / speed / (again / steps), 4))

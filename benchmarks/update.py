@@ -17,7 +17,8 @@ AdamW and clipped gradients.
 stage cuts them: ours dispatches scoring before the programs are run, so grade_s holds some of it. The ratio's seconds are
 per response token of each.
 
-`--rows`, `--minibatch`, `--size=PRESET`, `--dtype=bfloat16` (parameters, gradients and AdamW's moments too),
+`--rows`, `--minibatch`, `--size=PRESET`, `--dtype=bfloat16` (parameters, gradients and AdamW's moments too) or `mixed` (these in
+float32, products in bfloat16: torch's autocast),
 `--prompts=FILE`, `--remat` (blocks are computed again in the backward pass, in both). Each runs in a process of its
 own, twice; the second run counts. Prints one JSON line each: seconds, tokens (real ones, prompts and responses) a
 second, compile_s (the first run less the second), peak memory in MB (1e6 bytes), real (the part of the padded rows that
@@ -130,6 +131,7 @@ class Torch:
 
         self.policy, self.reference = common.make_torch(given, folder), common.make_torch(given, folder)
         self.device, self.stage, optim = self.policy.device, stage, stage.optim
+        self.mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=given.dtype == "mixed")
         model, critic = models.Model(common.make_arch(given)), stage.critic
         ours = models.init_value_head(model, jax.random.key(1), how=critic.init, bias=critic.bias)
         self.head = torch.nn.Linear(model.arch.dim, 1, device=self.device)
@@ -155,8 +157,9 @@ class Torch:
         import torch
 
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        hidden = model.base_model(ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)[0]
-        logits = model.get_output_embeddings()(hidden)[:, :-1].float()
+        with self.mixed:
+            hidden = model.base_model(ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)[0]
+            logits = model.get_output_embeddings()(hidden)[:, :-1].float()
         logp = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
         return logp[:, first - 1 :], hidden[:, first - 1 : -1]
 
@@ -295,7 +298,7 @@ def measure(name: str, given):
 
         tokens, padded = int(lengths.sum() + prompts.sum()), mask.size + load.mask.size
         flops = common.update_flops(models.Model(common.make_arch(given)), prompts, lengths, stage.ppo.epochs)
-        peak = common.peak_flops(side.library, given.dtype)
+        peak = common.peak_flops(side.library, common.dtypes(given)[1])
         line |= dict(tokens_per_s=round(tokens / again, 1), tokens=tokens, real=round(tokens / padded, 3))
         line |= dict(tflop=float(f"{flops / 1e12:.5g}"), tflop_per_s=float(f"{flops / again / 1e12:.4g}"))
         line |= dict(peak_tflop_per_s=float(f"{peak / 1e12:.4g}"), mfu=round(flops / again / peak, 4))
