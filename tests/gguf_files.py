@@ -131,3 +131,18 @@ def of_case(path, case: str, **options):
     """The file of one of `families.CASES`, and transformers' model."""
     model = families.theirs(case)
     return write(path, model, **options), model
+
+
+def in_float32(header, path, numbers):
+    """A file of what a header says and of the same numbers, each in float32. numbers: of (header, name, dtype) a tensor's."""
+    writer = gguf.GGUFWriter(path, header.metadata["general.architecture"])
+    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in header.metadata.items():
+        if type(value) in adders and key != "general.architecture":
+            adders[type(value)](key, value)
+        elif type(value) not in adders:
+            writer.add_array(key, [each.decode() if isinstance(each, bytes) else each.item() for each in value])
+    for name in header.tensors:
+        writer.add_tensor(name, numbers(header, name, np.float32))
+    finish(writer)
+    return path

@@ -41,7 +41,7 @@ def main(file: str):
     for text in asked["texts"]:
         out["ids"].append(post("/tokenize", dict(content=text, add_special=False, parse_special=False))["tokens"])
     for prompt in asked["prompts"]:
-        settings = dict(temperature=0.0, n_predict=asked["max_new"], n_probs=2, return_tokens=True, ignore_eos=True)
+        settings = dict(temperature=0.0, n_predict=asked["max_new"], n_probs=2, return_tokens=True)
         said = post("/completion", dict(prompt=prompt, cache_prompt=False, samplers=["temperature"], **settings))
         likely = [each["top_logprobs"] for each in said["completion_probabilities"]]
         out["greedy"].append([said["tokens"], [one["logprob"] - two["logprob"] for one, two in likely]])

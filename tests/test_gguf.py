@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from reft_jax import convert, doctor, models, sampling
+from reft_jax import convert, doctor, models
 from reft_jax import main as main_lib
 from reft_jax.config import settings
 from reft_jax.data import gguf_tokenizer
@@ -389,21 +389,17 @@ def test_a_scale_that_is_no_number_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["flip", "cut", "fill"])
 def test_any_byte_may_be_damaged(how, tmp_path):
-    """Every position of what stands before the tensors, a low and a high bit of it; every length; 255 over eight bytes."""
+    """Every position of what stands before the tensors: a low or a high bit of it, an end there, 255 over eight bytes."""
     file, _ = gguf_files.of_case(tmp_path / "model.gguf", "qwen3 tied")
     whole = file.read_bytes()
     head = min(tensor.first for tensor in gguf_format._read(file).tensors.values())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     count = 0
-    for i in range(head if how != "cut" else len(whole)):
-        damaged = {
-            "flip": lambda i: [whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :] for bit in (1, 128)],
-            "cut": lambda i: [whole[:i]],
-            "fill": lambda i: [whole[:i] + b"\xff" * 8 + whole[i + 8 :]],
-        }[how](i)
-        for data in damaged:
-            file.write_bytes(data)
-            count += refused(file)
+    for i in range(head):
+        bit = 1 if i % 2 else 128
+        damaged = {"flip": bytes([whole[i] ^ bit]) + whole[i + 1 :], "cut": b"", "fill": b"\xff" * 8 + whole[i + 8 :]}
+        file.write_bytes(whole[:i] + damaged[how])
+        count += refused(file)
     assert count > head // 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
@@ -524,29 +520,32 @@ def test_logits_of_a_real_file_equal_transformers(name, real):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REAL)
-def test_greedy_text_of_a_real_file_is_llama_cpp_s(name, real):
-    """Up to the first token whose two likeliest are nearer than 0.1 there: llama.cpp's products are of activations in 8 bits."""
-    file = real(name)
+@pytest.mark.parametrize("name", [*REAL, "SmolLM2 135M in F32"])
+def test_greedy_text_of_a_real_file_is_llama_cpp_s(name, real, tmp_path):
+    """Up to the first token whose two likeliest llama.cpp has nearer than its own error, and to the end of a text. Its products with
+    quantized weights are of activations in 8 bits, which moved the difference of the two by up to 0.46 (SmolLM2, four texts of 24
+    tokens); of the same numbers in F32 by up to 0.02."""
+    file, error = real(name.removesuffix(" in F32")), 0.5
     model, params = models.load_hf(file)
     tokenizer = tokenizer_lib.load(file)
+    if name.endswith("F32"):
+        file, error = gguf_files.in_float32(gguf_format._read(file), tmp_path / "f32.gguf", gguf_format._numbers), 0.05
     starts = (
         "The capital of France is",
         "def add(a, b):\n    return",
         "Tom has 3 pens and buys 4 more. Now he has",
-        "Once upon a time",
+        "Once upon",
     )
     bos = [tokenizer.bos_token_id] if name.startswith("Gemma") else []
     prompts = [bos + tokenizer_lib.encode(tokenizer, text) for text in starts]
-    got = sampling.generate(
-        model, params, prompts, jax.random.key(0), max_new=24, temperature=0.0, eos_id=model.arch.vocab_size
-    )
     compared = 0
     for row, (ids, gaps) in enumerate(llama_cpp.ask(file, prompts=prompts, max_new=24)["greedy"]):
-        until = next((t for t, gap in enumerate(gaps) if gap < 0.1), len(gaps))
-        assert np.asarray(got.tokens[row])[:until].tolist() == ids[:until], (starts[row], gaps)
+        until = next((t for t, gap in enumerate(gaps) if gap < error), len(ids))
+        tokens = np.asarray([prompts[row] + ids], np.int32)  # greedy: each token the likeliest after those before it
+        logits = np.asarray(models.logits(model, params, tokens))[0, len(prompts[row]) - 1 : -1]
+        assert logits.argmax(axis=-1)[:until].tolist() == ids[:until], (starts[row], gaps)
         compared += until
-    assert compared >= 12
+    assert compared >= (48 if name.endswith("F32") else 8)
 
 
 @pytest.mark.slow
