@@ -193,6 +193,13 @@ def make_torch(given, folder):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
 
 
+def autocast(given):
+    """A context in which torch multiplies in bfloat16, if --dtype=mixed."""
+    import torch
+
+    return torch.autocast(torch_device(), torch.bfloat16, enabled=given.dtype == "mixed")
+
+
 def num_params(model) -> int:
     import jax
 

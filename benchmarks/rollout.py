@@ -91,7 +91,8 @@ def transformers(given, load, folder):
     theirs = common.make_torch(given, folder)
 
     def one(part):
-        new = generate(theirs, load, part)
+        with common.autocast(given):
+            new = generate(theirs, load, part)
         return new, common.until_end(new, load.ends), new.shape[1]
 
     return functools.partial(by_parts, load, one)
@@ -196,7 +197,9 @@ def vllm(given, load, folder):
 
     models.save_config(folder, models.Model(common.make_arch(given), *common.dtypes(given)))
     prompts = [row[real].tolist() for row, real in zip(load.tokens, load.mask, strict=True)]
-    what = dict(prompts=prompts, max_new=load.max_new, slots=load.slots, ends=list(load.ends), dtype=common.dtypes(given)[1])
+    what = dict(
+        prompts=prompts, max_new=load.max_new, slots=load.slots, ends=list(load.ends), dtype=common.dtypes(given)[1]
+    )
     (pathlib.Path(folder) / "load.json").write_text(json.dumps(what))
     peer = pathlib.Path(__file__).with_name("vllm_peer.py")
     out = subprocess.run([given.vllm, peer, folder], check=True, stdout=subprocess.PIPE, text=True).stdout

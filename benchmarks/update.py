@@ -131,7 +131,7 @@ class Torch:
 
         self.policy, self.reference = common.make_torch(given, folder), common.make_torch(given, folder)
         self.device, self.stage, optim = self.policy.device, stage, stage.optim
-        self.mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=given.dtype == "mixed")
+        self.autocast = functools.partial(common.autocast, given)
         model, critic = models.Model(common.make_arch(given)), stage.critic
         ours = models.init_value_head(model, jax.random.key(1), how=critic.init, bias=critic.bias)
         self.head = torch.nn.Linear(model.arch.dim, 1, device=self.device)
@@ -148,7 +148,8 @@ class Torch:
         tokens = np.zeros((len(load.tokens), load.max_new), np.int64)
         for first in range(0, len(tokens), load.slots):
             part = slice(first, first + load.slots)
-            new = rollout.generate(self.policy, load, part)
+            with self.autocast():
+                new = rollout.generate(self.policy, load, part)
             tokens[part, : new.shape[1]] = new
         return tokens, common.until_end(tokens, load.ends)
 
@@ -157,7 +158,7 @@ class Torch:
         import torch
 
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with self.mixed:
+        with self.autocast():
             hidden = model.base_model(ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)[0]
             logits = model.get_output_embeddings()(hidden)[:, :-1].float()
         logp = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
