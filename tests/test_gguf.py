@@ -552,9 +552,8 @@ def test_greedy_text_of_a_real_file_is_llama_cpp_s(name, real, tmp_path):
 @pytest.mark.parametrize("name", REAL)
 def test_questions_of_the_data_sets_have_llama_cpp_s_ids(name, real):
     root, file = tiny.shared_data(), real(name)
-    texts = [
-        json.loads(line)["question"] for part in ("train", "test") for line in open(root / "gsm8k" / f"{part}.jsonl")
-    ]
+    parts = [(root / "gsm8k" / f"{part}.jsonl").read_text(encoding="utf-8") for part in ("train", "test")]
+    texts = [json.loads(line)["question"] for part in parts for line in part.splitlines()]
     for part in ("svamp_nl", "svamp_test_set"):
         texts += [record["question"] for record in json.loads((root / f"{part}.json").read_text())]
     texts = list(dict.fromkeys(texts))
