@@ -190,6 +190,10 @@ class Checkpoints:
                 raise RunError(f"{self.folder}: the disk is full, the checkpoint was not written; {last}") from error
             raise
 
+    def any(self) -> bool:
+        """Whether one has been saved here."""
+        return bool(self._manager.all_steps())
+
     def go_on(self, like: TrainState) -> tuple[int, TrainState, dict] | None:
         """(step, state, progress) of the last checkpoint that can be read; None if there is none. Raises InputError if none can be read.
 

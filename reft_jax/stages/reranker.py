@@ -99,6 +99,7 @@ def run(name: str, stage: Stage, run: Run):
     print(f"{name}: learns {len(rows)} of {len(lines)} responses, {right.mean():.0%} of them right", flush=True)
     facts = dict(num_used=len(rows), share_right=float(right.mean()))
     state = init_state(run.tuned, tx, params)
+    del params  # the state has copies
     supervised.go(name, stage, run, [len(row) for row in rows], state, learnt, loss="reranker/loss", facts=facts)
 
 

@@ -218,6 +218,7 @@ def learn_online(name: str, stage: Stage, run: Run):
     steps = loop.Loop(name, stage, run, num, state, check, shown=loop.ROLLOUTS, samples=True)
     state, actor = steps.state, Actor(run, run.tuned, stage.sampling, stage.sample_batch_size, k)
     update = supervised.update_of(run, stage, "self_train", tx, frozen, params)
+    del params  # the state has copies
 
     for step in steps.steps():
         clock = [time.monotonic()]

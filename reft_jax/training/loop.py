@@ -4,6 +4,8 @@ import math
 import sys
 import time
 
+import jax
+
 from reft_jax import models
 from reft_jax.config.settings import GREEDY
 from reft_jax.errors import RunError
@@ -61,6 +63,14 @@ ROLLOUTS = (
 )
 
 
+def forgotten(state: TrainState):
+    """The shapes, dtypes and places of a state whose arrays are freed, before others take as much memory."""
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    return like
+
+
 NOTHING_CHOSEN = {"best_step": None, "best_accuracy": -1.0}
 
 
@@ -68,9 +78,9 @@ class Loop:
     """A stage's steps, checkpoints, metrics.jsonl and progress line; of a stage that `samples` also samples.jsonl and a step 0, where it
     begins.
 
-    num: the examples of an epoch. state: where the stage begins (`self.state` is the last checkpoint's, if there is one). check(state, bar)
-    -> metrics that a checkpoint is chosen by; None = nothing is chosen. shown: (name, metric, format) of the progress line.
-    goes_on_with: a stage whose state and step it begins with. facts: what DONE says beside the chosen checkpoint.
+    num: the examples of an epoch. state: where the stage begins; where there is a checkpoint, `self.state` is that, and this one's memory is
+    freed. check(state, bar) -> metrics that a checkpoint is chosen by; None = nothing is chosen. shown: (name, metric, format) of the progress
+    line. goes_on_with: a stage whose state and step it begins with. facts: what DONE says beside the chosen checkpoint.
     """
 
     def __init__(
@@ -81,6 +91,8 @@ class Loop:
         self.num_steps = num_steps(stage.epochs, stage.batch_size, num)
         self.checkpoints = checkpoint.Checkpoints(run.folder(name))
         self.start, self.state, self.progress = None, state, dict(NOTHING_CHOSEN)
+        if self.checkpoints.any() or goes_on_with:
+            state = forgotten(state)
         if (saved := self.checkpoints.go_on(state)) is not None:
             self.start, self.state, self.progress = saved
             if _chooses(stage):

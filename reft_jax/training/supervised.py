@@ -41,6 +41,7 @@ def learn(name: str, stage, run: Run, encoded, *, goes_on_with: str = "", **fact
     sizes = [len(example.prompt) + len(example.response) for example in encoded]
     check = loop.make_check(run, stage, "ask", frozen)
     state = init_state(run.tuned, tx, params)
+    del params  # the state has copies
     go(name, stage, run, sizes, state, learnt, check, loss="sft/loss", goes_on_with=goes_on_with, facts=facts)
 
 
