@@ -19,7 +19,7 @@ import time
 import pytest
 
 from reft_jax import recipe, tables
-from reft_jax.config import choices, records
+from reft_jax.config import choices, records, renamed
 from reft_jax.configs import paper
 from reft_jax.rewards import estimates
 from reft_jax.tables import __main__ as command
@@ -48,6 +48,7 @@ def make_run(folder, spec: str, right: dict, *, commit="0123456789abcdef", overr
         for label, correct in right.items()
     }
     folder.mkdir(parents=True)
+    tree = tree | {"data": tree["data"] | renamed.DECIDED}  # as a run of a model without BOS decides
     (folder / "config.json").write_text(json.dumps({"config": tree, "git_commit": commit}))
     (folder / "results.json").write_text(json.dumps({"seed": config.seed, "stages": results}))
     return folder

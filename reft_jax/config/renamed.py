@@ -31,9 +31,9 @@ KEYS = (
 )
 # Old settings of GAE that did nothing with another advantage, and of one mode of self-training in the other.
 OF_GAE = ("gamma", "lam", "whiten", "critic", "value_init", "value_bias", "value_coef", "value_clip")
-# (key, old value) -> new value
 # Settings of data that a run decides as it begins where it is told "auto", and how it was before they were there.
 DECIDED = {"bos": "off", "line_end": "prefix"}
+# (key, old value) -> new value
 VALUES = {("data.append_prefix", "reft"): "rollouts", ("stages.*.advantage.kl.estimator", "auto"): "unbiased"}
 
 
