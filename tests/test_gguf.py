@@ -389,18 +389,18 @@ def test_a_scale_that_is_no_number_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["flip", "cut", "fill"])
 def test_any_byte_may_be_damaged(how, tmp_path):
-    """Every position of what stands before the tensors: a low or a high bit of it, an end there, 255 over eight bytes."""
+    """Of what stands before the tensors every position: an end there, 255 over eight bytes; and of each third a low or a high bit."""
     file, _ = gguf_files.of_case(tmp_path / "model.gguf", "qwen3 tied")
     whole = file.read_bytes()
     head = min(tensor.first for tensor in gguf_format._read(file).tensors.values())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    count = 0
-    for i in range(head):
+    count, positions = 0, range(0, head, 3 if how == "flip" else 1)
+    for i in positions:
         bit = 1 if i % 2 else 128
         damaged = {"flip": bytes([whole[i] ^ bit]) + whole[i + 1 :], "cut": b"", "fill": b"\xff" * 8 + whole[i + 8 :]}
         file.write_bytes(whole[:i] + damaged[how])
         count += refused(file)
-    assert count > head // 3
+    assert count > len(positions) // 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
