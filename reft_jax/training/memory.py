@@ -46,8 +46,8 @@ def check(config, model, names) -> dict[str, Needs]:
     there, out = available(model.layout), {}
     for name in names:
         stage = dict(config.stages)[name]
-        if not hasattr(stage, "optim"):
-            continue
+        if not hasattr(stage, "optim") or "batch_size" not in (stage.rows() if hasattr(stage, "rows") else ()):
+            continue  # it trains nothing, or does not say how many rows at a time
         out[name] = needs(config, model, stage)
         if there and out[name].held > there:
             raise InputError(
@@ -101,8 +101,8 @@ def needs(config, model, stage) -> Needs:
     held = on_device(states.eval_state(tx, trained), places) + whole * (bool(tuned.lora) or reference)
 
     sizes, multiple, length = stage.rows(), layout.parts("batch"), data.max_prompt + data.max_response
-    rows = stage.ppo.minibatch_size if on_policy else sizes["batch_size"] * stage.accumulate
-    most, least = model.slice_tokens if stage.divisible else 0, stage.how["accumulate"]
+    most, least = model.slice_tokens if stage.divisible else 0, stage.how.get("accumulate", 1)
+    rows = stage.ppo.minibatch_size if on_policy else sizes["batch_size"] * least
     parts = num_parts(rows, length, most, least=least, multiple=multiple)
     part = max(rows // parts // multiple, 1)
     logits = 12 * part * min(model.logits_chunk, data.max_response) * model.num_rows // layout.parts("vocab")
