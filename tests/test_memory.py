@@ -127,6 +127,7 @@ def test_a_run_that_cannot_fit_is_refused_and_one_that_may_not_is_told(monkeypat
         InputError, match=r"config\.stages\.reft: its parameters, gradients and moments alone take .*optim=adafactor"
     ):
         memory.check(config, model, names)
+    assert memory.check(config, model, ["evaluate"]) == found  # what is done needs no more
     monkeypatch.setattr(memory, "available", lambda layout: found["reft"].held + 1)
     first, second = memory.told(memory.check(config, model, names), model.layout)
     assert "of " in first and "model.slice_tokens" in second

@@ -41,15 +41,14 @@ class Needs:
         return max(self.update, self.sampling)
 
 
-def check(config, model, names) -> dict[str, Needs]:
-    """What each of these stages needs, of those that train; InputError where that is certainly more than there is."""
+def check(config, model, unfinished) -> dict[str, Needs]:
+    """What each stage that trains needs; InputError where that is certainly more than there is, for one that is unfinished."""
     there, out = available(model.layout), {}
-    for name in names:
-        stage = dict(config.stages)[name]
+    for name, stage in config.stages:
         if not hasattr(stage, "optim") or "batch_size" not in (stage.rows() if hasattr(stage, "rows") else ()):
             continue  # it trains nothing, or does not say how many rows at a time
         out[name] = needs(config, model, stage)
-        if there and out[name].held > there:
+        if name in unfinished and there and out[name].held > there:
             raise InputError(
                 f"config.stages.{name}: its parameters, gradients and moments alone take {amount(out[name].held)} of a device that has "
                 f"{amount(there)}; what helps: {HELPS}"
