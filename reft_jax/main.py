@@ -11,7 +11,6 @@ On several hosts start the same command on each. Under Slurm, MPI and on TPU sli
 --processes=N --process=I. --processes=N alone makes a missing host an error; --init_timeout=S, --watchdog=MINUTES: `distributed.py`.
 """
 
-import gc
 import json
 import os
 import pathlib
@@ -82,7 +81,6 @@ def execute(run, about: dict):
         run.begin(name)
         began = time.monotonic()
         run_stage(modules[name].run, name, stage, run)
-        gc.collect()  # what a stage held in circles: its state is as large as the next one's
         distributed.rest()
         print(f"{name}: finished in {progress.clock(time.monotonic() - began)}{overview.chosen(run, name)}", flush=True)
     if (workdir / "results.json").exists():

@@ -86,6 +86,11 @@ class Batch(flax.struct.PyTreeNode):
     mask: jax.Array  # bool[B, R] which of them are learnt
     columns: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
+    @property
+    def length(self) -> int:
+        """Of a row, its prompt included."""
+        return self.tokens.shape[1] + (0 if self.prompts is None else self.prompts.tokens.shape[1])
+
     def put(self, **columns):
         """The batch with these columns, beside its others or in their place."""
         return self.replace(columns=self.columns | columns)

@@ -12,7 +12,7 @@ from reft_jax.compile.programs import Lowering
 from reft_jax.config.setting import num_parts
 from reft_jax.errors import InputError
 from reft_jax.mesh import sharding
-from reft_jax.training import memory, scoring
+from reft_jax.training import loop, memory, scoring
 from reft_jax.training.state import init_state
 from tests import runs, tiny
 from tests.test_packing import KEY, ROWS, TX, batches, packed
@@ -131,6 +131,15 @@ def test_a_run_that_cannot_fit_is_refused_and_one_that_may_not_is_told(monkeypat
     monkeypatch.setattr(memory, "available", lambda layout: found["reft"].held + 1)
     first, second = memory.told(memory.check(config, model, names), model.layout)
     assert "of " in first and "model.slice_tokens" in second
+
+
+def test_a_state_that_gives_way_to_a_checkpoint_is_freed():
+    model = tiny.model("one")
+    state = init_state(model, TX, tiny.params(model))
+    like = loop.forgotten(state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    for ours, theirs in zip(jax.tree.leaves(like), jax.tree.leaves(state), strict=True):
+        assert (ours.shape, ours.dtype, ours.sharding) == (theirs.shape, theirs.dtype, theirs.sharding)
 
 
 def test_devices_of_a_cpu_share_its_memory():

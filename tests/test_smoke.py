@@ -278,9 +278,12 @@ def test_eight_devices_compute_the_same(workdir, tmp_path):
         ours, theirs = (runs.timeless(runs.lines(folder / stage / "metrics.jsonl")) for folder in (workdir, other))
         assert [line.keys() for line in ours] == [line.keys() for line in theirs]
         for a, b in zip(ours, theirs, strict=True):
-            # Extremes of a token: exp(change of log-prob) after several updates, where every rounding has grown, and the
-            # gap between two computations of the same number, which is rounding alone.
-            close = {key: 1e-4 if key in ("ppo/ratio_error_max", "sample/logp_gap_max") else 1e-5 for key in a}
+            # An extreme: one token's exp(change of log-prob) after several updates, where every rounding has grown.
+            close = {key: 1e-4 if key == "ppo/ratio_error_max" else 1e-5 for key in a}
+            if gap := {line.pop("sample/logp_gap_max", None) for line in (a, b)} - {None}:
+                assert (
+                    max(gap) < 1e-4
+                )  # of two computations of one number: rounding alone, so that there is nothing to be alike
             apart += [
                 (stage, a["step"], key, a[key], b[key])
                 for key in a

@@ -88,6 +88,16 @@ class Layout:
         return math.prod(self.mesh.shape[axis] for axis in dict(self.rules).get(name, ()))
 
 
+def device_bytes(tree, places) -> int:
+    """Bytes of one device that a tree of shapes takes where `places` has it; what lies in the host's memory is not counted."""
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+    return sum(
+        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, place in leaves
+        if place.memory_kind != "pinned_host"
+    )
+
+
 def drop_leading(sharding):
     """The sharding of x[0], given that of x; None stays None."""
     return sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))

@@ -3,11 +3,13 @@
 import dataclasses
 import math
 import os
+import pathlib
 
 import jax
 
 from reft_jax import models
 from reft_jax.data import tokenizer as tokenizers
+from reft_jax.mesh.sharding import device_bytes
 from reft_jax.run import checkpoint
 
 
@@ -18,10 +20,7 @@ def first_lines(run, about: dict) -> str:
     places = models.param_shardings(run.model, shapes)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    each = sum(
-        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(places), strict=True)
-    )
+    each = device_bytes(shapes, places)
     devices, num = layout.mesh.devices.flat, layout.mesh.devices.size
     mesh = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
     share = f" ({amount(each)} a device)" if each != whole else ""
@@ -80,13 +79,19 @@ def chosen(run, name: str) -> str:
 
 
 def memory(device) -> str:
-    """How much memory a device has; on a CPU, the machine's."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return f"{amount(stats['bytes_limit'])} each"
-    if device.platform == "cpu":
-        return f"{amount(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))} of memory"
-    return "memory unknown"
+    """How much memory a device has; on a CPU, the machine or the container."""
+    there = device_memory(device)
+    return f"{amount(there)} {'of memory' if device.platform == 'cpu' else 'each'}" if there else "memory unknown"
+
+
+def device_memory(device) -> int:
+    """Bytes of it; 0 where the device does not say."""
+    if device.platform != "cpu":
+        return int((device.memory_stats() or {}).get("bytes_limit", 0))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(there, int(text)) if text.isdigit() else there
 
 
 def amount(num_bytes: float) -> str:

@@ -6,9 +6,6 @@ compiler's own count. `reft_jax.compile` has the exact figures of every function
 """
 
 import dataclasses
-import math
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +14,9 @@ from reft_jax import models
 from reft_jax.config.setting import num_parts
 from reft_jax.errors import InputError
 from reft_jax.losses import reads_reference
+from reft_jax.mesh.sharding import device_bytes
 from reft_jax.models.attention import on_cpu
+from reft_jax.run import overview
 from reft_jax.run.overview import amount
 from reft_jax.training import state as states
 
@@ -71,15 +70,9 @@ def told(found: dict[str, Needs], layout) -> list[str]:
 
 
 def available(layout) -> int:
-    """Bytes of memory that a device has (of the machine or the container, on CPUs, which their devices share); 0 where it does not say."""
+    """Bytes of memory that a device has (CPUs share their machine's); 0 where it does not say."""
     device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        return int((device.memory_stats() or {}).get("bytes_limit", 0))
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = pathlib.Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else ""
-    there = min(there, int(text)) if text.isdigit() else there
-    return there // len(layout.mesh.local_devices)
+    return overview.device_memory(device) // (len(layout.mesh.local_devices) if device.platform == "cpu" else 1)
 
 
 def needs(config, model, stage) -> Needs:
@@ -87,17 +80,17 @@ def needs(config, model, stage) -> Needs:
     layout, data, losses = model.layout, config.data, stage.objective
     tuned = dataclasses.replace(model, lora=config.model.lora, base=config.model.base)
     everything = models.shapes(tuned)
-    whole = on_device(everything, models.param_shardings(tuned, everything))
+    whole = device_bytes(everything, models.param_shardings(tuned, everything))
     trained, critic = models.only_adapters(everything) if tuned.lora else everything, getattr(stage, "critic", None)
     if critic is not None:
         key = jax.eval_shape(lambda: jax.random.key(0))
         trained = jax.eval_shape(lambda params, key: models.with_critic(model, params, key, critic), trained, key)
     tx = stage.optim(1000)
     places = states.state_shardings(tuned, tx, trained)
-    gradient = on_device(trained, places.params)
+    gradient = device_bytes(trained, places.params)
     on_policy = hasattr(stage, "ppo")
     reference = on_policy or reads_reference(losses)
-    held = on_device(states.eval_state(tx, trained), places) + whole * (bool(tuned.lora) or reference)
+    held = device_bytes(states.eval_state(tx, trained), places) + whole * (bool(tuned.lora) or reference)
 
     sizes, multiple, length = stage.rows(), layout.parts("batch"), data.max_prompt + data.max_response
     most, least = model.slice_tokens if stage.divisible else 0, stage.how.get("accumulate", 1)
@@ -126,12 +119,3 @@ def activations(model, rows: int, length: int) -> int:
     kept = dict(none=block, dots=dots, block=arch.dim)[model.remat] * arch.num_layers
     beside = 0 if model.remat == "none" else block
     return rows * length * (kept + beside) * (4 if on_cpu(model) else jnp.dtype(model.compute_dtype).itemsize)
-
-
-def on_device(tree, places) -> int:
-    """Bytes of one device that a tree of shapes takes, placed so; none in the host's memory."""
-    total = 0
-    for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True):
-        if place.memory_kind != "pinned_host":
-            total += math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    return total

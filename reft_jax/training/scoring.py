@@ -76,8 +76,7 @@ def outputs(
     multiple = model.layout.parts("batch") if model.layout else 1
     prompts, tokens, mask = batch.prompts, batch.tokens, batch.mask
     if most and model.slice_tokens:
-        length = tokens.shape[1] + (0 if prompts is None else prompts.tokens.shape[1])
-        most = min(most, max(model.slice_tokens // length, 1) * multiple)
+        most = min(most, max(model.slice_tokens // batch.length, 1) * multiple)
     if packing is None or needs & ALONE or given:
         return Outputs(**in_slices(alone, (prompts, tokens, mask, given), most, multiple))
     constrain = model.layout.constrain

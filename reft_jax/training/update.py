@@ -61,9 +61,8 @@ def make_update(
         for loss in used:
             batch = loss.whole(batch, reduce) if hasattr(loss, "whole") else batch
         loss = functools.partial(loss_fn, key=key, frozen=frozen, reference=reference, losses=used)
-        num, width = batch.tokens.shape
-        width += 0 if batch.prompts is None else batch.prompts.tokens.shape[1]
-        parts = num_parts(num, width, most, least=accumulate, multiple=model.layout.parts("batch"))
+        num, multiple = len(batch.tokens), model.layout.parts("batch")
+        parts = num_parts(num, batch.length, most, least=accumulate, multiple=multiple)
         grads, metrics = accumulated_grads(loss, state.params, batch, parts, reduce, packing)
         return apply_grads(model, tx, state, grads, metrics)
 

@@ -1,5 +1,6 @@
 """The forms that a model's weights are stored in: a file each. Every form gives its tensors by Hugging Face's names."""
 
+import abc
 import pathlib
 
 import numpy as np
@@ -8,7 +9,7 @@ from reft_jax.config.words import nearest
 from reft_jax.errors import InputError
 
 
-class Tensors:
+class Tensors(abc.ABC):
     """The tensors of a model's files under their full names: `file_of` and `name_of` (the name in the file) have each; `wrong` what was
     found to be wrong with them."""
 
@@ -19,17 +20,17 @@ class Tensors:
         self.name_of: dict[str, str] = {}
         self.wrong: list[str] = []
 
+    @abc.abstractmethod
     def about(self, name: str) -> tuple[str, tuple[int, ...]]:
         """(type, shape) of a tensor."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def types(self):
         """The names of the types that `read` makes numbers of."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, name: str, dtype=None) -> np.ndarray:
         """A tensor as it is stored, in whatever order of its axes; where it is stored as no array, in `dtype` (None: float32)."""
-        raise NotImplementedError
 
     def check(self, where: pathlib.Path, expected: dict[str, tuple[int, ...]], tied: tuple[str, str] | None):
         """InputError with everything that does not fit; expected: name -> shape. tied: a name that may repeat another."""
